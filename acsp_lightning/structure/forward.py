@@ -1,0 +1,117 @@
+"""Running a network once, for inspection, without leaving a trace on it."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+
+class UnsupportedStructureError(ValueError):
+    """The network, or the part of it that was asked for, cannot be cut."""
+
+
+@contextmanager
+def evaluation_state(model: nn.Module, *, grad: bool = False) -> Iterator[None]:
+    """Run ``model`` in eval mode, eagerly, without autocast; afterwards it is as it was.
+
+    Train/eval flags of every submodule, ``requires_grad`` of every parameter, the grad mode and the
+    random state are put back, also when the body raises.
+
+    Args:
+        model: any module.
+        grad: enable autograd and let every floating-point parameter require gradients meanwhile.
+    """
+    flags = [(module, module.training) for module in model.modules()]
+    frozen = [p for p in model.parameters() if p.is_floating_point() and not p.requires_grad]
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    device_type = next((p.device.type for p in model.parameters()), "cpu")
+    with (
+        torch.random.fork_rng(devices=devices),
+        torch.autocast(device_type, enabled=False),
+        # A network compiled in place would run past hooks that were added after its compilation.
+        torch.compiler.set_stance("force_eager"),
+        torch.inference_mode(False),
+        torch.set_grad_enabled(grad),
+    ):
+        try:
+            model.eval()
+            if grad:
+                for parameter in frozen:
+                    parameter.requires_grad_(True)
+            yield
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(False)
+            for module, training in flags:
+                module.training = training
+
+
+def call_counts(model: nn.Module, inputs: tuple[Any, ...]) -> Counter[str]:
+    """How often ``forward(*inputs)`` calls every layer that owns parameters, by qualified name.
+
+    Names come in the order of their first call. Layers that forward never calls are absent.
+
+    Raises:
+        UnsupportedStructureError: if forward fails; says on which inputs, and why.
+    """
+    calls: Counter[str] = Counter()
+
+    def counter(name: str) -> Any:
+        def count(*_: object) -> None:
+            calls[name] += 1
+
+        return count
+
+    handles = [
+        module.register_forward_pre_hook(counter(name))
+        for name, module in model.named_modules()
+        if next(module.parameters(recurse=False), None) is not None
+    ]
+    try:
+        model(*inputs)
+    except Exception as error:
+        raise UnsupportedStructureError(
+            f"{type(model).__name__}.forward failed on the example inputs "
+            f"({describe_inputs(inputs)}): {type(error).__name__}: {error}. Tracing needs a "
+            "forward(inputs) that returns the network's outputs: implement it, or set "
+            "example_input_array to inputs that it accepts."
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def describe_inputs(inputs: tuple[Any, ...]) -> str:
+    """The shapes of the tensors in ``inputs``, for messages."""
+    return ", ".join(
+        f"tensor {tuple(leaf.shape)}" if isinstance(leaf, Tensor) else type(leaf).__name__
+        for leaf in tree_leaves(inputs)
+    )
+
+
+def output_tensors(outputs: Any) -> list[Tensor]:
+    """All tensors in whatever ``forward`` returned (nested tuples, lists and dicts)."""
+    return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
+
+
+def varied(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """``inputs`` with constant floating-point tensors (zeros, ones) replaced by normal noise.
+
+    Constant pictures hide the differences between positions that a check lives on.
+    """
+
+    def vary(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+            return leaf
+        if leaf.numel() > 0 and bool((leaf != leaf.flatten()[0]).any()):
+            return leaf
+        noise = torch.randn(leaf.shape, generator=torch.Generator().manual_seed(0))
+        return noise.to(leaf.device, leaf.dtype)
+
+    changed: tuple[Any, ...] = tree_map(vary, inputs)
+    return changed

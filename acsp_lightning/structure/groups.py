@@ -1,0 +1,405 @@
+"""Which sides of which layers lose the same channels.
+
+Torch-Pruning is used here, and nowhere else, as a read-only tracer: its index maps are copied into
+plain :class:`ChannelGroup` objects and none of its own objects outlives the call.
+"""
+
+import fnmatch
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch_pruning as tp
+from torch import nn
+
+from acsp_lightning.structure.forward import (
+    UnsupportedStructureError,
+    call_counts,
+    evaluation_state,
+    output_tensors,
+)
+from acsp_lightning.structure.layers import (
+    Side,
+    is_consumer,
+    is_producer,
+    refusal,
+    side_width,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSide:
+    """The part that a group has in one side of one layer.
+
+    Attributes:
+        layer: qualified module name.
+        side: "out" or "in"; layers that pass channels through appear once, as "out".
+        width: number of positions of the whole side (channels, or features of a linear layer).
+        positions: the positions that belong to the group, ascending.
+        channels: for every position the channel of the group, in 0..N-1, that it carries. After a
+            flatten several consecutive positions carry one channel.
+    """
+
+    layer: str
+    side: Side
+    width: int
+    positions: tuple[int, ...]
+    channels: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelGroup:
+    """N channels that exist together: one that goes, goes from every side listed here.
+
+    Attributes:
+        name: name of the first layer, in order of execution, whose output these channels are.
+        width: N.
+        producers: sides ("out") of the layers whose filters make these channels and no others, in
+            order of execution.
+        passengers: sides ("out") of the layers that pass the channels on one by one.
+        consumers: sides ("in") of the layers that mix the channels into others.
+        residual: whether the channels run through a sum of several of the network's tensors.
+    """
+
+    name: str
+    width: int
+    producers: tuple[LayerSide, ...]
+    passengers: tuple[LayerSide, ...]
+    consumers: tuple[LayerSide, ...]
+    residual: bool
+
+    @property
+    def sides(self) -> tuple[LayerSide, ...]:
+        """All sides: producers, passengers, consumers."""
+        return self.producers + self.passengers + self.consumers
+
+
+@dataclass(frozen=True, slots=True)
+class Tracing:
+    """What a network offers for cutting.
+
+    Attributes:
+        groups: the groups that can be cut, in order of execution of their first layer.
+        left_whole: name of every group that was asked for but cannot be cut, and the reason.
+    """
+
+    groups: tuple[ChannelGroup, ...]
+    left_whole: Mapping[str, str]
+
+
+def trace_groups(
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    *,
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+    residual: bool = False,
+) -> Tracing:
+    """Find the groups of channels of ``model`` that can be cut, as far as their layers can tell.
+
+    Channels that reach the network's output unmixed (the classifier) are never offered. That a cut
+    is also numerically right is the business of
+    :func:`acsp_lightning.structure.fidelity.verify_groups`.
+
+    Args:
+        model: any module; left as it was.
+        inputs: example arguments of ``forward``.
+        include: shell patterns on qualified layer names; a group is asked for if a layer that makes
+            its channels matches one of these...
+        exclude: ...and no layer that makes its channels matches one of those.
+        residual: also ask for the groups that run through residual sums.
+
+    Returns:
+        The groups in order of execution, and what was left whole with the reason.
+
+    Raises:
+        UnsupportedStructureError: if ``forward(*inputs)`` fails, calls no convolution or linear layer,
+            or cannot be followed by the tracer.
+        ValueError: if a pattern matches no layer.
+    """
+    _check_patterns(model, include, exclude)
+    modules = dict(model.named_modules())
+    with evaluation_state(model, grad=True):
+        calls = call_counts(model, inputs)
+        roots = [name for name in calls if is_producer(modules[name])]
+        if not roots:
+            raise UnsupportedStructureError(
+                f"{type(model).__name__}.forward calls no convolution or linear layer; there is "
+                "nothing to prune."
+            )
+        graph = _build_graph(model, inputs)
+        groups: list[ChannelGroup] = []
+        left_whole: dict[str, str] = {}
+        seen: set[str] = set()
+        for root in roots:
+            if root in seen or modules[root] not in graph.module2node:
+                continue
+            reach = _follow(graph, root, model, calls)
+            members = [name for name in calls if (name, "out") in reach.sides]
+            members = [name for name in members if is_producer(modules[name])]
+            seen.update(members)
+            if not _asked_for(members, include, exclude) or (reach.residual and not residual):
+                continue
+            try:
+                group = _as_group(reach, model, calls)
+            except _NotCuttableError as error:
+                left_whole[root] = str(error)
+            else:
+                if group is not None:
+                    groups.append(group)
+    return Tracing(tuple(groups), left_whole)
+
+
+class _NotCuttableError(Exception):
+    """One group cannot be cut; the message is the reason."""
+
+
+class _Pair(NamedTuple):
+    """A position of a layer and the channel it carries, under the names that index maps read."""
+
+    idx: int
+    root_idx: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Reach:
+    """Everything that the channels of one layer reach.
+
+    Attributes:
+        sides: for every layer side that was reached, position -> channel.
+        residual: whether a sum was among the operators.
+        is_output: whether the network's output was reached.
+        reason: why these channels cannot be cut, the first that was met; None if nothing was found.
+    """
+
+    sides: Mapping[tuple[str, Side], Mapping[int, int]]
+    residual: bool
+    is_output: bool
+    reason: str | None
+
+
+def _asked_for(producers: Sequence[str], include: Sequence[str], exclude: Sequence[str]) -> bool:
+    return any(_matches(name, include) for name in producers) and not any(
+        _matches(name, exclude) for name in producers
+    )
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _check_patterns(model: nn.Module, include: Sequence[str], exclude: Sequence[str]) -> None:
+    names = [name for name, module in model.named_modules() if is_producer(module)]
+    for argument, patterns in (("include", include), ("exclude", exclude)):
+        for pattern in patterns:
+            if pattern != "*" and not any(_matches(name, (pattern,)) for name in names):
+                close = get_close_matches(pattern, names, n=1, cutoff=0.0)
+                hint = f" The nearest is {close[0]!r}." if close else ""
+                raise ValueError(
+                    f"{argument} has {pattern!r}, which matches no convolution or linear layer of "
+                    f"{type(model).__name__}.{hint} Give qualified names as in named_modules(), or "
+                    "shell patterns such as 'features.*'."
+                )
+
+
+def _build_graph(model: nn.Module, inputs: tuple[Any, ...]) -> tp.DependencyGraph:
+    try:
+        with warnings.catch_warnings():
+            # The tracer announces what it guesses; nothing guessed passes our own checks.
+            warnings.simplefilter("ignore")
+            return tp.DependencyGraph().build_dependency(
+                model,
+                example_inputs=inputs,
+                forward_fn=lambda module, arguments: module(*arguments),
+                output_transform=lambda outputs: [
+                    tensor for tensor in output_tensors(outputs) if tensor.grad_fn is not None
+                ],
+                verbose=False,
+            )
+    except Exception as error:
+        raise UnsupportedStructureError(
+            f"The tracer could not follow {type(model).__name__}.forward: "
+            f"{type(error).__name__}: {error}. Its outputs must be tensors (or nested lists, tuples "
+            "or dicts of them) that depend on the parameters."
+        ) from error
+
+
+def _follow(graph: tp.DependencyGraph, root: str, model: nn.Module, calls: Mapping[str, int]) -> _Reach:
+    """Carry the channels of ``root`` along the tracer's edges, through its index maps.
+
+    The tracer's own walk multiplies indices without end where they are permuted (shifted windows).
+    Here a position takes the first channel that reaches it, a second one is a reason to refuse, and
+    so is a position beyond the widest layer; so the walk ends.
+    """
+    layer = model.get_submodule(root)
+    reason = refusal(layer)
+    if reason is not None:
+        return _Reach({(root, "out"): {}}, residual=False, is_output=False, reason=reason)
+    start = (graph.module2node[layer], graph.get_pruner_of_module(layer).prune_out_channels)
+    pairs = [_Pair(channel, channel) for channel in range(side_width(layer, "out"))]
+    widest = max(
+        side_width(module, side)
+        for module in model.modules()
+        if is_producer(module) and refusal(module) is None
+        for side in ("out", "in")
+    )
+    carried = {start: dict(pairs)}
+    frontier = [(*start, pairs)]
+    while frontier:
+        node, function, pairs = frontier.pop()
+        for edge in node.dependencies:
+            if not edge.is_triggered_by(function):
+                continue
+            try:
+                arrived = _through(edge.index_mapping, pairs)
+            except Exception as error:  # index maps of some operators (shuffles) fail
+                reason = reason or f"the tracer cannot follow its channels ({error!r})"
+                continue
+            place = carried.setdefault((edge.target, edge.handler), {})
+            fresh = [pair for pair in arrived if pair.idx not in place and pair.idx < widest]
+            place.update(fresh)
+            if any(place.get(pair.idx) != pair.root_idx for pair in arrived):
+                reason = reason or "its channels are mixed with one another"
+            if fresh:
+                frontier.append((edge.target, edge.handler, fresh))
+    return _summary(graph, carried, reason, model, calls)
+
+
+def _through(mappings: Sequence[Any], pairs: list[_Pair]) -> list[_Pair]:
+    for mapping in mappings:
+        pairs = pairs if mapping is None else mapping(pairs)
+    return pairs
+
+
+def _summary(
+    graph: tp.DependencyGraph,
+    carried: Mapping[tuple[Any, Any], dict[int, int]],
+    reason: str | None,
+    model: nn.Module,
+    calls: Mapping[str, int],
+) -> _Reach:
+    """What was reached, in names of layers; the first obstacle becomes the reason."""
+    names = {module: name for name, module in model.named_modules()}
+    sides: dict[tuple[str, Side], Mapping[int, int]] = {}
+    for (node, function), mapping in carried.items():
+        if isinstance(node.module, nn.Parameter):
+            reason = reason or _parameter_reason(model, node.module)
+        elif node.module in names and mapping:
+            name = names[node.module]
+            reason = reason or _layer_reason(name, node.module, calls)
+            side: Side = "out" if graph.is_out_channel_pruning_fn(function) else "in"
+            sides[name, side] = mapping
+    nodes = [node for node, _ in carried]
+    return _Reach(
+        sides,
+        residual=any(_is_sum(node) for node in nodes),
+        is_output=any(isinstance(node.module, tp.ops._OutputOp) for node in nodes),
+        reason=reason,
+    )
+
+
+def _parameter_reason(model: nn.Module, parameter: nn.Parameter) -> str:
+    name = next(name for name, p in model.named_parameters() if p is parameter)
+    owner = model.get_submodule(name.rpartition(".")[0])
+    return f"its channels meet the parameter {name!r}: {refusal(owner)}"
+
+
+def _layer_reason(name: str, module: nn.Module, calls: Mapping[str, int]) -> str | None:
+    reason = refusal(module)
+    if reason is not None:
+        return f"its channels run through {name!r}: {reason}"
+    if calls.get(name, 0) != 1:
+        return f"forward calls {name!r} {calls.get(name, 0)} times; only layers called once are cut"
+    return None
+
+
+def _as_group(reach: _Reach, model: nn.Module, calls: Mapping[str, int]) -> ChannelGroup | None:
+    """The group of channels; None for the output layer and for a single channel."""
+    if reach.reason is not None:
+        raise _NotCuttableError(reach.reason)
+    modules = dict(model.named_modules())
+    order = list(calls)
+    sides = sorted(
+        (
+            _layer_side(modules[name], name, side, mapping)
+            for (name, side), mapping in reach.sides.items()
+        ),
+        key=lambda side: order.index(side.layer),
+    )
+    width = 1 + max(channel for side in sides for channel in side.channels)
+    consumers = tuple(side for side in sides if side.side == "in")
+    if width < 2 or not consumers:
+        return None
+    if reach.is_output:
+        raise _NotCuttableError("its channels are also part of the network's output")
+    producers = tuple(
+        side
+        for side in sides
+        if side.side == "out"
+        and is_producer(modules[side.layer])
+        and sorted(side.channels) == list(range(width))
+        and side.width == width
+    )
+    passengers = tuple(side for side in sides if side.side == "out" and side not in producers)
+    for side in passengers:
+        if is_consumer(modules[side.layer]):
+            raise _NotCuttableError(f"only some of the channels of {side.layer!r} belong to it")
+    tied = _tied_layers(model)
+    for side in sides:
+        if side.layer in tied:
+            raise _NotCuttableError(
+                f"{side.layer!r} shares a parameter with {tied[side.layer]!r} (tied weights)"
+            )
+    for side in consumers:
+        _check_blocks(side)
+    return ChannelGroup(producers[0].layer, width, producers, passengers, consumers, reach.residual)
+
+
+def _layer_side(module: nn.Module, name: str, side: Side, mapping: Mapping[int, int]) -> LayerSide:
+    width = side_width(module, side)
+    positions = tuple(sorted(mapping))
+    if positions[-1] >= width:
+        raise _NotCuttableError(
+            f"the tracer found channel {positions[-1]} of {name!r}, which has {width}"
+        )
+    return LayerSide(name, side, width, positions, tuple(mapping[p] for p in positions))
+
+
+def _check_blocks(side: LayerSide) -> None:
+    """Every channel of a consumer must own aligned blocks of positions, all of one length."""
+    spread = input_spread(side)
+    for start in range(0, len(side.positions), spread):
+        block = slice(start, start + spread)
+        first = side.positions[start]
+        aligned = side.positions[block] == tuple(range(first, first + spread))
+        if not aligned or first % spread or len(set(side.channels[block])) > 1:
+            raise _NotCuttableError(f"{side.layer!r} does not read its channels one after another")
+    if side.width % spread:
+        raise _NotCuttableError(f"{side.layer!r} reads maps of several sizes")
+
+
+def input_spread(side: LayerSide) -> int:
+    """Consecutive positions per channel in the input of a consumer: 1, or more after a flatten."""
+    runs = 1 + sum(a != b for a, b in pairwise(side.channels))
+    return len(side.positions) // runs
+
+
+def _is_sum(node: Any) -> bool:
+    """Whether a node of the tracer adds two or more of the network's tensors."""
+    operator = isinstance(node.module, tp.ops._ElementWiseOp)
+    return operator and "AddBackward" in node.grad_fn.name() and len(node.inputs) > 1
+
+
+def _tied_layers(model: nn.Module) -> dict[str, str]:
+    """For every layer that owns a parameter together with another layer: the other's name."""
+    owner: dict[int, str] = {}
+    tied: dict[str, str] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        for parameter in module.parameters(recurse=False):
+            other = owner.setdefault(id(parameter), name)
+            if other != name:
+                tied[name], tied[other] = other, name
+    return tied

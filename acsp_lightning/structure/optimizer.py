@@ -1,0 +1,61 @@
+"""The optimizer goes on: the same object, with its state cut as the parameters were."""
+
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from acsp_lightning.structure.surgery import Replacement
+
+
+def carry_optimizer(optimizer: Optimizer, replacements: Iterable[Replacement]) -> None:
+    """Let ``optimizer`` follow a cut, in place.
+
+    Every replaced parameter is exchanged at its place in its parameter group; learning rates and
+    order do not change. State tensors of the parameter's shape (momentum, Adam's moments) are sliced
+    alike, scalars (step counts) are kept. A parameter with state of any other shape (factored or
+    flattened moments) loses its state, with a warning, and starts afresh at the next step.
+
+    Args:
+        optimizer: any torch optimizer; parameters that it does not hold are passed over.
+        replacements: what :func:`acsp_lightning.structure.surgery.apply_plan` returned.
+    """
+    by_old = {id(r.old): r for r in replacements}
+    dropped: list[str] = []
+    for group in optimizer.param_groups:
+        for place, parameter in enumerate(group["params"]):
+            replacement = by_old.get(id(parameter))
+            if replacement is None:
+                continue
+            group["params"][place] = replacement.new
+            state = optimizer.state.pop(parameter, None)
+            if not state:
+                continue
+            if all(_can_follow(value, replacement) for value in state.values()):
+                optimizer.state[replacement.new] = {
+                    key: _follow(value, replacement) for key, value in state.items()
+                }
+            else:
+                dropped.append(replacement.name)
+    if dropped:
+        if isinstance(optimizer, torch.optim.LBFGS):
+            optimizer._numel_cache = None  # it counted the parameters once and for all
+        warnings.warn(
+            f"{type(optimizer).__name__} keeps state for {', '.join(dropped)} that has another shape "
+            "than the parameter and cannot be cut with it; it was dropped and starts afresh.",
+            stacklevel=2,
+        )
+
+
+def _can_follow(value: Any, replacement: Replacement) -> bool:
+    if isinstance(value, torch.Tensor):
+        return value.shape == replacement.old.shape or value.numel() == 1
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _follow(value: Any, replacement: Replacement) -> Any:
+    if isinstance(value, torch.Tensor) and value.shape == replacement.old.shape:
+        return replacement.slice(value)
+    return value

@@ -1,0 +1,140 @@
+"""What to keep, as plain data: it can be stored, compared, sent to other processes and replayed."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from acsp_lightning.structure.groups import ChannelGroup
+from acsp_lightning.structure.layers import Side
+
+
+@dataclass(frozen=True, slots=True)
+class SideCut:
+    """What one side of one layer keeps.
+
+    Attributes:
+        layer: qualified module name.
+        side: "out" or "in" ("out" for layers that pass channels through).
+        width: positions before the cut.
+        kept: positions that stay, ascending, at least one.
+    """
+
+    layer: str
+    side: Side
+    width: int
+    kept: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be a cut."""
+        if self.side not in ("out", "in"):
+            raise ValueError(f"side of {self.layer!r} is {self.side!r}; it must be 'out' or 'in'.")
+        kept = self.kept
+        ascending = all(a < b for a, b in pairwise(kept))
+        if not kept or not ascending or kept[0] < 0 or kept[-1] >= self.width:
+            raise ValueError(
+                f"{self.layer!r} ({self.side}) keeps {len(kept)} positions of {self.width}: they must "
+                f"be at least one, ascending, unique and in 0..{self.width - 1}."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class PruningPlan:
+    """The kept indices of every layer side that one cut changes.
+
+    A plan needs no example input to be replayed: see :func:`acsp_lightning.apply_plan`.
+
+    Attributes:
+        cuts: one entry per layer side, in order of execution.
+    """
+
+    cuts: tuple[SideCut, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse two cuts of one side."""
+        sides = [(cut.layer, cut.side) for cut in self.cuts]
+        for side in sides:
+            if sides.count(side) > 1:
+                raise ValueError(f"the plan cuts {side[0]!r} ({side[1]}) twice.")
+
+    def __iter__(self) -> Iterator[SideCut]:
+        return iter(self.cuts)
+
+    def __len__(self) -> int:
+        return len(self.cuts)
+
+    def kept(self, layer: str, side: Side) -> tuple[int, ...] | None:
+        """Positions that ``side`` of ``layer`` keeps; None if the plan does not touch it."""
+        return next((c.kept for c in self.cuts if (c.layer, c.side) == (layer, side)), None)
+
+    def layer_shares(self) -> dict[str, float]:
+        """Share of the arithmetic that stays, per layer cut: kept outputs times kept inputs.
+
+        Exact for layers whose cost is proportional to both widths, which all that can be cut are.
+        """
+        shares: dict[str, float] = {}
+        for cut in self.cuts:
+            shares[cut.layer] = shares.get(cut.layer, 1.0) * len(cut.kept) / cut.width
+        return shares
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, strings and integers, as JSON and ``weights_only`` checkpoints take them."""
+        return {
+            "cuts": [
+                {"layer": c.layer, "side": c.side, "width": c.width, "kept": list(c.kept)}
+                for c in self.cuts
+            ]
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "PruningPlan":
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            ValueError: if an entry cannot be a cut.
+        """
+        return cls(
+            tuple(
+                SideCut(c["layer"], c["side"], int(c["width"]), tuple(c["kept"])) for c in data["cuts"]
+            )
+        )
+
+
+def build_plan(groups: Sequence[ChannelGroup], kept: Mapping[str, Sequence[int]]) -> PruningPlan:
+    """Translate kept channels of groups into kept positions of layer sides.
+
+    Args:
+        groups: groups of one network; several may share a consumer (concatenation).
+        kept: for every group to cut, by name, the channels that stay, each in 0..N-1. Groups that are
+            not named, and groups that keep everything, are left as they are.
+
+    Raises:
+        ValueError: if a name is no group of ``groups``, or nothing would be left of a group.
+    """
+    known = {group.name: group for group in groups}
+    dropped: dict[tuple[str, Side], set[int]] = {}
+    widths: dict[tuple[str, Side], int] = {}
+    for name, channels in kept.items():
+        if name not in known:
+            raise ValueError(f"no group is named {name!r}; there are {sorted(known)}.")
+        stay = set(channels)
+        if not stay or not stay <= set(range(known[name].width)):
+            raise ValueError(
+                f"{name!r} has channels 0..{known[name].width - 1}; asked to keep {sorted(stay)}."
+            )
+        for side in known[name].sides:
+            gone = [p for p, c in zip(side.positions, side.channels, strict=True) if c not in stay]
+            if gone:
+                dropped.setdefault((side.layer, side.side), set()).update(gone)
+                widths[side.layer, side.side] = side.width
+    return PruningPlan(
+        tuple(
+            SideCut(
+                layer,
+                side,
+                widths[layer, side],
+                tuple(p for p in range(widths[layer, side]) if p not in gone),
+            )
+            for (layer, side), gone in dropped.items()
+        )
+    )
