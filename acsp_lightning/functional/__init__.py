@@ -1,1 +1,57 @@
-"""The mathematics of the method on plain tensors: no modules, no Lightning, no global random state."""
+"""The mathematics of the method on plain tensors: no modules, no Lightning, no global random state.
+
+Letters: N channels of a layer, C classes, P spatial positions, L = C(C-1)/2 class pairs,
+k clusters.
+"""
+
+from acsp_lightning.functional.clustering import (
+    KMedoidsSweep,
+    coverage,
+    mean_simplified_silhouette,
+    sweep_k_medoids,
+)
+from acsp_lightning.functional.config import SelectionConfig
+from acsp_lightning.functional.knee import find_knee
+from acsp_lightning.functional.moments import ClassMoments, class_moments, merge_moments
+from acsp_lightning.functional.recovery import fold_input, reconstruction_map
+from acsp_lightning.functional.selection import ChannelSelection, select_channels
+from acsp_lightning.functional.separation import (
+    jeffries_matusita,
+    mean_separability,
+    separability_vectors,
+    separation_distances,
+)
+from acsp_lightning.functional.width import (
+    ChannelCurves,
+    WidthDecision,
+    WidthReason,
+    decide_width,
+    trace_curves,
+    width_at_level,
+)
+
+__all__ = [
+    "ChannelCurves",
+    "ChannelSelection",
+    "ClassMoments",
+    "KMedoidsSweep",
+    "SelectionConfig",
+    "WidthDecision",
+    "WidthReason",
+    "class_moments",
+    "coverage",
+    "decide_width",
+    "find_knee",
+    "fold_input",
+    "jeffries_matusita",
+    "mean_separability",
+    "mean_simplified_silhouette",
+    "merge_moments",
+    "reconstruction_map",
+    "select_channels",
+    "separability_vectors",
+    "separation_distances",
+    "sweep_k_medoids",
+    "trace_curves",
+    "width_at_level",
+]

@@ -1,0 +1,161 @@
+"""k-medoids for a whole range of k, and the two curves over k that a knee is looked for on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from acsp_lightning.functional._medoid_search import MedoidSearch
+
+
+@dataclass(frozen=True, slots=True)
+class KMedoidsSweep:
+    """Clusterings of the same N channels into k = ks[0], ks[1], ... clusters.
+
+    Attributes:
+        ks: numbers of clusters, ascending, int64, shape (K,), on the CPU.
+        medoids: for each k the channels that are medoids, ascending, int64, shape (k,).
+        labels: for each k the position in ``medoids`` of every channel's medoid, int64, shape
+            (K, N). A medoid's label points to itself.
+        deviation: weighted sum of the distances to the medoids, float64, shape (K,).
+    """
+
+    ks: Tensor
+    medoids: tuple[Tensor, ...]
+    labels: Tensor
+    deviation: Tensor
+
+
+def sweep_k_medoids(
+    distances: Tensor, weights: Tensor | None = None, ks: Sequence[int] | None = None
+) -> KMedoidsSweep:
+    """Cluster N channels around k of them, for every k, minimising sum_i w_i d(i, medoid of i).
+
+    Every k starts from the clusterings of neighbouring k and is brought to a local optimum by
+    swaps; ``MedoidSearch`` says how. No randomness: equal input gives an equal result on the CPU.
+    (On CUDA the order of summation varies, so that swaps which tie to within rounding may differ.)
+
+    Args:
+        distances: symmetric, non-negative, zero diagonal, shape (N, N).
+        weights: importance of each channel, non-negative, shape (N,); None: all equal.
+        ks: numbers of clusters wanted, each in 2..N-1; None: all of them, none at all for N <= 2.
+            A shorter list costs less, since k beyond its largest are hardly visited, and may for
+            the same reason end in a slightly different local optimum.
+
+    Returns:
+        The clusterings, in ascending order of k, on the device of the distances (``ks`` on the
+        CPU). Among duplicates and other ties the channel that comes first is preferred.
+
+    Raises:
+        ValueError: if the distances, the weights or ``ks`` are not as described.
+    """
+    distances = _checked_distances(distances)
+    weights = _checked_weights(weights, distances)
+    num_channels = len(distances)
+    wanted = range(2, num_channels) if ks is None else sorted(set(ks))
+    outside = [k for k in wanted if not 2 <= k < num_channels]
+    if outside:
+        raise ValueError(
+            f"ks contains {outside[0]}; {num_channels} channels can be clustered into "
+            f"2 to {num_channels - 1} clusters: leave the others out"
+        )
+    found = MedoidSearch(distances, weights).run(max(wanted)) if wanted else {}
+    medoids = tuple(found[k] for k in wanted)
+    labels = distances.new_zeros((len(wanted), num_channels), dtype=torch.int64)
+    deviation = distances.new_zeros(len(wanted))
+    for row, chosen in enumerate(medoids):
+        nearest, labels[row] = distances[chosen].min(dim=0)
+        # Of two medoids at distance zero each must still be its own.
+        labels[row, chosen] = torch.arange(len(chosen), device=chosen.device)
+        deviation[row] = weights @ nearest
+    return KMedoidsSweep(torch.tensor(wanted, dtype=torch.int64), medoids, labels, deviation)
+
+
+def mean_simplified_silhouette(distances: Tensor, sweep: KMedoidsSweep) -> Tensor:
+    """Mean simplified silhouette (MSS) for every k of a sweep.
+
+    With a the distance to the own medoid and b the *mean* distance to the other medoids, a channel
+    scores (b - a) / max(a, b). Not the usual simplified silhouette, which takes the *nearest* other
+    medoid for b. Medoids score 1, so MSS would be 1 at k = N; elsewhere a = 0 < b scores 1, and
+    a = b = 0 (all medoids coincide with the channel) scores 0.
+
+    Args:
+        distances: shape (N, N), those the sweep was made of.
+        sweep: clusterings for K values of k.
+
+    Returns:
+        Float64, shape (K,), in [0, 1]; the channels count equally, whatever the sweep's weights.
+
+    References:
+        D. Levin, G. Singer, arXiv 2505.13225.
+    """
+    distances = distances.to(torch.float64)
+    curve = distances.new_zeros(len(sweep.ks))
+    for row, medoids in enumerate(sweep.medoids):
+        to_medoids = distances[medoids]
+        own = to_medoids.gather(0, sweep.labels[row][None])[0]
+        others = (to_medoids.sum(dim=0) - own) / (len(medoids) - 1)
+        larger = torch.maximum(own, others)
+        score = torch.where(larger > 0, (others - own) / larger, 0.0)
+        score[medoids] = 1.0
+        curve[row] = score.mean()
+    return curve
+
+
+def coverage(distances: Tensor, sweep: KMedoidsSweep, weights: Tensor | None = None) -> Tensor:
+    """Share of the weighted deviation from one medoid that k medoids take away.
+
+    Coverage(k) = 1 - deviation(k) / deviation(1), where one medoid is the best single one.
+
+    Args:
+        distances: shape (N, N), those the sweep was made of.
+        sweep: clusterings for K values of k.
+        weights: those the sweep was made with, shape (N,); None: all equal.
+
+    Returns:
+        Float64, shape (K,), in [0, 1]. All 1 where one medoid leaves no deviation, that is where
+        every channel with a weight is a copy of one channel.
+
+    Raises:
+        ValueError: if the distances or the weights are not as ``sweep_k_medoids`` takes them.
+    """
+    distances = _checked_distances(distances)
+    weights = _checked_weights(weights, distances)
+    single = (distances @ weights).min()
+    covered = 1 - sweep.deviation / single
+    return torch.where(single > 0, covered, 1.0).clamp(0.0, 1.0)
+
+
+def _checked_distances(distances: Tensor) -> Tensor:
+    if distances.ndim != 2 or distances.shape[0] != distances.shape[1] or not len(distances):
+        raise ValueError(
+            f"distances have shape {tuple(distances.shape)}; they must be (N, N) with N >= 1"
+        )
+    distances = distances.to(torch.float64)
+    if not bool((distances.isfinite() & (distances >= 0)).all()):
+        raise ValueError("distances contain negative or non-finite values; all must be >= 0")
+    if not torch.equal(distances, distances.T) or bool(distances.diagonal().any()):
+        raise ValueError(
+            "distances are not symmetric with a zero diagonal; "
+            "average them with their transpose and clear the diagonal"
+        )
+    return distances
+
+
+def _checked_weights(weights: Tensor | None, distances: Tensor) -> Tensor:
+    num_channels = len(distances)
+    if weights is None:
+        return distances.new_ones(num_channels)
+    if weights.shape != (num_channels,):
+        raise ValueError(
+            f"weights have shape {tuple(weights.shape)}; "
+            f"they must be ({num_channels},), one for each channel"
+        )
+    weights = weights.to(distances)
+    if not bool((weights.isfinite() & (weights >= 0)).all()) or not bool(weights.any()):
+        raise ValueError(
+            "weights contain negative or non-finite values or are all zero; they must be finite, "
+            ">= 0 and somewhere > 0: pass None where no channel matters more than another"
+        )
+    return weights

@@ -1,0 +1,79 @@
+"""The knee of a curve over k, or the honest answer that there is none."""
+
+import warnings
+from typing import Literal
+
+import numpy as np
+from kneed import KneeLocator
+from torch import Tensor
+
+# With fewer points Kneedle's sensitivity, one mean step in x, is wider than the bulge it looks for.
+MIN_POINTS = 7
+
+# Rise of the whole curve, and bulge over its chord as a share of that rise. Below it the curve is
+# flat or straight, and what Kneedle would find there is rounding.
+MIN_BULGE = 1e-9
+
+
+def find_knee(
+    ks: Tensor,
+    curve: Tensor,
+    *,
+    interpolation: Literal["interp1d", "polynomial"] = "interp1d",
+    degree: int = 2,
+) -> int | None:
+    """Knee of an increasing concave curve by Kneedle.
+
+    Kneedle scales both axes to [0, 1] and takes the first clear maximum of curve minus diagonal.
+    With a polynomial of degree 2 that is a constant, not a finding: for a concave parabola whose
+    vertex lies at or beyond the end of the range, p(x) - x is largest at x = 1/2 whatever its
+    coefficients, so that about half of every layer is kept, or all of it where the bend is too
+    small for Kneedle. Higher degrees tend to other constants
+    (3: about 0.3). "interp1d" looks at the curve itself.
+
+    Args:
+        ks: numbers of clusters, ascending, shape (K,).
+        curve: value at each k, finite, shape (K,).
+        interpolation: "interp1d", or "polynomial" to fit a polynomial before looking.
+        degree: of that polynomial; not used by "interp1d".
+
+    Returns:
+        The knee, one of ``ks``; None where there is none: fewer than 7 points, a flat curve, a
+        straight line, a curve that sags from its first point on, or no maximum that Kneedle
+        accepts.
+
+    Raises:
+        ValueError: if the two shapes differ or the curve is not finite.
+
+    References:
+        V. Satopaa et al., "Finding a 'kneedle' in a haystack", 2011.
+    """
+    if ks.ndim != 1 or ks.shape != curve.shape:
+        raise ValueError(
+            f"ks has shape {tuple(ks.shape)} and curve {tuple(curve.shape)}; both must be (K,)"
+        )
+    x = ks.detach().cpu().numpy()
+    y = curve.detach().cpu().double().numpy()
+    if not np.isfinite(y).all():
+        raise ValueError("the curve has values that are not finite; a knee needs finite values")
+    if len(x) < MIN_POINTS or np.ptp(y) < MIN_BULGE:
+        return None
+    chord = np.interp(x, x[[0, -1]], y[[0, -1]])
+    if np.abs(y - chord).max() < MIN_BULGE * np.ptp(y):
+        return None
+    with warnings.catch_warnings():
+        # Some releases of kneed warn where they find no knee; here that is a result, not a mishap.
+        warnings.filterwarnings("ignore", message="No knee/elbow found")
+        located = KneeLocator(
+            x,
+            y,
+            curve="concave",
+            direction="increasing",
+            interp_method=interpolation,
+            polynomial_degree=degree,
+        )
+    # Kneedle takes the end of a curve that sags below its chord for a maximum. The first point is
+    # on the chord by construction: nothing has been gained there, so it is no knee.
+    if located.knee is None or located.knee == x[0]:
+        return None
+    return int(located.knee)

@@ -1,0 +1,158 @@
+"""How many channels of a layer stay."""
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from acsp_lightning.functional.clustering import (
+    KMedoidsSweep,
+    coverage,
+    mean_simplified_silhouette,
+    sweep_k_medoids,
+)
+from acsp_lightning.functional.config import SelectionConfig
+from acsp_lightning.functional.knee import find_knee
+
+
+class WidthReason(StrEnum):
+    """Why a layer has the width it has."""
+
+    KNEE = "knee of the curve"
+    NO_KNEE = "no knee: every channel is kept"
+    SHARE = "fixed share of the channels"
+    GIVEN = "number of channels given by the caller"
+    TOO_NARROW = "too narrow to cluster: every channel is kept"
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelCurves:
+    """Both curves of one layer over the same sweep, K values of k for N channels.
+
+    Attributes:
+        ks: numbers of clusters, int64, shape (K,), on the CPU.
+        coverage: ``clustering.coverage``, shape (K,).
+        mss: ``clustering.mean_simplified_silhouette``, shape (K,).
+        sweep: the clusterings.
+        weights: importance of the channels in the sweep, shape (N,).
+    """
+
+    ks: Tensor
+    coverage: Tensor
+    mss: Tensor
+    sweep: KMedoidsSweep
+    weights: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class WidthDecision:
+    """How many channels stay: ``k``, the ``knee`` it rests on if any, and the ``reason``."""
+
+    k: int
+    knee: int | None
+    reason: WidthReason
+
+
+def trace_curves(distances: Tensor, weights: Tensor | None = None) -> ChannelCurves:
+    """Sweep every k once and take both curves.
+
+    Args:
+        distances: distances between the channels, shape (N, N).
+        weights: importance of the channels, shape (N,); None: all equal.
+
+    Returns:
+        Curves over k = 2..N-1, on the device of the distances.
+
+    Raises:
+        ValueError: as ``sweep_k_medoids``.
+    """
+    sweep = sweep_k_medoids(distances, weights)
+    used = torch.ones(len(distances)) if weights is None else weights
+    return ChannelCurves(
+        ks=sweep.ks,
+        coverage=coverage(distances, sweep, weights),
+        mss=mean_simplified_silhouette(distances, sweep),
+        sweep=sweep,
+        weights=used.to(device=distances.device, dtype=torch.float64),
+    )
+
+
+def decide_width(curves: ChannelCurves, config: SelectionConfig, *, round_to: int = 1) -> WidthDecision:
+    """How many channels to keep: a fixed share, or the knee of the deciding curve.
+
+    Without a knee every channel is kept. The number is raised to ``config.min_channels`` and up to
+    a multiple of ``round_to``, but never above N.
+
+    Args:
+        curves: curves of the layer.
+        config: ``keep``, ``curve``, ``interpolation``, ``degree`` and ``min_channels`` are used.
+        round_to: in 1..N.
+
+    Returns:
+        The decision; ``knee`` is the knee found, before raising and rounding.
+
+    Raises:
+        ValueError: if ``config.flops`` is set, since one layer cannot meet a target of the whole
+            network, or ``round_to`` is out of range.
+    """
+    width = len(curves.weights)
+    if config.flops is not None:
+        raise ValueError(
+            f"flops={config.flops} is a target for the whole network and cannot be met from one "
+            "layer; pass k, or use the callback, which finds one level for all layers"
+        )
+    if config.keep is not None:
+        k = _allowed(round(config.keep * width), width, config, round_to)
+        return WidthDecision(k, None, WidthReason.SHARE)
+    if width <= 2:
+        return WidthDecision(_allowed(width, width, config, round_to), None, WidthReason.TOO_NARROW)
+    knee = find_knee(
+        curves.ks,
+        _deciding(curves, config),
+        interpolation=config.interpolation,
+        degree=config.degree,
+    )
+    if knee is None:
+        return WidthDecision(_allowed(width, width, config, round_to), None, WidthReason.NO_KNEE)
+    return WidthDecision(_allowed(knee, width, config, round_to), knee, WidthReason.KNEE)
+
+
+def width_at_level(
+    curves: ChannelCurves, level: float, config: SelectionConfig, *, round_to: int = 1
+) -> int:
+    """The fewest channels whose deciding curve reaches a level.
+
+    Args:
+        curves: curves of the layer.
+        level: what the curve must reach; both curves lie in [0, 1].
+        config: ``curve`` and ``min_channels`` are used.
+        round_to: in 1..N.
+
+    Returns:
+        The smallest such k, N if there is none, raised and rounded as in ``decide_width``.
+
+    Raises:
+        ValueError: if the level is not finite or ``round_to`` is out of range.
+    """
+    if not math.isfinite(level):
+        raise ValueError(f"level is {level}; it must be finite, the curves lie in [0, 1]")
+    width = len(curves.weights)
+    reached = curves.ks[(_deciding(curves, config) >= level).cpu()]
+    k = int(reached[0]) if len(reached) else width
+    return _allowed(k, width, config, round_to)
+
+
+def _deciding(curves: ChannelCurves, config: SelectionConfig) -> Tensor:
+    return curves.coverage if config.curve == "coverage" else curves.mss
+
+
+def _allowed(k: int, width: int, config: SelectionConfig, round_to: int) -> int:
+    if not 1 <= round_to <= width:
+        raise ValueError(
+            f"round_to is {round_to} for a layer of {width} channels; it must be in 1..{width}: "
+            "leave narrower layers out or round to less"
+        )
+    k = max(k, config.min_channels)
+    return min(width, math.ceil(k / round_to) * round_to)
