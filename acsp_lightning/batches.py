@@ -1,10 +1,12 @@
 """From a batch of the user's data loader to inputs and class labels."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 BatchReader = Callable[[Any], tuple[Any, Tensor]]
 """A function of one batch that returns the network's inputs and the labels, integers (B,)."""
@@ -67,3 +69,22 @@ def _describe(batch: Any) -> str:
     if isinstance(batch, tuple | list):
         return f"a {type(batch).__name__} of {len(batch)} items"
     return f"a {type(batch).__name__}"
+
+
+def example_inputs(module: nn.Module, inputs: Any, samples: int) -> tuple[Any, ...]:
+    """Arguments of ``module.forward`` for tracing and measuring.
+
+    Args:
+        module: its ``example_input_array``, where it is set, is used as it is: a tensor, a tuple of
+            arguments, or a dict of named ones, moved to the module's device.
+        inputs: inputs of a batch, used otherwise, cut to the first ``samples`` of the batch.
+        samples: how many.
+    """
+    example = getattr(module, "example_input_array", None)
+    if example is None:
+        return (tree_map(lambda leaf: leaf[:samples] if isinstance(leaf, Tensor) else leaf, inputs),)
+    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+    example = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, example)
+    if isinstance(example, Mapping):
+        return inspect.signature(module.forward).bind(**example).args
+    return tuple(example) if isinstance(example, tuple | list) else (example,)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - the field's name for it
+from torch.nn.functional import adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d
 from torch.utils.hooks import RemovableHandle
 
 from acsp_lightning.functional import ClassMoments, class_moments, merge_moments
@@ -36,8 +36,8 @@ class ActivationCapture:
     A layer's own output is read, before normalisation and activation: the separation of two classes
     is unchanged by the affine map of a BatchNorm, and what a ReLU cuts off counts.
 
-    Usage: :meth:`attach`, then :meth:`expect` with the labels before each forward pass, then
-    :meth:`finish`; :meth:`detach` in any case.
+    Usage: :meth:`attach`; before each forward pass :meth:`expect` its labels, after it :meth:`pause`;
+    then :meth:`detach` and :meth:`finish`.
 
     Args:
         model: the network; held only while attached, so that layers may be exchanged in between.
@@ -46,11 +46,11 @@ class ActivationCapture:
     """
 
     def __init__(self, model: nn.Module, groups: Iterable[ChannelGroup], grid: int | None) -> None:
-        groups = tuple(groups)
+        self.groups = tuple(groups)
         self._model = model
         self._grid = grid
-        self._producers = {side.layer for group in groups for side in group.producers}
-        self._spreads = {side.layer: input_spread(side) for g in groups for side in g.consumers}
+        self._producers = {side.layer for group in self.groups for side in group.producers}
+        self._spreads = {side.layer: input_spread(side) for g in self.groups for side in g.consumers}
         self._labels: Tensor | None = None
         self._moments: dict[str, ClassMoments] = {}
         self._products: dict[str, Tensor] = {}
@@ -73,12 +73,16 @@ class ActivationCapture:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._labels = None
+        self.pause()
 
     def expect(self, labels: Tensor) -> None:
         """Say to which classes the samples of the next forward pass belong: int64, shape (B,)."""
         self._labels = labels
         self._samples += len(labels)
+
+    def pause(self) -> None:
+        """Pass over the forward passes that follow, until labels are expected again."""
+        self._labels = None
 
     def finish(self) -> Activations:
         """The statistics of all samples seen.
@@ -153,6 +157,8 @@ def _pooled(output: Tensor, dim: int, grid: int | None) -> Tensor:
     values = output.float().movedim(dim, 1)
     spatial = values.shape[2:]
     if grid is not None and any(size > grid for size in spatial):
-        pool = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[len(spatial) - 1]
-        values = pool(values, [min(size, grid) for size in spatial])
+        size = tuple(min(axis, grid) for axis in spatial)
+        values = (adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d)[len(size) - 1](
+            values, size
+        )
     return values.flatten(2) if spatial else values.unsqueeze(2)

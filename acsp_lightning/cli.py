@@ -34,9 +34,7 @@ def main(args: ArgsType = None) -> None:
         # The number of workers is the recipe's decision: 0 is right for pictures in memory.
         warnings.filterwarnings("ignore", message=".*does not have many workers")
         # Lightning 2.6 asks this of torch 2.15 in its own loops; nobody here can change it.
-        warnings.filterwarnings(
-            "ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated"
-        )
+        warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
         ACSPCommandLine(
             pl.LightningModule,
             pl.LightningDataModule,

@@ -2,12 +2,12 @@
 
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
 
-import torch
 from torch import Tensor, nn
+
+from acsp_lightning.structure.forward import evaluation_state
 
 with warnings.catch_warnings():
     # Importing fvcore.nn scripts a loss function that nobody here uses.
@@ -72,7 +72,7 @@ def measure_complexity(
     analysis = FlopCountAnalysis(model, arguments)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     try:
-        with _undisturbed(model):
+        with evaluation_state(model), _leaked_hooks_removed(model):
             by_module: Mapping[str, float] = analysis.by_module()
     except Exception as error:
         raise ValueError(
@@ -93,35 +93,19 @@ def measure_complexity(
 
 
 @contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradients, no autocast, own random state; all undone on exit."""
-    # Flags are set one by one: `eval()` may be overridden, and `train()` cannot restore a mixture.
-    modes = [(module, module.training) for module in model.modules()]
+def _leaked_hooks_removed(model: nn.Module) -> Iterator[None]:
+    """Undo what fvcore leaves behind when the forward pass fails: its own hooks."""
     hooks = [
         (registry, set(registry))
         for module in model.modules()
         for registry in (module._forward_hooks, module._forward_pre_hooks)
     ]
-    devices = {tensor.device for tensor in chain(model.parameters(), model.buffers())}
-    with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(
-            torch.random.fork_rng([device for device in devices if device.type == "cuda"])
-        )
-        for kind in {"cpu"} | {device.type for device in devices}:
-            if torch.amp.is_autocast_available(kind):
-                stack.enter_context(torch.autocast(kind, enabled=False))
-        try:
-            for module, _ in modes:
-                module.training = False
-            yield
-        finally:
-            for module, training in modes:
-                module.training = training
-            # fvcore forgets its own hooks when the forward pass fails.
-            for registry, before in hooks:
-                for key in set(registry) - before:
-                    del registry[key]
+    try:
+        yield
+    finally:
+        for registry, before in hooks:
+            for key in set(registry) - before:
+                del registry[key]
 
 
 def _describe(argument: object) -> str:

@@ -67,7 +67,7 @@ def select_channels(
     separability: Tensor | None = None,
     round_to: int = 1,
     curves: ChannelCurves | None = None,
-    k: int | None = None,
+    k: int | WidthDecision | None = None,
 ) -> ChannelSelection:
     """Select the channels of one layer that stay.
 
@@ -82,7 +82,8 @@ def select_channels(
         round_to: the number kept is raised to a multiple of this, never above N.
         curves: curves already traced from these distances, which are then used with the weights
             they were traced with; None: trace them.
-        k: the number to keep, in 2..N (or N), taken as it is; None: decide it from the curves.
+        k: the number to keep, in 2..N (or N), taken as it is; or a decision already made; None:
+            decide it from the curves.
 
     Returns:
         The selection. With k = N every channel is kept and is its own medoid.
@@ -101,6 +102,8 @@ def select_channels(
         )
     if k is None:
         decision = decide_width(curves, config, round_to=round_to)
+    elif isinstance(k, WidthDecision):
+        decision = k
     else:
         decision = WidthDecision(k, None, WidthReason.GIVEN)
     medoids, labels = _clustering(curves, decision.k)

@@ -23,6 +23,7 @@ class WidthReason(StrEnum):
     KNEE = "knee of the curve"
     NO_KNEE = "no knee: every channel is kept"
     SHARE = "fixed share of the channels"
+    LEVEL = "one level of all curves that meets the FLOPs target"
     GIVEN = "number of channels given by the caller"
     TOO_NARROW = "too narrow to cluster: every channel is kept"
 
@@ -121,7 +122,7 @@ def decide_width(curves: ChannelCurves, config: SelectionConfig, *, round_to: in
 
 def width_at_level(
     curves: ChannelCurves, level: float, config: SelectionConfig, *, round_to: int = 1
-) -> int:
+) -> WidthDecision:
     """The fewest channels whose deciding curve reaches a level.
 
     Args:
@@ -131,7 +132,8 @@ def width_at_level(
         round_to: in 1..N.
 
     Returns:
-        The smallest such k, N if there is none, raised and rounded as in ``decide_width``.
+        The smallest such k, N if there is none, raised and rounded as in ``decide_width``; the
+        level is no knee.
 
     Raises:
         ValueError: if the level is not finite or ``round_to`` is out of range.
@@ -141,7 +143,7 @@ def width_at_level(
     width = len(curves.weights)
     reached = curves.ks[(_deciding(curves, config) >= level).cpu()]
     k = int(reached[0]) if len(reached) else width
-    return _allowed(k, width, config, round_to)
+    return WidthDecision(_allowed(k, width, config, round_to), None, WidthReason.LEVEL)
 
 
 def _deciding(curves: ChannelCurves, config: SelectionConfig) -> Tensor:

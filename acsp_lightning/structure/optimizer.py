@@ -1,6 +1,5 @@
 """The optimizer goes on: the same object, with its state cut as the parameters were."""
 
-import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,17 +9,20 @@ from torch.optim import Optimizer
 from acsp_lightning.structure.surgery import Replacement
 
 
-def carry_optimizer(optimizer: Optimizer, replacements: Iterable[Replacement]) -> None:
+def carry_optimizer(optimizer: Optimizer, replacements: Iterable[Replacement]) -> tuple[str, ...]:
     """Let ``optimizer`` follow a cut, in place.
 
     Every replaced parameter is exchanged at its place in its parameter group; learning rates and
     order do not change. State tensors of the parameter's shape (momentum, Adam's moments) are sliced
     alike, scalars (step counts) are kept. A parameter with state of any other shape (factored or
-    flattened moments) loses its state, with a warning, and starts afresh at the next step.
+    flattened moments) loses all of its state, so that the optimizer starts it afresh.
 
     Args:
         optimizer: any torch optimizer; parameters that it does not hold are passed over.
         replacements: what :func:`acsp_lightning.structure.surgery.apply_plan` returned.
+
+    Returns:
+        Names of the parameters whose state was dropped.
     """
     by_old = {id(r.old): r for r in replacements}
     dropped: list[str] = []
@@ -39,14 +41,9 @@ def carry_optimizer(optimizer: Optimizer, replacements: Iterable[Replacement]) -
                 }
             else:
                 dropped.append(replacement.name)
-    if dropped:
-        if isinstance(optimizer, torch.optim.LBFGS):
-            optimizer._numel_cache = None  # it counted the parameters once and for all
-        warnings.warn(
-            f"{type(optimizer).__name__} keeps state for {', '.join(dropped)} that has another shape "
-            "than the parameter and cannot be cut with it; it was dropped and starts afresh.",
-            stacklevel=2,
-        )
+    if dropped and isinstance(optimizer, torch.optim.LBFGS):
+        optimizer._numel_cache = None  # it counted the parameters once and for all
+    return tuple(dropped)
 
 
 def _can_follow(value: Any, replacement: Replacement) -> bool:

@@ -75,9 +75,7 @@ class ImageClassifier(pl.LightningModule):
         """The optimizer over all parameters, and its scheduler if there is one."""
         optimizer = self.optimizer(self.parameters())
         scheduler = None if self.lr_scheduler is None else self.lr_scheduler(optimizer)
-        configured: OptimizerLRScheduler = LightningCLI.configure_optimizers(
-            self, optimizer, scheduler
-        )
+        configured: OptimizerLRScheduler = LightningCLI.configure_optimizers(self, optimizer, scheduler)
         return configured
 
     def _evaluate(self, stage: str, accuracy: MulticlassAccuracy, batch: Batch) -> None:

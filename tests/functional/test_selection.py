@@ -148,7 +148,7 @@ def test_the_knee_stays_on_record_when_it_is_raised(distances):
 @pytest.mark.parametrize("level", [0.2, 0.5, 0.8])
 def test_the_level_is_reached_by_no_smaller_k(distances, curve, level):
     curves = trace_curves(distances)
-    k = width_at_level(curves, level, SelectionConfig(curve=curve))
+    k = width_at_level(curves, level, SelectionConfig(curve=curve)).k
     values = dict(zip(curves.ks.tolist(), getattr(curves, curve).tolist(), strict=True))
     assert values[k] >= level
     assert all(value < level for other, value in values.items() if other < k)
@@ -160,7 +160,7 @@ def test_the_level_is_reached_by_no_smaller_k(distances, curve, level):
 )
 def test_levels_at_the_ends(distances, level, options, round_to, k):
     curves = trace_curves(distances)
-    assert width_at_level(curves, level, SelectionConfig(**options), round_to=round_to) == k
+    assert width_at_level(curves, level, SelectionConfig(**options), round_to=round_to).k == k
 
 
 def test_curves_and_k_can_be_given(distances):

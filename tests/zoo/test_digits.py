@@ -45,9 +45,7 @@ def test_every_class_has_its_share_in_every_part() -> None:
 
 def test_the_seed_alone_decides_the_split() -> None:
     torch.manual_seed(1)
-    first, again, other = (
-        whole(DigitsDataModule(seed=seed).val_dataloader())[0] for seed in (3, 3, 4)
-    )
+    first, again, other = (whole(DigitsDataModule(seed=seed).val_dataloader())[0] for seed in (3, 3, 4))
     assert torch.equal(first, again)
     assert rows(first) != rows(other)
 

@@ -1,0 +1,388 @@
+"""The conductor: when to capture, when to cut, what to log. It holds no formula and cuts no weight."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.seed import isolate_rng
+
+from acsp_lightning.allocation import select_groups, smallest_flops
+from acsp_lightning.batches import BatchReader, check_labels, example_inputs, read_batch
+from acsp_lightning.capture import ActivationCapture, Activations
+from acsp_lightning.complexity import Complexity, measure_complexity
+from acsp_lightning.functional import SelectionConfig, WidthReason
+from acsp_lightning.loaders import training_batches, validation_batches
+from acsp_lightning.passes import recalibrate_batchnorm, top1_accuracy
+from acsp_lightning.report import (
+    PruningStep,
+    describe_unsupported,
+    step_table,
+    summary_table,
+    write_step,
+)
+from acsp_lightning.schedule import check_count, check_epochs, check_schedule, is_dry_run
+from acsp_lightning.structure.fidelity import verify_groups
+from acsp_lightning.structure.forward import UnsupportedStructureError
+from acsp_lightning.structure.groups import ChannelGroup, Tracing, trace_groups
+from acsp_lightning.structure.optimizer import carry_optimizer
+from acsp_lightning.structure.plan import PruningPlan, build_plan
+from acsp_lightning.structure.pruning import prune
+
+
+@dataclass(frozen=True, slots=True)
+class _Example:
+    """Arguments of forward: one sample to count with, two to trace (BatchNorm may need two)."""
+
+    traced: tuple[Any, ...]
+    counted: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Captured:
+    """What waits between a validation and the cut at the start of the next training epoch."""
+
+    epoch: int
+    groups: tuple[ChannelGroup, ...]
+    activations: Activations
+
+
+class ACSPPruningCallback(pl.Callback):
+    """Removes channels for good at chosen epochs and lets the Trainer go on with the smaller network.
+
+    In the validation loop of a chosen epoch forward hooks gather class moments of every layer's own
+    output. At the start of the next training epoch the channels are clustered by what they separate,
+    a knee of the curve over the number of clusters says how many stay, and the others are cut out of
+    the network, in place. Optimizer, scheduler, scaler and loggers go on; optimizer state is cut with
+    the parameters.
+
+    Args:
+        epochs: zero-based epochs whose validation is captured; the cut comes at the start of the
+            following epoch. In 0..max_epochs - 2, no repeats.
+        layers_per_epoch: how many groups of layers a cut takes, first layer to last, going on from
+            where the last cut ended (1 is the order of the paper); None: all groups at every cut.
+        include: shell patterns on qualified layer names; only layers that match one are cut.
+        exclude: shell patterns on qualified layer names; layers that match one stay whole.
+        residual: also cut channels that run through residual sums; all layers that write into a sum
+            lose the same ones.
+        selection: how many channels stay, and which.
+        recovery: "least_squares" folds what the kept channels tell about the removed ones into the
+            layers that read them; "none" leaves their weights as they are.
+        batchnorm_batches: training batches on which BatchNorm statistics are estimated afresh right
+            after a cut; 0: they stay as they are.
+        round_to: channel counts are multiples of this, at most the width of the narrowest layer.
+        max_batches: at most this many validation batches are captured; None: all of them.
+        read_batch: splits a batch into (inputs, labels), labels being integers of shape (B,); a
+            function, from YAML its import path. Default: :func:`acsp_lightning.batches.read_batch`,
+            which understands ``(x, y)`` and dicts with ``image`` or ``x`` and ``label`` or ``y``.
+        report_dir: folder for the record of every cut (JSON); None: ``acsp`` in the logger's
+            directory, or in the trainer's.
+
+    Attributes:
+        steps: one :class:`PruningStep` for each cut made so far.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Note:
+        Tracing and FLOPs use ``example_input_array`` as it is, or else one sample of a validation
+        batch. Of several validation loaders the first is captured.
+    """
+
+    def __init__(
+        self,
+        epochs: Sequence[int],
+        layers_per_epoch: int | None = None,
+        include: Sequence[str] = ("*",),
+        exclude: Sequence[str] = (),
+        residual: bool = False,
+        selection: SelectionConfig | None = None,
+        recovery: Literal["least_squares", "none"] = "least_squares",
+        batchnorm_batches: int = 0,
+        round_to: int = 1,
+        max_batches: int | None = None,
+        read_batch: BatchReader = read_batch,
+        report_dir: str | Path | None = None,
+    ) -> None:
+        check_epochs(epochs)
+        check_count("layers_per_epoch", layers_per_epoch, at_least=1)
+        check_count("batchnorm_batches", batchnorm_batches, at_least=0)
+        check_count("round_to", round_to, at_least=1)
+        check_count("max_batches", max_batches, at_least=1)
+        if recovery not in ("least_squares", "none"):
+            raise ValueError(f"recovery is {recovery!r}; it must be 'least_squares' or 'none'.")
+        self.epochs = tuple(epochs)
+        self.layers_per_epoch = layers_per_epoch
+        self.include = tuple(include)
+        self.exclude = tuple(exclude)
+        self.residual = residual
+        self.selection = SelectionConfig() if selection is None else selection
+        self.recovery = recovery
+        self.batchnorm_batches = batchnorm_batches
+        self.round_to = round_to
+        self.max_batches = max_batches
+        self.read_batch = read_batch
+        self.report_dir = report_dir
+        self.steps: list[PruningStep] = []
+        self._visited: list[str] = []
+        self._initial: Complexity | None = None
+        self._example: _Example | None = None
+        self._capture: ActivationCapture | None = None
+        self._captured: _Captured | None = None
+
+    # -- before training: refuse what cannot work ---------------------------------------------------
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Check the schedule, the strategy and that there is something to tune."""
+        if stage != "fit" or is_dry_run(trainer):
+            return
+        check_schedule(self.epochs, trainer)
+        if not isinstance(trainer.strategy, SingleDeviceStrategy):
+            raise ValueError(
+                "Pruning runs on a single device; the strategy is "
+                f"{type(trainer.strategy).__name__}. Pass devices=1 to the Trainer."
+            )
+        if not any(parameter.requires_grad for parameter in pl_module.parameters()):
+            raise ValueError(
+                f"All parameters of {type(pl_module).__name__} are frozen (requires_grad=False), so the "
+                "network could not be tuned after a cut. Unfreeze some of them."
+            )
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Read one validation batch, trace the network and measure it, before the first epoch."""
+        if is_dry_run(trainer):
+            rank_zero_info("fast_dev_run has no second epoch: nothing will be pruned.")
+            return
+        with isolate_rng():
+            batch = next(validation_batches(trainer, self.max_batches), None)
+        if batch is None:
+            raise ValueError("The validation loader is empty; pruning captures validation batches.")
+        inputs, labels = self.read_batch(batch)
+        check_labels(labels)
+        self._example = _Example(
+            example_inputs(pl_module, inputs, 2), example_inputs(pl_module, inputs, 1)
+        )
+        tracing = self._trace(pl_module)
+        for name, reason in tracing.left_whole.items():
+            rank_zero_warn(f"{name!r} is left whole: {reason}.")
+        complexity = measure_complexity(pl_module, self._example.counted)
+        self._initial = self._initial or complexity
+        self._check_widths(tracing.groups, complexity)
+
+    def _check_widths(self, groups: Sequence[ChannelGroup], complexity: Complexity) -> None:
+        for group in groups:
+            if self.round_to > group.width:
+                raise ValueError(
+                    f"round_to is {self.round_to}, but {group.name!r} has only {group.width} channels. "
+                    "Round to less, or exclude the layer."
+                )
+        budget = self._budget(complexity)
+        if budget is None:
+            return
+        smallest = smallest_flops(groups, self.selection, self.round_to, complexity.by_layer)
+        if smallest > budget:
+            raise ValueError(
+                f"flops={self.selection.flops} cannot be reached: cut as far as min_channels and "
+                f"round_to allow, {smallest / complexity.flops:.3f} of the FLOPs are left. Raise flops, "
+                "include more layers, or set residual=True."
+            )
+
+    def _trace(self, pl_module: pl.LightningModule) -> Tracing:
+        assert self._example is not None, "on_train_start comes first"
+        inputs = self._example.traced
+        tracing = trace_groups(
+            pl_module, inputs, include=self.include, exclude=self.exclude, residual=self.residual
+        )
+        tracing = verify_groups(pl_module, inputs, tracing)
+        if not tracing.groups:
+            reasons = "; ".join(f"{name!r}: {why}" for name, why in tracing.left_whole.items())
+            raise UnsupportedStructureError(
+                f"No layer of {type(pl_module).__name__} can be pruned with include="
+                f"{list(self.include)}, exclude={list(self.exclude)}, residual={self.residual}. The "
+                f"output layer is never cut. {reasons or 'No other layer was asked for'}."
+            )
+        return tracing
+
+    # -- capture, in the validation loop of a chosen epoch -------------------------------------------
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Trace the network as it is now and install the hooks; the last validation of an epoch wins."""
+        if trainer.sanity_checking or is_dry_run(trainer) or trainer.current_epoch not in self.epochs:
+            return
+        self._stop_capture()
+        self._captured = None
+        groups = self._trace(pl_module).groups
+        if self.layers_per_epoch is not None:
+            groups = tuple(group for group in groups if group.name not in self._visited)
+            if self.selection.flops is None:  # a FLOPs target looks at all that is left
+                groups = groups[: self.layers_per_epoch]
+        if not groups:
+            rank_zero_warn(f"Every layer was visited before epoch {trainer.current_epoch}; no cut.")
+            return
+        self._capture = ActivationCapture(pl_module, groups, self.selection.grid)
+        self._capture.attach()
+
+    def on_validation_batch_start(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Tell the hooks the labels of the batch that comes."""
+        enough = self.max_batches is not None and batch_idx >= self.max_batches
+        if self._capture is not None and dataloader_idx == 0 and not enough:
+            _, labels = self.read_batch(batch)
+            self._capture.expect(check_labels(labels))
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Let the hooks rest until the next labels."""
+        if self._capture is not None:
+            self._capture.pause()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the statistics for the cut and remove the hooks."""
+        if self._capture is None:
+            return
+        capture = self._capture
+        self._stop_capture()
+        self._captured = _Captured(trainer.current_epoch, capture.groups, capture.finish())
+
+    def _stop_capture(self) -> None:
+        if self._capture is not None:
+            self._capture.detach()
+        self._capture = None
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Leave no hook behind."""
+        self._stop_capture()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Leave no hook behind, and hold no data of the user's."""
+        self._stop_capture()
+        self._example = None
+
+    # -- the cut, at the start of a training epoch ---------------------------------------------------
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Cut what the last validation captured."""
+        if self._captured is None:
+            return
+        captured, self._captured = self._captured, None
+        assert self._example is not None, "on_train_start comes first"
+        before = measure_complexity(pl_module, self._example.counted)
+        selections = select_groups(
+            pl_module,
+            captured.groups,
+            captured.activations,
+            self.selection,
+            round_to=self.round_to,
+            layer_flops=before.by_layer,
+            flops_budget=self._budget(before),
+        )
+        groups = captured.groups[: self.layers_per_epoch]
+        selections = {group.name: selections[group.name] for group in groups}
+        plan = build_plan(groups, {name: s.kept.tolist() for name, s in selections.items()})
+
+        accuracy_before = self._accuracy(trainer, pl_module)
+        self._cut(trainer, pl_module, plan, captured)
+        self._visited += [group.name for group in groups]
+        step = PruningStep(
+            epoch=captured.epoch,
+            plan=plan,
+            selections=selections,
+            layers={
+                side.layer: (side.width, len(plan.kept(side.layer, "out") or side.positions))
+                for group in groups
+                for side in group.producers
+            },
+            before=before,
+            after=measure_complexity(pl_module, self._example.counted),
+            accuracy_before=accuracy_before,
+            accuracy_after=self._accuracy(trainer, pl_module),
+            samples=captured.activations.samples,
+        )
+        self.steps.append(step)
+        self._report(trainer, step)
+
+    def _cut(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        plan: PruningPlan,
+        captured: _Captured,
+    ) -> None:
+        assert self._example is not None
+        fold = self.recovery == "least_squares"
+        replacements = prune(
+            pl_module,
+            plan,
+            self._example.traced,
+            groups=captured.groups,
+            input_moments=captured.activations.input_moments if fold else None,
+        )
+        dropped = [
+            name for optimizer in trainer.optimizers for name in carry_optimizer(optimizer, replacements)
+        ]
+        if dropped:
+            rank_zero_warn(
+                f"The optimizer's state of {', '.join(dropped)} has another shape than the parameter "
+                "and cannot be cut with it; it was dropped and starts afresh."
+            )
+        if self.batchnorm_batches and replacements:
+            with isolate_rng():
+                inputs = (self.read_batch(batch)[0] for batch in training_batches(trainer))
+                recalibrate_batchnorm(pl_module, inputs, self.batchnorm_batches)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Sum up the cuts of the run."""
+        if self.steps and self._example is not None:
+            final = measure_complexity(pl_module, self._example.counted)
+            accuracy = self._accuracy(trainer, pl_module)
+            rank_zero_info("\n" + summary_table(self.steps, final, accuracy))
+
+    def _report(self, trainer: pl.Trainer, step: PruningStep) -> None:
+        rank_zero_info("\n" + step_table(step))
+        unsupported = describe_unsupported(step.after)
+        if unsupported:
+            rank_zero_info(unsupported)
+        whole = [n for n, s in step.selections.items() if s.reason is WidthReason.NO_KNEE]
+        if whole:
+            rank_zero_warn(
+                f"The curve of {', '.join(whole)} has no knee; without one every channel is kept. Set "
+                "selection.keep or selection.flops to say how much to cut."
+            )
+        root = trainer.log_dir or trainer.default_root_dir
+        folder = Path(root, "acsp") if self.report_dir is None else Path(self.report_dir)
+        try:
+            write_step(step, folder)
+        except OSError as error:
+            rank_zero_warn(f"The record of the cut could not be written to {folder}: {error}.")
+
+    # -- data ------------------------------------------------------------------------------------------
+
+    def _budget(self, complexity: Complexity) -> float | None:
+        """FLOPs that the layers may have: the target of the first network, less what is no layer's."""
+        if self.selection.flops is None or self._initial is None:
+            return None
+        elsewhere = complexity.flops - sum(complexity.by_layer.values())
+        return self.selection.flops * self._initial.flops - elsewhere
+
+    def _accuracy(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> float | None:
+        with isolate_rng():
+            batches = validation_batches(trainer, self.max_batches)
+            return top1_accuracy(pl_module, batches, self.read_batch)

@@ -1,0 +1,55 @@
+"""Extra passes over the user's data: a network's accuracy, and its BatchNorm statistics."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from fvcore.nn.precise_bn import update_bn_stats
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torchmetrics.functional.classification import multiclass_accuracy
+
+from acsp_lightning.batches import BatchReader, check_labels
+from acsp_lightning.structure.forward import evaluation_state
+
+
+def top1_accuracy(model: nn.Module, batches: Iterable[Any], read_batch: BatchReader) -> float | None:
+    """Share of samples that ``model`` classifies rightly, in [0, 1].
+
+    Args:
+        model: ``model(inputs)`` gives logits (B, C); run in eval mode, left as it was.
+        batches: on the device of the model.
+        read_batch: splits a batch into inputs and labels.
+
+    Returns:
+        The accuracy; None if there are no batches or forward gives something else than logits.
+    """
+    right, seen = 0.0, 0
+    with evaluation_state(model):
+        for batch in batches:
+            inputs, labels = read_batch(batch)
+            labels = check_labels(labels)
+            logits = model(inputs)
+            if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < 2:
+                return None
+            correct = multiclass_accuracy(logits, labels, logits.shape[1], average="micro")
+            right += float(correct) * len(labels)
+            seen += len(labels)
+    return right / seen if seen else None
+
+
+def recalibrate_batchnorm(model: nn.Module, inputs: Iterable[Any], batches: int) -> None:
+    """Estimate the running statistics of the BatchNorm layers afresh, all others in eval mode.
+
+    Layers in eval mode (frozen by the user) keep theirs.
+
+    Args:
+        model: the network; everything but the running statistics is left as it was.
+        inputs: arguments of ``model``, on its device, at least ``batches`` of them.
+        batches: how many to average over, at least 1.
+    """
+    live = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
+    with evaluation_state(model), torch.no_grad():
+        for module in live:
+            module.training = True
+        update_bn_stats(model, inputs, num_iters=batches)

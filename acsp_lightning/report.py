@@ -1,0 +1,140 @@
+"""What a cut did: its record, and the tables and files that people read."""
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from acsp_lightning.complexity import Complexity
+from acsp_lightning.functional import ChannelSelection
+from acsp_lightning.structure.plan import PruningPlan
+
+TABLE_WIDTH = 100
+
+
+@dataclass(frozen=True, slots=True)
+class PruningStep:
+    """One cut, with its evidence.
+
+    Attributes:
+        epoch: zero-based epoch whose validation was captured; the cut came at the start of the next.
+        plan: the kept indices of every layer side that changed.
+        selections: the selection for every group that was looked at, by group name.
+        layers: for every layer whose filters make channels of these groups, the number of output
+            channels before and after.
+        before: complexity of the network before the cut, of one forward pass on the example inputs.
+        after: the same after it.
+        accuracy_before: top-1 accuracy on the captured validation batches before the cut, in [0, 1];
+            None if forward does not give logits.
+        accuracy_after: the same straight after the cut, before any training step.
+        samples: validation samples that were captured.
+    """
+
+    epoch: int
+    plan: PruningPlan
+    selections: Mapping[str, ChannelSelection]
+    layers: Mapping[str, tuple[int, int]]
+    before: Complexity
+    after: Complexity
+    accuracy_before: float | None
+    accuracy_after: float | None
+    samples: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON: tensors become lists."""
+        return {
+            "epoch": self.epoch,
+            "plan": self.plan.to_dict(),
+            "selections": {name: _plain(s) for name, s in self.selections.items()},
+            "layers": {name: list(widths) for name, widths in self.layers.items()},
+            "before": asdict(self.before),
+            "after": asdict(self.after),
+            "accuracy_before": self.accuracy_before,
+            "accuracy_after": self.accuracy_after,
+            "samples": self.samples,
+        }
+
+
+def write_step(step: PruningStep, folder: Path) -> Path:
+    """Write ``step`` as JSON into ``folder``, which is made if need be; returns the file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"cut_after_epoch_{step.epoch}.json"
+    path.write_text(json.dumps(step.to_dict(), indent=1))
+    return path
+
+
+def step_table(step: PruningStep) -> str:
+    """One cut as text: channels per layer, then the network before and straight after it."""
+    table = _table(f"Cut after epoch {step.epoch}", ("", "before", "after"))
+    _add_layers(table, step.layers)
+    _add_network(table, (step.before, step.after), (step.accuracy_before, step.accuracy_after))
+    return _text(table)
+
+
+def summary_table(steps: Sequence[PruningStep], final: Complexity, final_accuracy: float | None) -> str:
+    """All cuts of a run as text: before the first, straight after the last, and at the end."""
+    first, last = steps[0], steps[-1]
+    layers: dict[str, tuple[int, int]] = {}
+    for step in steps:
+        for name, (before, after) in step.layers.items():
+            layers[name] = (layers.get(name, (before, 0))[0], after)
+    cuts = "one cut" if len(steps) == 1 else f"{len(steps)} cuts"
+    table = _table(f"Pruned in {cuts}", ("", "before", "straight after", "at the end"))
+    _add_layers(table, layers)
+    _add_network(
+        table,
+        (first.before, last.after, final),
+        (first.accuracy_before, last.accuracy_after, final_accuracy),
+    )
+    return _text(table)
+
+
+def describe_unsupported(complexity: Complexity) -> str:
+    """The operators that the FLOPs leave out; empty if there are none."""
+    if not complexity.unsupported:
+        return ""
+    names = ", ".join(f"{name} ({times}x)" for name, times in complexity.unsupported.items())
+    return f"fvcore does not count these operators: {names}"
+
+
+def _plain(selection: ChannelSelection) -> dict[str, Any]:
+    values = {name: getattr(selection, name) for name in ChannelSelection.__slots__}
+    return {n: v.tolist() if isinstance(v, Tensor) else v for n, v in values.items()}
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="right" if place else "left")
+    return table
+
+
+def _add_layers(table: Table, layers: Mapping[str, tuple[int, int]]) -> None:
+    for name, (before, after) in layers.items():
+        table.add_row(name, str(before), *[str(after)] * (len(table.columns) - 2))
+    table.add_section()
+
+
+def _add_network(
+    table: Table, complexities: Sequence[Complexity], accuracies: Sequence[float | None]
+) -> None:
+    start = complexities[0]
+    table.add_row("parameters", *(_share(c.parameters, start.parameters) for c in complexities))
+    table.add_row("FLOPs (fvcore)", *(_share(c.flops, start.flops) for c in complexities))
+    table.add_row("accuracy", *("-" if a is None else f"{a:.2%}" for a in accuracies))
+
+
+def _share(value: int, start: int) -> str:
+    return f"{value:,}" if value == start else f"{value:,} ({start / value:.2f}x less)"
+
+
+def _text(table: Table) -> str:
+    sink = io.StringIO()
+    Console(file=sink, width=TABLE_WIDTH, color_system=None).print(table)
+    return sink.getvalue().rstrip()

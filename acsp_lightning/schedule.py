@@ -1,0 +1,60 @@
+"""When cuts happen, and whether they can."""
+
+from collections.abc import Sequence
+
+import lightning.pytorch as pl
+
+
+def check_epochs(epochs: Sequence[int]) -> None:
+    """Raise ``ValueError`` unless ``epochs`` are distinct integers from 0, at least one."""
+    wanted = "give zero-based epochs such as [4], each once"
+    if isinstance(epochs, str) or not isinstance(epochs, Sequence) or not epochs:
+        raise ValueError(f"epochs is {epochs!r}; {wanted}.")
+    for epoch in epochs:
+        if isinstance(epoch, bool) or not isinstance(epoch, int):
+            raise ValueError(f"epochs has {epoch!r}, which is no integer; {wanted}.")
+        if epoch < 0:
+            raise ValueError(f"epochs has {epoch}, which is negative; {wanted}.")
+        if list(epochs).count(epoch) > 1:
+            raise ValueError(f"epochs has {epoch} more than once; {wanted}.")
+
+
+def check_count(name: str, value: int | None, *, at_least: int) -> None:
+    """Raise ``ValueError`` unless ``value`` is None or an integer from ``at_least``."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise ValueError(f"{name} is {value!r}; it must be an integer >= {at_least}.")
+
+
+def check_schedule(epochs: Sequence[int], trainer: pl.Trainer) -> None:
+    """Raise ``ValueError`` if a capture or a cut at ``epochs`` could never happen in this fit.
+
+    A capture needs a validation in its epoch, and a cut a training epoch after it.
+    """
+    if not trainer.enable_validation:
+        raise ValueError(
+            "Pruning gathers activations in the validation loop, and this fit has none. Give the "
+            "module a validation_step and the data a val_dataloader, and leave limit_val_batches "
+            "above 0."
+        )
+    last = None if trainer.max_epochs in (None, -1) else trainer.max_epochs - 2
+    for epoch in epochs:
+        if last is not None and epoch > last:
+            allowed = f"at most {last}" if last >= 0 else "none, so max_epochs must be at least 2"
+            raise ValueError(
+                f"epochs has {epoch}, but with max_epochs={trainer.max_epochs} the cut after that "
+                f"epoch's validation could never happen; allowed is {allowed}. Raise max_epochs or "
+                "cut earlier."
+            )
+        every = trainer.check_val_every_n_epoch
+        if every is not None and (epoch + 1) % every:
+            raise ValueError(
+                f"epochs has {epoch}, but check_val_every_n_epoch={every} leaves that epoch without a "
+                f"validation to capture; epochs {every - 1}, {2 * every - 1}, ... have one."
+            )
+
+
+def is_dry_run(trainer: pl.Trainer) -> bool:
+    """Whether the Trainer runs a few batches to try the code out (``fast_dev_run``)."""
+    return bool(getattr(trainer, "fast_dev_run", False))

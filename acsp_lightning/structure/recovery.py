@@ -1,0 +1,46 @@
+"""Recovery without training: consumers take over what the removed channels gave them."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from acsp_lightning.functional import fold_input, reconstruction_map
+from acsp_lightning.structure.groups import ChannelGroup, input_spread
+from acsp_lightning.structure.layers import side_layout, slice_tensor
+from acsp_lightning.structure.plan import PruningPlan
+from acsp_lightning.structure.surgery import Replacement
+
+
+def recover_consumers(
+    model: nn.Module,
+    plan: PruningPlan,
+    groups: Iterable[ChannelGroup],
+    replacements: Iterable[Replacement],
+    input_moments: Mapping[str, Tensor],
+) -> None:
+    """Fold the least-squares reconstruction of the removed channels into the layers that read them.
+
+    Args:
+        model: the network after the cut; the weights of consumers change in place.
+        plan: the cut.
+        groups: the groups that the plan was built from.
+        replacements: what the cut replaced; the old weights are read.
+        input_moments: second moments of every consumer's input before the cut, (D, D), by layer.
+    """
+    spreads = {side.layer: input_spread(side) for group in groups for side in group.consumers}
+    by_name = {replacement.name: replacement for replacement in replacements}
+    for cut in plan:
+        if cut.side != "in":
+            continue
+        replacement = by_name[f"{cut.layer}.weight"]
+        ((_, dim),) = side_layout(model.get_submodule(cut.layer), "in").tensors
+        spread = spreads[cut.layer]
+        channels = torch.tensor(cut.kept[::spread], dtype=torch.int64) // spread
+        mapping = reconstruction_map(input_moments[cut.layer], channels)
+        folded = fold_input(replacement.old.detach(), mapping, dim=dim, spread=spread)
+        for other, kept in replacement.cuts:
+            if other != dim:
+                folded = slice_tensor(folded, other, kept)
+        with torch.no_grad():
+            replacement.new.copy_(folded)
