@@ -166,8 +166,9 @@ class ACSPPruningCallback(pl.Callback):
             example_inputs(pl_module, inputs, 2), example_inputs(pl_module, inputs, 1)
         )
         tracing = self._trace(pl_module)
-        for name, reason in tracing.left_whole.items():
-            rank_zero_warn(f"{name!r} is left whole: {reason}.")
+        if tracing.left_whole:
+            reasons = "; ".join(f"{name!r}: {why}" for name, why in tracing.left_whole.items())
+            rank_zero_warn(f"Some layers are left whole. {reasons}.")
         complexity = measure_complexity(pl_module, self._example.counted)
         self._initial = self._initial or complexity
         self._check_widths(tracing.groups, complexity)

@@ -13,6 +13,13 @@ from acsp_lightning.functional import ClassMoments, class_moments, merge_moments
 from acsp_lightning.structure.groups import ChannelGroup, input_spread
 from acsp_lightning.structure.layers import channel_dim
 
+# By number of spatial axes, from 1.
+POOLS: tuple[Callable[..., Tensor], ...] = (
+    adaptive_avg_pool1d,
+    adaptive_avg_pool2d,
+    adaptive_avg_pool3d,
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Activations:
@@ -157,8 +164,5 @@ def _pooled(output: Tensor, dim: int, grid: int | None) -> Tensor:
     values = output.float().movedim(dim, 1)
     spatial = values.shape[2:]
     if grid is not None and any(size > grid for size in spatial):
-        size = tuple(min(axis, grid) for axis in spatial)
-        values = (adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d)[len(size) - 1](
-            values, size
-        )
+        values = POOLS[len(spatial) - 1](values, [min(axis, grid) for axis in spatial])
     return values.flatten(2) if spatial else values.unsqueeze(2)

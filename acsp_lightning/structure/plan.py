@@ -1,5 +1,6 @@
 """What to keep, as plain data: it can be stored, compared, sent to other processes and replayed."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -52,10 +53,9 @@ class PruningPlan:
 
     def __post_init__(self) -> None:
         """Refuse two cuts of one side."""
-        sides = [(cut.layer, cut.side) for cut in self.cuts]
-        for side in sides:
-            if sides.count(side) > 1:
-                raise ValueError(f"the plan cuts {side[0]!r} ({side[1]}) twice.")
+        for (layer, side), times in Counter((cut.layer, cut.side) for cut in self.cuts).items():
+            if times > 1:
+                raise ValueError(f"the plan cuts {layer!r} ({side}) {times} times.")
 
     def __iter__(self) -> Iterator[SideCut]:
         return iter(self.cuts)
