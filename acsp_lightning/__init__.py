@@ -1,6 +1,7 @@
 """Structured pruning that decides by itself how many channels to keep, inside a Lightning job."""
 
 from acsp_lightning.callback import ACSPPruningCallback
+from acsp_lightning.checkpoint import load_pruned, restore_structure
 from acsp_lightning.complexity import Complexity, measure_complexity
 from acsp_lightning.functional import ChannelSelection, SelectionConfig
 from acsp_lightning.report import PruningStep
@@ -17,5 +18,7 @@ __all__ = [
     "SelectionConfig",
     "UnsupportedStructureError",
     "apply_plan",
+    "load_pruned",
     "measure_complexity",
+    "restore_structure",
 ]

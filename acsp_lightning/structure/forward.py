@@ -51,7 +51,7 @@ def evaluation_state(model: nn.Module, *, grad: bool = False) -> Iterator[None]:
 
 
 def call_counts(model: nn.Module, inputs: tuple[Any, ...]) -> Counter[str]:
-    """How often ``forward(*inputs)`` calls every layer that owns parameters, by qualified name.
+    """How often ``forward(*inputs)`` calls every layer with parameters or buffers, by qualified name.
 
     Names come in the order of their first call. Layers that forward never calls are absent.
 
@@ -69,10 +69,10 @@ def call_counts(model: nn.Module, inputs: tuple[Any, ...]) -> Counter[str]:
     handles = [
         module.register_forward_pre_hook(counter(name))
         for name, module in model.named_modules()
-        if next(module.parameters(recurse=False), None) is not None
+        if module._parameters or module._buffers
     ]
     try:
-        model(*inputs)
+        run_forward(model, inputs)
     except Exception as error:
         raise UnsupportedStructureError(
             f"{type(model).__name__}.forward failed on the example inputs "
@@ -84,6 +84,16 @@ def call_counts(model: nn.Module, inputs: tuple[Any, ...]) -> Counter[str]:
         for handle in handles:
             handle.remove()
     return calls
+
+
+def run_forward(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
+    """``model(*inputs)`` on copies of the tensors in ``inputs``.
+
+    A forward that writes to its inputs thus sees the same ones every time, and batches that were made
+    under ``inference_mode`` can be traced by autograd.
+    """
+    copies = tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, inputs)
+    return model(*copies)
 
 
 def describe_inputs(inputs: tuple[Any, ...]) -> str:

@@ -6,7 +6,8 @@ plain :class:`ChannelGroup` objects and none of its own objects outlives the cal
 
 import fnmatch
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import pairwise
@@ -14,12 +15,14 @@ from typing import Any, NamedTuple
 
 import torch_pruning as tp
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from acsp_lightning.structure.forward import (
     UnsupportedStructureError,
     call_counts,
     evaluation_state,
     output_tensors,
+    run_forward,
 )
 from acsp_lightning.structure.layers import (
     Side,
@@ -121,6 +124,7 @@ def trace_groups(
         ValueError: if a pattern matches no layer.
     """
     _check_patterns(model, include, exclude)
+    _check_initialised(model)
     modules = dict(model.named_modules())
     with evaluation_state(model, grad=True):
         calls = call_counts(model, inputs)
@@ -135,7 +139,11 @@ def trace_groups(
         left_whole: dict[str, str] = {}
         seen: set[str] = set()
         for root in roots:
-            if root in seen or modules[root] not in graph.module2node:
+            if root in seen:
+                continue
+            if modules[root] not in graph.module2node:
+                if _asked_for([root], include, exclude):
+                    left_whole[root] = "no gradient runs from the network's output to it"
                 continue
             reach = _follow(graph, root, model, calls)
             members = [name for name in calls if (name, "out") in reach.sides]
@@ -150,6 +158,8 @@ def trace_groups(
             else:
                 if group is not None:
                     groups.append(group)
+    groups, mixed = _without_mixed_spreads(groups)
+    left_whole.update(mixed)
     return Tracing(tuple(groups), left_whole)
 
 
@@ -205,15 +215,41 @@ def _check_patterns(model: nn.Module, include: Sequence[str], exclude: Sequence[
                 )
 
 
+def _check_initialised(model: nn.Module) -> None:
+    """Refuse lazy layers: the first forward pass, which would be ours, turns them into others."""
+    lazy = [name for name, module in model.named_modules() if _is_lazy(module)]
+    if lazy:
+        raise UnsupportedStructureError(
+            f"{lazy[0]!r} is a lazy layer that is not initialised yet. Run the network once on a batch "
+            "before it is traced (and before its optimizer is made)."
+        )
+
+
+def _is_lazy(module: nn.Module) -> bool:
+    return isinstance(module, LazyModuleMixin) and module.has_uninitialized_params()
+
+
+@contextmanager
+def _hooks_put_back(model: nn.Module) -> Iterator[None]:
+    """Remove the forward hooks that the body added; the tracer leaves its own behind if it fails."""
+    before = [(module, dict(module._forward_hooks)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, hooks in before:
+            for key in set(module._forward_hooks) - set(hooks):
+                del module._forward_hooks[key]
+
+
 def _build_graph(model: nn.Module, inputs: tuple[Any, ...]) -> tp.DependencyGraph:
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _hooks_put_back(model):
             # The tracer announces what it guesses; nothing guessed passes our own checks.
             warnings.simplefilter("ignore")
             return tp.DependencyGraph().build_dependency(
                 model,
                 example_inputs=inputs,
-                forward_fn=lambda module, arguments: module(*arguments),
+                forward_fn=run_forward,
                 output_transform=lambda outputs: [
                     tensor for tensor in output_tensors(outputs) if tensor.grad_fn is not None
                 ],
@@ -292,7 +328,7 @@ def _summary(
             reason = reason or _layer_reason(name, node.module, calls)
             side: Side = "out" if graph.is_out_channel_pruning_fn(function) else "in"
             sides[name, side] = mapping
-    nodes = [node for node, _ in carried]
+    nodes = [node for (node, _), mapping in carried.items() if mapping]
     return _Reach(
         sides,
         residual=any(_is_sum(node) for node in nodes),
@@ -304,7 +340,8 @@ def _summary(
 def _parameter_reason(model: nn.Module, parameter: nn.Parameter) -> str:
     name = next(name for name, p in model.named_parameters() if p is parameter)
     owner = model.get_submodule(name.rpartition(".")[0])
-    return f"its channels meet the parameter {name!r}: {refusal(owner)}"
+    reason = refusal(owner) or "it is read past its layer"
+    return f"its channels meet the parameter {name!r}: {reason}"
 
 
 def _layer_reason(name: str, module: nn.Module, calls: Mapping[str, int]) -> str | None:
@@ -385,6 +422,24 @@ def input_spread(side: LayerSide) -> int:
     """Consecutive positions per channel in the input of a consumer: 1, or more after a flatten."""
     runs = 1 + sum(a != b for a, b in pairwise(side.channels))
     return len(side.positions) // runs
+
+
+def _without_mixed_spreads(
+    groups: Sequence[ChannelGroup],
+) -> tuple[list[ChannelGroup], dict[str, str]]:
+    """Leave out groups that a consumer reads in blocks of another length than an earlier group."""
+    spreads: dict[str, int] = {}
+    agreeing: list[ChannelGroup] = []
+    reasons: dict[str, str] = {}
+    for group in groups:
+        own = {side.layer: input_spread(side) for side in group.consumers}
+        mixed = [layer for layer, spread in own.items() if spreads.get(layer, spread) != spread]
+        if mixed:
+            reasons[group.name] = f"{mixed[0]!r} reads maps of several sizes"
+        else:
+            agreeing.append(group)
+            spreads.update(own)
+    return agreeing, reasons
 
 
 def _is_sum(node: Any) -> bool:

@@ -1,0 +1,128 @@
+"""Loading a pruned network into the class it came from: the shapes in the file say what was cut."""
+
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from acsp_lightning.structure.layers import Side, refusal, side_layout
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def load_pruned(model: M, path: str | PathLike[str]) -> M:
+    """Give ``model`` the structure and the weights of a checkpoint, pruned or not.
+
+    Needs no Trainer, no tracing and no example input. Layers shrink or grow to the shapes in the
+    file.
+
+    Args:
+        model: a fresh instance of the class that was saved; changed in place.
+        path: a Lightning checkpoint (weights under ``state_dict``), or what ``torch.save`` wrote of a
+            state dict. Read with ``weights_only=True``, onto the CPU.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        ValueError: if the file holds no state dict, or one of another architecture: names the first
+            layer that does not fit. The model is as it was then.
+    """
+    content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    state = content.get("state_dict", content) if isinstance(content, Mapping) else None
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(
+            f"{path} holds neither a Lightning checkpoint nor a state dict of tensors; it holds a "
+            f"{type(content).__name__}."
+        )
+    restore_structure(model, state)
+    model.load_state_dict(state)
+    return model
+
+
+def restore_structure(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Resize the layers of ``model``, in place, to the shapes in ``state``; weights are not copied.
+
+    Resized parameters are new objects with undefined values that keep dtype, device,
+    ``requires_grad`` and the attributes set on them: load ``state`` next, and build optimizers after.
+
+    Args:
+        model: a network of the class that ``state`` was taken from.
+        state: what its ``state_dict()`` gave, before or after any number of cuts.
+
+    Raises:
+        ValueError: if names differ, or a shape differs in a way that no cut explains: names the first
+            layer that does not fit, with both shapes. The model is untouched then.
+    """
+    own = model.state_dict()
+    for kind, names in (
+        ("the file lacks", own.keys() - state.keys()),
+        ("only the file has", state.keys() - own.keys()),
+    ):
+        if names:
+            raise ValueError(
+                f"The file is of another architecture than {type(model).__name__}: {kind} "
+                f"{min(names)!r}."
+            )
+    changed = {name for name in own if own[name].shape != state[name].shape}
+    resized = {name: model.get_submodule(name) for name in _owners(changed)}
+    for name, module in resized.items():
+        _check_resizable(name, module, own, state)
+    for name, module in resized.items():
+        _resize(module, {n: state[_join(name, n)].shape for n in _own_tensors(module)})
+
+
+def _owners(names: set[str]) -> list[str]:
+    return sorted({name.rpartition(".")[0] for name in names})
+
+
+def _join(layer: str, tensor: str) -> str:
+    return f"{layer}.{tensor}" if layer else tensor
+
+
+def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
+    return dict(module.state_dict(keep_vars=True))
+
+
+def _check_resizable(
+    name: str, module: nn.Module, own: Mapping[str, Tensor], state: Mapping[str, Tensor]
+) -> None:
+    reason = refusal(module)
+    free: dict[str, set[int]] = {}
+    if reason is None:
+        for side in ("out", "in"):
+            for tensor, dim in side_layout(module, side).tensors:
+                free.setdefault(tensor, set()).add(dim)
+    for tensor in _own_tensors(module):
+        found, allowed = state[_join(name, tensor)].shape, own[_join(name, tensor)].shape
+        dims = free.get(tensor, set())
+        fits = len(found) == len(allowed) and all(
+            a == b or dim in dims for dim, (a, b) in enumerate(zip(found, allowed, strict=False))
+        )
+        if not fits:
+            raise ValueError(
+                f"Layer {name!r} does not fit: {tensor!r} has shape {tuple(found)} in the file and "
+                f"{tuple(allowed)} in the model, which no cut explains"
+                + (f" ({reason})." if reason else ".")
+            )
+
+
+def _resize(module: nn.Module, shapes: Mapping[str, torch.Size]) -> None:
+    sizes: dict[str, int] = {}
+    sides: tuple[Side, ...] = ("in", "out")
+    for side in sides:
+        layout = side_layout(module, side)
+        width = next(shapes[tensor][dim] for tensor, dim in layout.tensors if tensor in shapes)
+        sizes.update(dict.fromkeys(layout.sizes, width))
+    for name, shape in shapes.items():
+        old = getattr(module, name)
+        if old.shape == shape:
+            continue
+        new = old.detach().new_empty(shape)
+        if isinstance(old, nn.Parameter):
+            new = nn.Parameter(new, requires_grad=old.requires_grad)
+            vars(new).update(vars(old))
+        setattr(module, name, new)
+    vars(module).update(sizes)
