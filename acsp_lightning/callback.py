@@ -24,7 +24,14 @@ from acsp_lightning.report import (
     summary_table,
     write_step,
 )
-from acsp_lightning.schedule import check_count, check_epochs, check_schedule, is_dry_run
+from acsp_lightning.schedule import (
+    check_count,
+    check_epochs,
+    check_patterns,
+    check_schedule,
+    check_step_schedule,
+    is_dry_run,
+)
 from acsp_lightning.structure.fidelity import verify_groups
 from acsp_lightning.structure.forward import UnsupportedStructureError
 from acsp_lightning.structure.groups import ChannelGroup, Tracing, trace_groups
@@ -71,8 +78,8 @@ class ACSPPruningCallback(pl.Callback):
         selection: how many channels stay, and which.
         recovery: "least_squares" folds what the kept channels tell about the removed ones into the
             layers that read them; "none" leaves their weights as they are.
-        batchnorm_batches: training batches on which BatchNorm statistics are estimated afresh right
-            after a cut; 0: they stay as they are.
+        batchnorm_batches: training batches, at most an epoch of them, on which BatchNorm statistics
+            are estimated afresh right after a cut; 0: they stay as they are.
         round_to: channel counts are multiples of this, at most the width of the narrowest layer.
         max_batches: at most this many validation batches are captured; None: all of them.
         read_batch: splits a batch into (inputs, labels), labels being integers of shape (B,); a
@@ -82,7 +89,7 @@ class ACSPPruningCallback(pl.Callback):
             directory, or in the trainer's.
 
     Attributes:
-        steps: one :class:`PruningStep` for each cut made so far.
+        steps: one :class:`PruningStep` for each cut made so far, in all fits.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -99,7 +106,7 @@ class ACSPPruningCallback(pl.Callback):
         include: Sequence[str] = ("*",),
         exclude: Sequence[str] = (),
         residual: bool = False,
-        selection: SelectionConfig | None = None,
+        selection: SelectionConfig = SelectionConfig(),  # noqa: B008 - frozen, hence safe to share
         recovery: Literal["least_squares", "none"] = "least_squares",
         batchnorm_batches: int = 0,
         round_to: int = 1,
@@ -108,10 +115,14 @@ class ACSPPruningCallback(pl.Callback):
         report_dir: str | Path | None = None,
     ) -> None:
         check_epochs(epochs)
-        check_count("layers_per_epoch", layers_per_epoch, at_least=1)
+        if layers_per_epoch is not None:
+            check_count("layers_per_epoch", layers_per_epoch, at_least=1)
+        if max_batches is not None:
+            check_count("max_batches", max_batches, at_least=1)
         check_count("batchnorm_batches", batchnorm_batches, at_least=0)
         check_count("round_to", round_to, at_least=1)
-        check_count("max_batches", max_batches, at_least=1)
+        check_patterns("include", include)
+        check_patterns("exclude", exclude)
         if recovery not in ("least_squares", "none"):
             raise ValueError(f"recovery is {recovery!r}; it must be 'least_squares' or 'none'.")
         self.epochs = tuple(epochs)
@@ -119,7 +130,7 @@ class ACSPPruningCallback(pl.Callback):
         self.include = tuple(include)
         self.exclude = tuple(exclude)
         self.residual = residual
-        self.selection = SelectionConfig() if selection is None else selection
+        self.selection = selection
         self.recovery = recovery
         self.batchnorm_batches = batchnorm_batches
         self.round_to = round_to
@@ -127,6 +138,7 @@ class ACSPPruningCallback(pl.Callback):
         self.read_batch = read_batch
         self.report_dir = report_dir
         self.steps: list[PruningStep] = []
+        self._earlier = 0
         self._visited: list[str] = []
         self._initial: Complexity | None = None
         self._example: _Example | None = None
@@ -139,6 +151,8 @@ class ACSPPruningCallback(pl.Callback):
         """Check the schedule, the strategy and that there is something to tune."""
         if stage != "fit" or is_dry_run(trainer):
             return
+        # Every fit is counted by itself: the next one may be of another network.
+        self._visited, self._initial, self._earlier = [], None, len(self.steps)
         check_schedule(self.epochs, trainer)
         if not isinstance(trainer.strategy, SingleDeviceStrategy):
             raise ValueError(
@@ -156,6 +170,7 @@ class ACSPPruningCallback(pl.Callback):
         if is_dry_run(trainer):
             rank_zero_info("fast_dev_run has no second epoch: nothing will be pruned.")
             return
+        check_step_schedule(self.epochs, trainer)
         with isolate_rng():
             batch = next(validation_batches(trainer, self.max_batches), None)
         if batch is None:
@@ -211,8 +226,8 @@ class ACSPPruningCallback(pl.Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Trace the network as it is now and install the hooks; the last validation of an epoch wins."""
-        if trainer.sanity_checking or is_dry_run(trainer) or trainer.current_epoch not in self.epochs:
-            return
+        if self._example is None or trainer.sanity_checking or trainer.current_epoch not in self.epochs:
+            return  # the example is there from the start of a fit to its end
         self._stop_capture()
         self._captured = None
         groups = self._trace(pl_module).groups
@@ -270,11 +285,15 @@ class ACSPPruningCallback(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Leave no hook behind."""
-        self._stop_capture()
+        self._forget()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave no hook behind, and hold no data of the user's."""
+        self._forget()
+
+    def _forget(self) -> None:
         self._stop_capture()
+        self._captured = None  # or the next fit would cut by it
         self._example = None
 
     # -- the cut, at the start of a training epoch ---------------------------------------------------
@@ -350,11 +369,17 @@ class ACSPPruningCallback(pl.Callback):
                 recalibrate_batchnorm(pl_module, inputs, self.batchnorm_batches)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Sum up the cuts of the run."""
-        if self.steps and self._example is not None:
+        """Sum up the cuts of the run, and say which one is missing."""
+        if self._captured is not None:
+            rank_zero_warn(
+                f"What was captured in epoch {self._captured.epoch} was never cut: the fit ended before "
+                "its next epoch. Train longer, or cut earlier."
+            )
+        steps = self.steps[self._earlier :]
+        if steps and self._example is not None:
             final = measure_complexity(pl_module, self._example.counted)
             accuracy = self._accuracy(trainer, pl_module)
-            rank_zero_info("\n" + summary_table(self.steps, final, accuracy))
+            rank_zero_info("\n" + summary_table(steps, final, accuracy))
 
     def _report(self, trainer: pl.Trainer, step: PruningStep) -> None:
         rank_zero_info("\n" + step_table(step))

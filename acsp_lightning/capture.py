@@ -149,10 +149,11 @@ class ActivationCapture:
                 return
             inputs = (args[0] if args else kwargs["input"]).detach()
             with torch.autocast(inputs.device.type, enabled=False):
-                channels = inputs.float().movedim(channel_dim(module), 0)
-                # After a flatten a channel has several features; they are its positions.
-                rows = channels.reshape(len(channels) // spread, -1)
-                product = (rows @ rows.T).double()
+                channels = inputs.movedim(channel_dim(module), 0)
+                # After a flatten a channel has several features; they are its positions. In double,
+                # because TF32 products are too coarse for a nearly singular least-squares problem.
+                rows = channels.reshape(len(channels) // spread, -1).double()
+                product = rows @ rows.T
             self._products[layer] = self._products.get(layer, 0) + product
             self._rows[layer] = self._rows.get(layer, 0) + rows.shape[1]
 
@@ -161,7 +162,8 @@ class ActivationCapture:
 
 def _pooled(output: Tensor, dim: int, grid: int | None) -> Tensor:
     """Activations as (B, N, P), each spatial axis averaged to at most ``grid`` positions."""
-    values = output.float().movedim(dim, 1)
+    # Half precision overflows in the sums of a pool.
+    values = (output if output.dtype == torch.float64 else output.float()).movedim(dim, 1)
     spatial = values.shape[2:]
     if grid is not None and any(size > grid for size in spatial):
         values = POOLS[len(spatial) - 1](values, [min(axis, grid) for axis in spatial])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from acsp_lightning.structure.layers import Side, refusal, side_layout
 
 M = TypeVar("M", bound=nn.Module)
+SIDES: tuple[Side, Side] = ("out", "in")
 
 
 def load_pruned(model: M, path: str | PathLike[str]) -> M:
@@ -66,53 +67,73 @@ def restore_structure(model: nn.Module, state: Mapping[str, Tensor]) -> None:
                 f"The file is of another architecture than {type(model).__name__}: {kind} "
                 f"{min(names)!r}."
             )
-    changed = {name for name in own if own[name].shape != state[name].shape}
-    resized = {name: model.get_submodule(name) for name in _owners(changed)}
-    for name, module in resized.items():
-        _check_resizable(name, module, own, state)
-    for name, module in resized.items():
-        _resize(module, {n: state[_join(name, n)].shape for n in _own_tensors(module)})
+    resize_layers(model, state)
+
+
+def resize_layers(model: nn.Module, state: Mapping[str, Tensor], prefix: str = "") -> None:
+    """Resize the layers whose shapes differ in ``state``; names that only one side has are passed over.
+
+    Args:
+        model: changed in place, or not at all.
+        state: entries of the model's state dict, each name behind ``prefix``.
+        prefix: what the names in ``state`` begin with.
+
+    Raises:
+        ValueError: if a shape differs in a way that no cut explains.
+    """
+    shapes = {
+        name: (tensor.shape, state[prefix + name].shape)
+        for name, tensor in model.state_dict().items()
+        if prefix + name in state
+    }
+    changed = {name for name, (own, found) in shapes.items() if own != found}
+    resized = {layer: model.get_submodule(layer) for layer in _owners(changed)}
+    for layer, module in resized.items():
+        _check_resizable(layer, module, shapes)
+    for layer, module in resized.items():
+        names = {
+            name.rpartition(".")[2]: found
+            for name, (_, found) in shapes.items()
+            if _owner(name) == layer
+        }
+        _resize(module, names)
+
+
+def _owner(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _owners(names: set[str]) -> list[str]:
-    return sorted({name.rpartition(".")[0] for name in names})
-
-
-def _join(layer: str, tensor: str) -> str:
-    return f"{layer}.{tensor}" if layer else tensor
-
-
-def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
-    return dict(module.state_dict(keep_vars=True))
+    return sorted({_owner(name) for name in names})
 
 
 def _check_resizable(
-    name: str, module: nn.Module, own: Mapping[str, Tensor], state: Mapping[str, Tensor]
+    layer: str, module: nn.Module, shapes: Mapping[str, tuple[torch.Size, torch.Size]]
 ) -> None:
     reason = refusal(module)
     free: dict[str, set[int]] = {}
     if reason is None:
-        for side in ("out", "in"):
+        for side in SIDES:
             for tensor, dim in side_layout(module, side).tensors:
                 free.setdefault(tensor, set()).add(dim)
-    for tensor in _own_tensors(module):
-        found, allowed = state[_join(name, tensor)].shape, own[_join(name, tensor)].shape
-        dims = free.get(tensor, set())
-        fits = len(found) == len(allowed) and all(
-            a == b or dim in dims for dim, (a, b) in enumerate(zip(found, allowed, strict=False))
+    for name, (own, found) in shapes.items():
+        if _owner(name) != layer:
+            continue
+        dims = free.get(name.rpartition(".")[2], set())
+        fits = len(found) == len(own) and all(
+            a == b or dim in dims for dim, (a, b) in enumerate(zip(found, own, strict=False))
         )
         if not fits:
             raise ValueError(
-                f"Layer {name!r} does not fit: {tensor!r} has shape {tuple(found)} in the file and "
-                f"{tuple(allowed)} in the model, which no cut explains"
+                f"Layer {layer!r} does not fit: {name!r} has shape {tuple(found)} in the file and "
+                f"{tuple(own)} in the model, which no cut explains"
                 + (f" ({reason})." if reason else ".")
             )
 
 
 def _resize(module: nn.Module, shapes: Mapping[str, torch.Size]) -> None:
     sizes: dict[str, int] = {}
-    sides: tuple[Side, ...] = ("in", "out")
-    for side in sides:
+    for side in SIDES:
         layout = side_layout(module, side)
         width = next(shapes[tensor][dim] for tensor, dim in layout.tensors if tensor in shapes)
         sizes.update(dict.fromkeys(layout.sizes, width))

@@ -19,12 +19,16 @@ def check_epochs(epochs: Sequence[int]) -> None:
             raise ValueError(f"epochs has {epoch} more than once; {wanted}.")
 
 
-def check_count(name: str, value: int | None, *, at_least: int) -> None:
-    """Raise ``ValueError`` unless ``value`` is None or an integer from ``at_least``."""
-    if value is None:
-        return
+def check_count(name: str, value: int, *, at_least: int) -> None:
+    """Raise ``ValueError`` unless ``value`` is an integer from ``at_least``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
         raise ValueError(f"{name} is {value!r}; it must be an integer >= {at_least}.")
+
+
+def check_patterns(name: str, patterns: Sequence[str]) -> None:
+    """Raise ``ValueError`` unless ``patterns`` is a list of strings; one string is a likely slip."""
+    if isinstance(patterns, str) or not all(isinstance(pattern, str) for pattern in patterns):
+        raise ValueError(f"{name} is {patterns!r}; it must be a list of strings such as ['features.*'].")
 
 
 def check_schedule(epochs: Sequence[int], trainer: pl.Trainer) -> None:
@@ -52,6 +56,26 @@ def check_schedule(epochs: Sequence[int], trainer: pl.Trainer) -> None:
             raise ValueError(
                 f"epochs has {epoch}, but check_val_every_n_epoch={every} leaves that epoch without a "
                 f"validation to capture; epochs {every - 1}, {2 * every - 1}, ... have one."
+            )
+
+
+def check_step_schedule(epochs: Sequence[int], trainer: pl.Trainer) -> None:
+    """Raise ``ValueError`` if validation every so many training batches leaves one of ``epochs`` out.
+
+    Args:
+        epochs: zero-based.
+        trainer: inside ``fit``, with its training data set up.
+    """
+    every, length = trainer.val_check_batch, trainer.num_training_batches
+    # Time-based intervals, and epochs of unknown length, cannot be told beforehand.
+    if trainer.check_val_every_n_epoch is not None or every is None or length == float("inf"):
+        return
+    for epoch in epochs:
+        if (epoch + 1) * length // every == epoch * length // every:
+            raise ValueError(
+                f"epochs has {epoch}, but val_check_interval={trainer.val_check_interval} with "
+                f"check_val_every_n_epoch=None and {length} training batches leaves that epoch without "
+                "a validation to capture. Validate more often, or choose another epoch."
             )
 
 

@@ -30,6 +30,7 @@ def acsp(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
 
 SHORT = [
+    "--trainer.callbacks=null",
     "--trainer.accelerator=cpu",
     "--trainer.max_epochs=1",
     "--trainer.limit_train_batches=2",

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -27,10 +27,9 @@ def evaluation_state(model: nn.Module, *, grad: bool = False) -> Iterator[None]:
     """
     flags = [(module, module.training) for module in model.modules()]
     frozen = [p for p in model.parameters() if p.is_floating_point() and not p.requires_grad]
-    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     device_type = next((p.device.type for p in model.parameters()), "cpu")
     with (
-        torch.random.fork_rng(devices=devices),
+        _random_state_kept(model),
         torch.autocast(device_type, enabled=False),
         # A network compiled in place would run past hooks that were added after its compilation.
         torch.compiler.set_stance("force_eager"),
@@ -87,13 +86,20 @@ def call_counts(model: nn.Module, inputs: tuple[Any, ...]) -> Counter[str]:
 
 
 def run_forward(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
-    """``model(*inputs)`` on copies of the tensors in ``inputs``.
+    """``model(*inputs)`` on copies of the tensors in ``inputs``; two calls give the same.
 
-    A forward that writes to its inputs thus sees the same ones every time, and batches that were made
-    under ``inference_mode`` can be traced by autograd.
+    A forward that writes to its inputs or draws random numbers sees the same ones every time, and
+    batches that were made under ``inference_mode`` can be traced by autograd.
     """
     copies = tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, inputs)
-    return model(*copies)
+    with _random_state_kept(model):
+        return model(*copies)
+
+
+def _random_state_kept(model: nn.Module) -> AbstractContextManager[None]:
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    kept: AbstractContextManager[None] = torch.random.fork_rng(devices=devices)
+    return kept
 
 
 def describe_inputs(inputs: tuple[Any, ...]) -> str:

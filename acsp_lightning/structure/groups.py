@@ -7,15 +7,16 @@ plain :class:`ChannelGroup` objects and none of its own objects outlives the cal
 import fnmatch
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch_pruning as tp
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
+from torch_pruning.dependency import index_mapping
 
 from acsp_lightning.structure.forward import (
     UnsupportedStructureError,
@@ -26,6 +27,7 @@ from acsp_lightning.structure.forward import (
 )
 from acsp_lightning.structure.layers import (
     Side,
+    has_one_slope,
     is_consumer,
     is_producer,
     refusal,
@@ -158,8 +160,6 @@ def trace_groups(
             else:
                 if group is not None:
                     groups.append(group)
-    groups, mixed = _without_mixed_spreads(groups)
-    left_whole.update(mixed)
     return Tracing(tuple(groups), left_whole)
 
 
@@ -241,26 +241,66 @@ def _hooks_put_back(model: nn.Module) -> Iterator[None]:
                 del module._forward_hooks[key]
 
 
-def _build_graph(model: nn.Module, inputs: tuple[Any, ...]) -> tp.DependencyGraph:
+@contextmanager
+def _single_values_frozen(model: nn.Module) -> Iterator[None]:
+    """Hide parameters of one value, which every channel shares, from the tracer."""
+    single = [p for p in model.parameters() if p.requires_grad and p.numel() == 1]
     try:
-        with warnings.catch_warnings(), _hooks_put_back(model):
+        for parameter in single:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in single:
+            parameter.requires_grad_(True)
+
+
+def _build_graph(model: nn.Module, inputs: tuple[Any, ...]) -> tp.DependencyGraph:
+    graph = tp.DependencyGraph()
+    try:
+        with warnings.catch_warnings(), _hooks_put_back(model), _single_values_frozen(model):
             # The tracer announces what it guesses; nothing guessed passes our own checks.
             warnings.simplefilter("ignore")
-            return tp.DependencyGraph().build_dependency(
+            graph.build_dependency(
                 model,
                 example_inputs=inputs,
                 forward_fn=run_forward,
-                output_transform=lambda outputs: [
-                    tensor for tensor in output_tensors(outputs) if tensor.grad_fn is not None
-                ],
+                # Taken for layers of one channel, these would end every group.
+                ignored_layers=[module for module in model.modules() if has_one_slope(module)],
+                output_transform=_differentiable_outputs,
                 verbose=False,
             )
+    except ZeroDivisionError:  # in the index maps of a shuffle, the last step
+        _map_indices(graph)
     except Exception as error:
         raise UnsupportedStructureError(
             f"The tracer could not follow {type(model).__name__}.forward: "
             f"{type(error).__name__}: {error}. Its outputs must be tensors (or nested lists, tuples "
             "or dicts of them) that depend on the parameters."
         ) from error
+    return graph
+
+
+def _map_indices(graph: tp.DependencyGraph) -> None:
+    """Make the index maps of every operator, where that is possible."""
+    makers = (
+        index_mapping.update_concat_index_mapping,
+        index_mapping.update_split_index_mapping,
+        index_mapping.update_reshape_index_mapping,
+        index_mapping.update_unbind_index_mapping,
+        index_mapping.update_expand_index_mapping,
+        index_mapping.update_slice_index_mapping,
+    )
+    for node in graph.module2node.values():
+        for make in makers:  # each passes over nodes that are not of its kind
+            with suppress(ZeroDivisionError):
+                make(graph, node)
+
+
+def _differentiable_outputs(outputs: Any) -> list[Tensor]:
+    tensors = [tensor for tensor in output_tensors(outputs) if tensor.grad_fn is not None]
+    if not tensors:
+        raise ValueError(f"found none in its outputs, a {type(outputs).__name__}")
+    return tensors
 
 
 def _follow(graph: tp.DependencyGraph, root: str, model: nn.Module, calls: Mapping[str, int]) -> _Reach:
@@ -372,6 +412,9 @@ def _as_group(reach: _Reach, model: nn.Module, calls: Mapping[str, int]) -> Chan
         return None
     if reach.is_output:
         raise _NotCuttableError("its channels are also part of the network's output")
+    for side in sides:
+        if set(side.channels) != set(range(width)):
+            raise _NotCuttableError(f"{side.layer!r} has only some of its channels (a slice or a split)")
     producers = tuple(
         side
         for side in sides
@@ -422,24 +465,6 @@ def input_spread(side: LayerSide) -> int:
     """Consecutive positions per channel in the input of a consumer: 1, or more after a flatten."""
     runs = 1 + sum(a != b for a, b in pairwise(side.channels))
     return len(side.positions) // runs
-
-
-def _without_mixed_spreads(
-    groups: Sequence[ChannelGroup],
-) -> tuple[list[ChannelGroup], dict[str, str]]:
-    """Leave out groups that a consumer reads in blocks of another length than an earlier group."""
-    spreads: dict[str, int] = {}
-    agreeing: list[ChannelGroup] = []
-    reasons: dict[str, str] = {}
-    for group in groups:
-        own = {side.layer: input_spread(side) for side in group.consumers}
-        mixed = [layer for layer, spread in own.items() if spreads.get(layer, spread) != spread]
-        if mixed:
-            reasons[group.name] = f"{mixed[0]!r} reads maps of several sizes"
-        else:
-            agreeing.append(group)
-            spreads.update(own)
-    return agreeing, reasons
 
 
 def _is_sum(node: Any) -> bool:

@@ -51,6 +51,11 @@ def is_depthwise(module: nn.Module) -> bool:
     )
 
 
+def has_one_slope(module: nn.Module) -> bool:
+    """Whether ``module`` is a PReLU with one parameter for all channels, which no cut concerns."""
+    return isinstance(module, nn.PReLU) and module.num_parameters == 1
+
+
 def is_producer(module: nn.Module) -> bool:
     """Whether the output channels of ``module`` are made by filters of its own."""
     return isinstance(module, _ConvNd | nn.Linear)
@@ -104,8 +109,9 @@ def refusal(module: nn.Module) -> str | None:
     The answer depends on the layer alone. Whether a cut is right where the layer stands in the
     network is found out by :mod:`acsp_lightning.structure.fidelity`.
     """
-    if parametrize.is_parametrized(module) or hasattr(module, "weight_g"):
-        return "its weight is computed from other parameters (weight norm or a parametrization)"
+    computed = isinstance(module, _ConvNd | nn.Linear) and "weight" not in module._parameters
+    if parametrize.is_parametrized(module) or computed:
+        return "its weight is computed from other parameters (weight norm, a mask, a parametrization)"
     if any(isinstance(tensor, nn.UninitializedParameter) for tensor in module.parameters(False)):
         return "its parameters are not initialised yet (a lazy layer)"
     if isinstance(module, _ConvNd):
@@ -139,7 +145,10 @@ def slice_tensor(tensor: torch.Tensor, dim: int, kept: torch.Tensor) -> torch.Te
     """
     picked = tensor.detach().index_select(dim, kept.to(tensor.device))
     for ndim, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
-        if tensor.ndim == ndim and tensor.is_contiguous(memory_format=layout):
-            # A 1 x 1 kernel is contiguous in both formats; the plain one is what index_select gives.
-            return picked if tensor.is_contiguous() else picked.contiguous(memory_format=layout)
+        if tensor.ndim != ndim:
+            continue
+        # Strides, since a 1 x 1 kernel calls itself contiguous in both formats.
+        same = torch.empty(tensor.shape, memory_format=layout, device="meta")
+        if tensor.stride() == same.stride():
+            return torch.empty_like(picked, memory_format=layout).copy_(picked)
     return picked

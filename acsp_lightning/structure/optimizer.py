@@ -14,8 +14,9 @@ def carry_optimizer(optimizer: Optimizer, replacements: Iterable[Replacement]) -
 
     Every replaced parameter is exchanged at its place in its parameter group; learning rates and
     order do not change. State tensors of the parameter's shape (momentum, Adam's moments) are sliced
-    alike, scalars (step counts) are kept. A parameter with state of any other shape (factored or
-    flattened moments) loses all of its state, so that the optimizer starts it afresh.
+    alike, scalars (step counts) are kept. A parameter with state of any other shape (factored
+    moments) loses all of its state, so that the optimizer starts it afresh; LBFGS, whose state runs
+    through all parameters at once, loses it for all that were cut.
 
     Args:
         optimizer: any torch optimizer; parameters that it does not hold are passed over.
@@ -25,6 +26,8 @@ def carry_optimizer(optimizer: Optimizer, replacements: Iterable[Replacement]) -
         Names of the parameters whose state was dropped.
     """
     by_old = {id(r.old): r for r in replacements}
+    if isinstance(optimizer, torch.optim.LBFGS):
+        return _restart_lbfgs(optimizer, by_old)
     dropped: list[str] = []
     for group in optimizer.param_groups:
         for place, parameter in enumerate(group["params"]):
@@ -41,9 +44,21 @@ def carry_optimizer(optimizer: Optimizer, replacements: Iterable[Replacement]) -
                 }
             else:
                 dropped.append(replacement.name)
-    if dropped and isinstance(optimizer, torch.optim.LBFGS):
-        optimizer._numel_cache = None  # it counted the parameters once and for all
     return tuple(dropped)
+
+
+def _restart_lbfgs(optimizer: torch.optim.LBFGS, by_old: dict[int, Replacement]) -> tuple[str, ...]:
+    """LBFGS keeps one state, flattened over all parameters, under the first: drop it whole."""
+    parameters = optimizer.param_groups[0]["params"]
+    held = {place: by_old[id(p)] for place, p in enumerate(parameters) if id(p) in by_old}
+    if not held:
+        return ()
+    had_state = bool(optimizer.state)
+    optimizer.state.clear()
+    optimizer._numel_cache = None
+    for place, replacement in held.items():
+        parameters[place] = replacement.new
+    return tuple(replacement.name for replacement in held.values()) if had_state else ()
 
 
 def _can_follow(value: Any, replacement: Replacement) -> bool:

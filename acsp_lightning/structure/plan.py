@@ -46,7 +46,7 @@ class PruningPlan:
     A plan needs no example input to be replayed: see :func:`acsp_lightning.apply_plan`.
 
     Attributes:
-        cuts: one entry per layer side, in order of execution.
+        cuts: one entry per layer side, group by group.
     """
 
     cuts: tuple[SideCut, ...] = ()
@@ -91,13 +91,20 @@ class PruningPlan:
         """The inverse of :meth:`to_dict`.
 
         Raises:
-            ValueError: if an entry cannot be a cut.
+            ValueError: if ``data`` is no plan, or an entry cannot be a cut.
         """
-        return cls(
-            tuple(
-                SideCut(c["layer"], c["side"], int(c["width"]), tuple(c["kept"])) for c in data["cuts"]
+        try:
+            return cls(
+                tuple(
+                    SideCut(c["layer"], c["side"], int(c["width"]), tuple(map(int, c["kept"])))
+                    for c in data["cuts"]
+                )
             )
-        )
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                "this is no pruning plan: it needs 'cuts', a list of entries with 'layer', 'side', "
+                f"'width' and 'kept' ({type(error).__name__}: {error})."
+            ) from error
 
 
 def build_plan(groups: Sequence[ChannelGroup], kept: Mapping[str, Sequence[int]]) -> PruningPlan:
@@ -114,10 +121,11 @@ def build_plan(groups: Sequence[ChannelGroup], kept: Mapping[str, Sequence[int]]
     known = {group.name: group for group in groups}
     dropped: dict[tuple[str, Side], set[int]] = {}
     widths: dict[tuple[str, Side], int] = {}
-    for name, channels in kept.items():
+    for name in kept:
         if name not in known:
             raise ValueError(f"no group is named {name!r}; there are {sorted(known)}.")
-        stay = set(channels)
+    for name in (name for name in known if name in kept):
+        stay = set(kept[name])
         if not stay or not stay <= set(range(known[name].width)):
             raise ValueError(
                 f"{name!r} has channels 0..{known[name].width - 1}; asked to keep {sorted(stay)}."

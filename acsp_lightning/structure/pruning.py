@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from acsp_lightning.structure.forward import evaluation_state, output_tensors
+from acsp_lightning.structure.forward import evaluation_state, output_tensors, run_forward
 from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.plan import PruningPlan
 from acsp_lightning.structure.recovery import recover_consumers
@@ -57,4 +57,4 @@ def prune(
 
 def _output_shapes(model: nn.Module, inputs: tuple[Any, ...]) -> list[tuple[int, ...]]:
     with evaluation_state(model):
-        return [tuple(output.shape) for output in output_tensors(model(*inputs))]
+        return [tuple(output.shape) for output in output_tensors(run_forward(model, inputs))]

@@ -8,7 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from acsp_lightning.structure.layers import refusal, side_layout, side_width, slice_tensor
+from acsp_lightning.structure.layers import (
+    is_consumer,
+    refusal,
+    side_layout,
+    side_width,
+    slice_tensor,
+)
 from acsp_lightning.structure.plan import PruningPlan, SideCut
 
 
@@ -19,8 +25,8 @@ class Replacement:
     Attributes:
         name: qualified name, the same before and after.
         old: the parameter as it was, untouched.
-        new: the parameter that stands in its place; it carries ``requires_grad``, the memory format
-            and the attributes that were set on the old one, but no gradient.
+        new: the parameter that stands in its place; it carries ``requires_grad``, the memory format,
+            the attributes and the gradient hooks that were set on the old one, but no gradient.
         cuts: (dimension, kept indices) in the order in which the old one was sliced.
     """
 
@@ -68,6 +74,11 @@ def check_plan(model: nn.Module, plan: PruningPlan) -> None:
         reason = refusal(module)
         if reason is not None:
             raise ValueError(f"the plan cuts {cut.layer!r}, but {reason}.")
+        if cut.side == "in" and not is_consumer(module):
+            raise ValueError(
+                f"the plan cuts {cut.layer!r} on its in side, but it passes its channels on one by one: "
+                "its only side is 'out'."
+            )
         width = side_width(module, cut.side)
         if width != cut.width:
             raise ValueError(
@@ -131,13 +142,24 @@ def _cut(modules: dict[str, nn.Module], plan: PruningPlan) -> tuple[Replacement,
             for dim, kept in cuts:
                 new = slice_tensor(new, dim, kept)
             if isinstance(old, nn.Parameter):
-                new = nn.Parameter(new, requires_grad=old.requires_grad)
-                vars(new).update(vars(old))
+                new = _parameter_like(old, new)
                 replacements.append(Replacement(f"{layer}.{name}", old, new, tuple(cuts)))
             setattr(modules[layer], name, new)
     for cut in plan:
         _set_sizes(modules[cut.layer], cut)
     return tuple(replacements)
+
+
+def _parameter_like(old: nn.Parameter, data: torch.Tensor) -> nn.Parameter:
+    """A parameter of other data with what users have set on ``old``: attributes, hooks, the flag."""
+    new = nn.Parameter(data, requires_grad=old.requires_grad)
+    vars(new).update(vars(old))
+    for hooks in ("_backward_hooks", "_post_accumulate_grad_hooks"):
+        registered = getattr(old, hooks)
+        if registered:
+            # The same dictionary: the handles that users hold still remove their hooks.
+            setattr(new, hooks, registered)
+    return new
 
 
 def _set_sizes(module: nn.Module, cut: SideCut) -> None:

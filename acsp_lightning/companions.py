@@ -1,0 +1,52 @@
+"""Other parts of a Lightning job that know the network, or remember how good it was."""
+
+from collections.abc import Iterator
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
+from torch import nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+
+def averaged_copies(trainer: pl.Trainer) -> Iterator[nn.Module]:
+    """The copies of the module whose weights the Trainer's callbacks average (EMA, SWA)."""
+    for callback in _callbacks(trainer):
+        if isinstance(callback, WeightAveraging) and callback._average_model is not None:
+            yield callback._average_model.module
+        if isinstance(callback, StochasticWeightAveraging) and callback._average_model is not None:
+            yield callback._average_model
+
+
+def reset_monitors(trainer: pl.Trainer) -> None:
+    """Let nothing compare a smaller network with the larger one it was.
+
+    EarlyStopping and ReduceLROnPlateau forget their best value and start counting anew;
+    ModelCheckpoint ranks afresh, and the files it wrote before stay where they are.
+    """
+    for callback in _callbacks(trainer):
+        if isinstance(callback, EarlyStopping):
+            callback.best_score = _worst(callback.mode)
+            callback.wait_count = 0
+        if isinstance(callback, ModelCheckpoint):
+            callback.best_k_models = {}
+            callback.best_model_path = callback.kth_best_model_path = ""
+            callback.best_model_score = None
+            callback.kth_value = _worst(callback.mode)
+    for configuration in trainer.lr_scheduler_configs:
+        if isinstance(configuration.scheduler, ReduceLROnPlateau):
+            configuration.scheduler._reset()
+
+
+def _worst(mode: str) -> torch.Tensor:
+    return torch.tensor(torch.inf if mode == "min" else -torch.inf)
+
+
+def _callbacks(trainer: pl.Trainer) -> list[pl.Callback]:
+    callbacks: list[pl.Callback] = vars(trainer)["callbacks"]  # set by a connector, unseen by types
+    return callbacks

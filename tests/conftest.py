@@ -1,0 +1,50 @@
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import helpers
+import lightning.pytorch as pl
+import pytest
+from helpers import Fit
+
+
+@pytest.fixture
+def make_trainer(tmp_path: Path) -> Fit:
+    """A quiet CPU trainer of three epochs in a fresh folder."""
+
+    def make(*callbacks: pl.Callback, **options: Any) -> pl.Trainer:
+        quiet = {
+            "max_epochs": 3,
+            "accelerator": "cpu",
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "default_root_dir": tmp_path,
+        }
+        return pl.Trainer(callbacks=list(callbacks), **{**quiet, **options})
+
+    return make
+
+
+@pytest.fixture
+def fit(make_trainer: Fit) -> Fit:
+    """Fit ``module`` with ``callbacks`` from seed 0; returns the trainer."""
+
+    def run(
+        module: pl.LightningModule,
+        callbacks: Sequence[pl.Callback] = (),
+        train: Any = None,
+        val: Any = None,
+        **options: Any,
+    ) -> pl.Trainer:
+        pl.seed_everything(0, verbose=False)
+        trainer = make_trainer(*callbacks, **options)
+        trainer.fit(
+            module,
+            helpers.train_loader() if train is None else train,
+            helpers.val_loader() if val is None else val,
+        )
+        return trainer
+
+    return run

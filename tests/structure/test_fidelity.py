@@ -1,0 +1,133 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from networks import CUT, WHOLE, Wired, sliced
+from oracle import assert_cut_is_masked, built, inputs_of, offered, random_plan
+from torch import nn
+
+from acsp_lightning.structure.fidelity import verify_groups
+from acsp_lightning.structure.groups import Tracing, trace_groups
+
+
+def altered(group, side, **changes):
+    """``group`` with the consumer or passenger ``side`` replaced."""
+
+    def swap(sides):
+        return tuple(replace(s, **changes) if s == side else s for s in sides)
+
+    return replace(group, passengers=swap(group.passengers), consumers=swap(group.consumers))
+
+
+def shifted(group):
+    side = group.consumers[0]
+    return altered(group, side, channels=(*side.channels[1:], side.channels[0]))
+
+
+def swapped(group):
+    side = group.consumers[0]
+    return altered(group, side, channels=(side.channels[1], side.channels[0], *side.channels[2:]))
+
+
+def reversed_last(group):
+    side = group.consumers[0]
+    return altered(group, side, channels=(*side.channels[:-2], side.channels[-1], side.channels[-2]))
+
+
+def forgotten_norm(group):
+    return replace(group, passengers=())
+
+
+def shifted_norm(group):
+    side = group.passengers[0]
+    return altered(group, side, channels=(*side.channels[1:], side.channels[0]))
+
+
+def forgotten_consumer(group):
+    return replace(group, consumers=())
+
+
+def too_wide(group):
+    side = group.consumers[0]
+    return altered(group, side, positions=tuple(p + 1 for p in side.positions))
+
+
+WRONG = [
+    shifted, swapped, reversed_last, forgotten_norm, shifted_norm, forgotten_consumer, too_wide
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_wrong_index_maps_are_rejected(wrong):
+    case = CUT["plain"]
+    model, inputs = built(case), inputs_of(case)
+    first, second, third = trace_groups(model, inputs).groups
+    assert wrong(second) != second
+    found = verify_groups(model, inputs, Tracing((first, wrong(second), third), {"x": "before"}))
+    assert found.groups == (first, third)
+    assert set(found.left_whole) == {"3", "x"}
+    assert model[3].out_channels == 12
+
+
+@pytest.mark.parametrize("wrong", [shifted, swapped])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_wrong_index_maps_are_rejected_in_low_precision(wrong, dtype):
+    case = CUT["plain"]
+    model, inputs = built(case).to(dtype), tuple(x.to(dtype) for x in inputs_of(case))
+    first, second, third = trace_groups(model, inputs).groups
+    found = verify_groups(model, inputs, Tracing((first, wrong(second), third), {}))
+    assert found.groups == (first, third)
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_good_groups_pass_unchanged(name):
+    case = CUT[name]
+    model, inputs = built(case), inputs_of(case)
+    tracing = trace_groups(model, inputs, residual=case.residual)
+    assert verify_groups(model, inputs, tracing) == tracing
+
+
+@pytest.mark.parametrize("name", ["local_response", "softmax", "mean", "shuffle", "flip"])
+def test_weak_mixing_is_found_in_single_precision(name):
+    case = WHOLE[name]
+    model, inputs = built(case).float(), tuple(x.float() for x in inputs_of(case))
+    assert "a" in offered(model, inputs).left_whole
+
+
+@pytest.mark.parametrize("start", range(8))
+@pytest.mark.parametrize("stop", [2, 5, 8])
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_no_slice_of_channels_slips_through(start, stop, step):
+    if start >= stop:
+        pytest.skip("empty")
+    model = sliced(slice(start, stop, step)).double()
+    inputs = inputs_of(CUT["plain"])
+    for group in offered(model, inputs, residual=True).groups:
+        for seed in range(3):
+            assert_cut_is_masked(model, random_plan([group], seed), inputs)
+    if (start, stop, step) != (0, 8, 1):
+        assert "a" in offered(model, inputs, residual=True).left_whole
+
+
+@pytest.mark.parametrize("width", [2, 3, 4, 6, 12, 24])
+@pytest.mark.parametrize("pieces", [2, 3])
+def test_no_chunk_of_channels_slips_through(width, pieces):
+    if width % pieces:
+        pytest.skip("unequal")
+
+    def forward(net, x):
+        return net.b(sum(part * (i + 1) for i, part in enumerate(net.a(x).chunk(pieces, 1))))
+
+    model = Wired(forward, a=nn.Conv2d(3, width, 3), b=nn.Conv2d(width // pieces, 4, 1)).double()
+    assert offered(model, inputs_of(CUT["plain"]), residual=True).groups == ()
+
+
+def test_two_groups_wrong_are_both_named():
+    case = CUT["plain"]
+    model, inputs = built(case), inputs_of(case)
+    groups = trace_groups(model, inputs).groups
+    found = verify_groups(
+        model, inputs, Tracing((shifted(groups[0]), groups[1], shifted(groups[2])), {})
+    )
+    assert found.groups == (groups[1],)
+    assert set(found.left_whole) == {"0", "7"}

@@ -1,0 +1,85 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from acsp_lightning.batches import check_labels, example_inputs, read_batch
+
+X, Y = torch.rand(4, 2), torch.arange(4)
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [(X, Y), [X, Y]] + [{i: X, t: Y, "name": "n"} for i in ("image", "x") for t in ("label", "y")],
+)
+def test_usual_batches(batch: object) -> None:
+    inputs, labels = read_batch(batch)
+    assert inputs is X
+    assert labels is Y
+
+
+@pytest.mark.parametrize(
+    ("batch", "found"),
+    [
+        ((X, Y, Y), "a tuple of 3 items"),
+        ([X], "a list of 1 items"),
+        (X, "a Tensor"),
+        ({"pixels": X, "label": Y}, r"a dict with keys \['label', 'pixels'\]"),
+        ({"image": X, "x": X, "y": Y}, r"a dict with keys \['image', 'x', 'y'\]"),
+        ({"x": X, "y": Y, "label": Y}, "a dict with keys"),
+        (None, "a NoneType"),
+    ],
+)
+def test_other_batches_are_described(batch: object, found: str) -> None:
+    with pytest.raises(ValueError, match=rf"validation batch that is {found}.*read_batch="):
+        read_batch(batch)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_integer_labels(dtype: torch.dtype) -> None:
+    found = check_labels(Y.to(dtype))
+    assert found.dtype == torch.int64
+    assert found.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, 1], "Labels are a list"),
+        (Y.float(), r"Labels are torch\.float32 of shape \(4,\)"),
+        (Y > 1, r"Labels are torch\.bool of shape \(4,\)"),
+        (Y.to(torch.complex64), r"Labels are torch\.complex64"),
+        (torch.eye(4, dtype=torch.int64), r"Labels have shape \(4, 4\) \(one-hot"),
+        (torch.tensor(3), r"Labels have shape \(\)"),
+        (torch.tensor([0, -100]), "Labels contain -100"),
+    ],
+)
+def test_other_labels(labels: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_labels(labels)
+
+
+class Two(nn.Module):
+    def __init__(self, example: object = None) -> None:
+        super().__init__()
+        self.example_input_array = example
+        self.layer = nn.Linear(2, 2)
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        return self.layer(left + right)
+
+
+def test_example_inputs_come_from_the_batch() -> None:
+    (found,) = example_inputs(Two(), X, 2)
+    assert torch.equal(found, X[:2])
+    (found,) = example_inputs(Two(), {"a": X, "b": [X, "text"]}, 1)
+    assert found["a"].shape == found["b"][0].shape == (1, 2)
+    assert found["b"][1] == "text"
+
+
+def test_example_input_array_goes_first() -> None:
+    left, right = torch.rand(3, 2), torch.rand(3, 2)
+    assert example_inputs(Two(left), X, 1)[0] is left
+    assert len(example_inputs(Two((left, right)), X, 1)) == 2
+    found = example_inputs(Two({"right": right, "left": left}), X, 1)
+    assert found[0] is left
+    assert found[1] is right

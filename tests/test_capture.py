@@ -1,0 +1,320 @@
+"""Captured statistics against numpy sums over the layers' own saved inputs and outputs."""
+
+from typing import Any
+
+import helpers
+import numpy as np
+import pytest
+import torch
+from helpers import CLASSES, Classifier, Fit, callback, conv_net, hooks, pictures, snapshot, val_loader
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
+from torch.utils.data import DataLoader, TensorDataset
+
+import acsp_lightning.callback as conductor
+from acsp_lightning import SelectionConfig
+from acsp_lightning.capture import ActivationCapture, Activations
+from acsp_lightning.structure.groups import trace_groups
+
+
+class Saved:
+    """Everything that goes into and comes out of the layers named, as numpy arrays."""
+
+    def __init__(self, model: nn.Module, layers: list[str]) -> None:
+        self.inputs: dict[str, list[np.ndarray]] = {name: [] for name in layers}
+        self.outputs: dict[str, list[np.ndarray]] = {name: [] for name in layers}
+        for name in layers:
+            model.get_submodule(name).register_forward_hook(self.hook(name))
+
+    def hook(self, name: str) -> Any:
+        def save(_: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+            self.inputs[name].append(arguments[0].detach().double().numpy())
+            self.outputs[name].append(output.detach().double().numpy())
+
+        return save
+
+
+def positions(values: np.ndarray, tokens: bool = False) -> np.ndarray:
+    """Outputs as (B, N, P)."""
+    if tokens:
+        values = np.moveaxis(values, -1, 1)
+    return values.reshape(*values.shape[:2], -1)
+
+
+def check_moments(found: Any, values: np.ndarray, labels: np.ndarray) -> None:
+    for label in range(found.num_classes):
+        rows = values[labels == label]
+        assert int(found.count[label]) == len(rows)
+        np.testing.assert_allclose(found.mean[label], rows.mean(0), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(found.m2[label], rows.var(0) * len(rows), rtol=1e-4, atol=1e-5)
+
+
+def check_products(found: Tensor, rows: np.ndarray) -> None:
+    """``rows`` (n, D)."""
+    np.testing.assert_allclose(found, rows.T @ rows / len(rows), rtol=1e-5, atol=1e-7)
+
+
+def capture(model: nn.Module, batches: Any, grid: int | None = None) -> tuple[Activations, Saved]:
+    model.eval()
+    first = next(iter(batches))[0]
+    groups = trace_groups(model, (first[:2],)).groups
+    layers = sorted({side.layer for group in groups for side in (*group.producers, *group.consumers)})
+    capturing = ActivationCapture(model, groups, grid)
+    capturing.attach()
+    saved = Saved(model, layers)
+    with torch.no_grad():
+        for images, labels in batches:
+            capturing.expect(labels)
+            model(images)
+            capturing.pause()
+    capturing.detach()
+    return capturing.finish(), saved
+
+
+def uneven() -> Any:
+    return val_loader(17, batch_size=5)  # batches of 5, 5, 5 and 2
+
+
+LABELS = pictures(17, seed=2).tensors[1].numpy()
+
+
+def test_moments_of_convolution_and_linear_layers() -> None:
+    found, saved = capture(conv_net(), uneven())
+    assert found.samples == 17
+    assert set(found.moments) == {"conv1", "conv2", "fc1"}
+    for name, moments in found.moments.items():
+        values = positions(np.concatenate(saved.outputs[name]))
+        assert moments.num_positions == {"conv1": 36, "conv2": 36, "fc1": 1}[name]
+        check_moments(moments, values, LABELS)
+    assert (np.concatenate(saved.outputs["conv1"]) < 0).any(), "read before the ReLU"
+
+
+def test_input_second_moments_also_after_a_flatten() -> None:
+    found, saved = capture(conv_net(), uneven())
+    assert set(found.input_moments) == {"conv2", "fc1", "fc2"}
+    conv = np.concatenate(saved.inputs["conv2"])
+    check_products(found.input_moments["conv2"], np.moveaxis(conv, 1, -1).reshape(-1, 8))
+    flat = np.concatenate(saved.inputs["fc1"]).reshape(17, 6, 9)
+    check_products(found.input_moments["fc1"], np.moveaxis(flat, 1, -1).reshape(-1, 6))
+    check_products(found.input_moments["fc2"], np.concatenate(saved.inputs["fc2"]))
+
+
+@pytest.mark.parametrize("grid", [1, 2, 4, 5, 100])
+def test_grid_is_adaptive_average_pooling(grid: int) -> None:
+    found, saved = capture(conv_net(), uneven(), grid)
+    for name in ("conv1", "conv2"):
+        maps = torch.tensor(np.concatenate(saved.outputs[name]))
+        pooled = adaptive_avg_pool2d(maps, min(grid, 6)).numpy()
+        check_moments(found.moments[name], positions(pooled), LABELS)
+    check_moments(found.moments["fc1"], positions(np.concatenate(saved.outputs["fc1"])), LABELS)
+
+
+def test_grid_pools_only_the_axes_that_are_longer() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 4, (1, 5)), nn.Flatten(), nn.Linear(4 * 6 * 2, 3))
+    found, saved = capture(net, uneven(), 3)
+    maps = torch.tensor(np.concatenate(saved.outputs["0"]))
+    check_moments(found.moments["0"], positions(adaptive_avg_pool2d(maps, (3, 2)).numpy()), LABELS)
+
+
+class Tokens(nn.Module):
+    """Rows of a picture as tokens through two linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(6, 8)
+        self.down = nn.Linear(8, 5)
+        self.head = nn.Linear(5, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = images.squeeze(1)
+        return self.head(self.down(self.up(tokens).relu()).mean(1))
+
+
+def test_tokens_are_positions() -> None:
+    found, saved = capture(Tokens(), uneven())
+    assert found.moments["up"].num_positions == 6
+    for name in ("up", "down"):
+        values = positions(np.concatenate(saved.outputs[name]), tokens=True)
+        check_moments(found.moments[name], values, LABELS)
+    check_products(found.input_moments["down"], np.concatenate(saved.inputs["down"]).reshape(-1, 8))
+
+
+@pytest.mark.parametrize("dims", [1, 3])
+def test_one_and_three_spatial_axes(dims: int) -> None:
+    conv = {1: nn.Conv1d, 3: nn.Conv3d}[dims](1, 4, 3, padding=1)
+    net = nn.Sequential(conv, nn.Flatten(), nn.Linear(4 * 6**dims, 3))
+    labels = torch.arange(12) % 3
+    batches = [(torch.randn(12, 1, *[6] * dims), labels)]
+    found, saved = capture(net, batches, grid=2)
+    pool = {1: nn.AdaptiveAvgPool1d, 3: nn.AdaptiveAvgPool3d}[dims](2)
+    pooled = pool(torch.tensor(saved.outputs["0"][0])).numpy()
+    check_moments(found.moments["0"], positions(pooled), labels.numpy())
+
+
+def test_a_class_that_comes_late_is_counted() -> None:
+    images, labels = pictures(18, seed=2).tensors
+    order = labels.argsort(stable=True)
+    found, saved = capture(conv_net(), DataLoader(TensorDataset(images[order], labels[order]), 6))
+    assert found.moments["conv1"].count.tolist() == [6, 6, 6]
+    values = positions(np.concatenate(saved.outputs["conv1"]))
+    check_moments(found.moments["conv1"], values, labels[order].numpy())
+
+
+def test_nothing_is_gathered_between_pause_and_expect() -> None:
+    model = conv_net().eval()
+    images, labels = next(iter(val_loader()))
+    capturing = ActivationCapture(model, trace_groups(model, (images,)).groups, None)
+    capturing.attach()
+    model(images)
+    capturing.expect(labels)
+    model(images)
+    capturing.pause()
+    model(images * 100)
+    capturing.detach()
+    capturing.detach()
+    assert hooks(model) == 0
+    found = capturing.finish()
+    assert found.samples == 6
+    assert int(found.moments["conv1"].count.sum()) == 6
+
+
+def test_precise_in_single_precision_with_a_large_mean() -> None:
+    """Consumers' sums are in double: a channel of mean 1000 and deviation 0.1 keeps its digits."""
+    net = nn.Sequential(nn.Linear(1, 2), nn.Linear(2, 3))
+    with torch.no_grad():
+        net[0].weight.copy_(torch.tensor([[0.1], [0.1]]))
+        net[0].bias.fill_(1000.0)
+    labels = torch.arange(3000) % 3
+    found, saved = capture(net, [(torch.randn(3000, 1), labels)])
+    rows = saved.inputs["1"][0]
+    np.testing.assert_allclose(found.input_moments["1"], rows.T @ rows / len(rows), rtol=1e-12)
+    values = positions(saved.outputs["0"][0])
+    for label in range(3):
+        expected = values[labels.numpy() == label]
+        np.testing.assert_allclose(
+            found.moments["0"].m2[label], expected.var(0) * len(expected), rtol=1e-9
+        )
+
+
+# -- inside a fit -------------------------------------------------------------------------------------
+
+
+def spied(fit: Fit, monkeypatch: pytest.MonkeyPatch, module: Any, pruning: Any, **options: Any) -> Any:
+    """What the callback captured, and the state of the module that it captured."""
+    caught: dict[str, Any] = {}
+    select = conductor.select_groups
+
+    def spy(model: nn.Module, groups: Any, activations: Activations, *args: Any, **kwargs: Any) -> Any:
+        caught.update(activations=activations, state=snapshot(model))
+        return select(model, groups, activations, *args, **kwargs)
+
+    monkeypatch.setattr(conductor, "select_groups", spy)
+    fit(module, [pruning], **options)
+    return caught["activations"], caught["state"]
+
+
+def replay(state: dict[str, Tensor], batches: Any) -> tuple[Saved, np.ndarray]:
+    module = Classifier()
+    module.load_state_dict(state)
+    saved = Saved(module.eval(), ["net.conv1", "net.conv2", "net.fc1"])
+    labels = []
+    for images, label in batches:
+        module(images)
+        labels.append(label.numpy())
+    return saved, np.concatenate(labels)
+
+
+def test_the_whole_validation_is_captured(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    pruning = callback(1, selection=SelectionConfig(keep=0.5, grid=None))
+    found, state = spied(fit, monkeypatch, Classifier(), pruning, val=uneven())
+    saved, labels = replay(state, uneven())
+    assert found.samples == 17
+    for name, moments in found.moments.items():
+        check_moments(moments, positions(np.concatenate(saved.outputs[name])), labels)
+
+
+@pytest.mark.parametrize(
+    ("options", "trainer"), [({"max_batches": 2}, {}), ({}, {"limit_val_batches": 2})]
+)
+def test_fewer_batches(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], trainer: dict[str, Any]
+) -> None:
+    pruning = callback(selection=SelectionConfig(keep=0.5, grid=None), **options)
+    found, state = spied(fit, monkeypatch, Classifier(), pruning, **trainer)
+    saved, labels = replay(state, list(val_loader())[:2])
+    assert found.samples == pruning.steps[0].samples == 12
+    check_moments(found.moments["net.fc1"], positions(np.concatenate(saved.outputs["net.fc1"])), labels)
+
+
+def test_of_several_loaders_the_first_is_captured(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    pruning = callback(selection=SelectionConfig(keep=0.5, grid=None))
+    loaders = [uneven(), DataLoader(pictures(12, seed=77), batch_size=4)]
+    found, state = spied(fit, monkeypatch, Classifier(), pruning, val=loaders)
+    saved, labels = replay(state, uneven())
+    assert found.samples == 17
+    values = positions(np.concatenate(saved.outputs["net.conv2"]))
+    check_moments(found.moments["net.conv2"], values, labels)
+
+
+def test_bf16_autocast_is_captured_as_it_ran(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    pruning = callback(selection=SelectionConfig(keep=0.5, grid=None))
+    found, state = spied(fit, monkeypatch, Classifier(), pruning, precision="bf16-mixed")
+    with torch.autocast("cpu", torch.bfloat16):
+        saved, labels = replay(state, val_loader())
+    values = positions(np.concatenate(saved.outputs["net.conv2"]))
+    check_moments(found.moments["net.conv2"], values, labels)
+    assert found.moments["net.conv2"].mean.dtype == torch.float64
+
+
+def test_double_precision_is_not_rounded(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    pruning = callback(selection=SelectionConfig(keep=0.5, grid=None))
+    found, state = spied(fit, monkeypatch, Classifier(), pruning, precision="64-true")
+    module = Classifier().double().eval()
+    module.load_state_dict(state)
+    images, labels = pictures(18, seed=2).tensors
+    out = module.net.conv1(images.double()).detach().flatten(2)
+    assert torch.allclose(found.moments["net.conv1"].mean[0], out[labels == 0].mean(0), rtol=1e-13)
+
+
+class DictBatches(Classifier):
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self(batch.get("image", batch.get("x")))
+
+
+@pytest.mark.parametrize("keys", [("image", "label"), ("x", "y"), ("image", "y"), ("x", "label")])
+def test_batches_that_are_dicts(fit: Fit, keys: tuple[str, str]) -> None:
+    pairs = [dict(zip((*keys, "index"), (*b, 7), strict=True)) for b in pictures(18, seed=2)]
+    pruning = callback()
+    fit(DictBatches(), [pruning], val=DataLoader(pairs, batch_size=6))
+    assert pruning.steps[0].samples == 18
+
+
+class AnyLabels(Classifier):
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self(batch[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8, torch.int16])
+def test_integer_labels_of_any_width(fit: Fit, dtype: torch.dtype) -> None:
+    images, labels = pictures(18, seed=2).tensors
+    loader = DataLoader(TensorDataset(images, labels.to(dtype)), batch_size=6)
+    pruning = callback()
+    fit(AnyLabels(), [pruning], val=loader)
+    assert pruning.steps[0].samples == 18
+
+
+def test_transfer_hooks_that_augment_in_training_leave_validation_data_alone(fit: Fit) -> None:
+    """Users ask ``self.trainer.training`` in on_after_batch_transfer, as Lightning's pages advise."""
+
+    class Augmented(Classifier):
+        def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            return (torch.zeros_like(batch[0]), batch[1]) if self.trainer.training else batch
+
+    module, pruning, probe = Augmented(), callback(recovery="none"), helpers.Probe()
+    fit(module, [pruning, probe])
+    whole = Classifier()
+    whole.load_state_dict(probe.states["validation_end", 0])
+    images, labels = pictures(18, seed=2).tensors
+    right = (whole.eval()(images).argmax(1) == labels).float().mean().item()
+    assert right != pytest.approx(1 / 3)
+    assert pruning.steps[0].accuracy_before == pytest.approx(right)
