@@ -63,7 +63,7 @@ def gather_evidence(model: nn.Module, group: ChannelGroup, activations: Activati
         except ValueError as error:
             raise ValueError(f"Layer {side.layer!r}: {error}") from error
         squares.append(distances[order][:, order].square())
-        magnitudes.append(_filter_norms(model, side)[order])
+        magnitudes.append(_filter_norms(model, side).to(order.device)[order])
     contributions = torch.stack(
         [_contributions(model, side, group.width, activations) for side in group.consumers]
     )
@@ -192,8 +192,8 @@ def _contributions(model: nn.Module, side: LayerSide, width: int, activations: A
     """What each channel of a group contributes through one consumer, (N,)."""
     module = model.get_submodule(side.layer)
     ((_, dim),) = side_layout(module, "in").tensors
-    energy = activations.input_moments[side.layer].diagonal()
-    weight = module.get_parameter("weight").detach().double()
+    energy = activations.inputs[side.layer].mean.diagonal()
+    weight = module.get_parameter("weight").detach().to(energy)
     norms = weight.movedim(dim, 0).reshape(len(energy), -1).square().sum(1)
     spread = side.width // len(energy)
     positions = torch.tensor(side.positions, device=energy.device)[::spread] // spread

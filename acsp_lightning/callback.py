@@ -6,17 +6,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-from lightning.pytorch.strategies import SingleDeviceStrategy
+import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
+from torch.utils.hooks import RemovableHandle
 
 from acsp_lightning.allocation import select_groups, smallest_flops
 from acsp_lightning.batches import BatchReader, check_labels, example_inputs, read_batch
-from acsp_lightning.capture import ActivationCapture, Activations
+from acsp_lightning.capture import ActivationCapture, Activations, merge_activations
+from acsp_lightning.checkpoint import resize_on_load
+from acsp_lightning.companions import averaged_copies, reset_monitors, rewrap, save_uncut
 from acsp_lightning.complexity import Complexity, measure_complexity
 from acsp_lightning.functional import SelectionConfig, WidthReason
 from acsp_lightning.loaders import training_batches, validation_batches
-from acsp_lightning.passes import recalibrate_batchnorm, top1_accuracy
+from acsp_lightning.passes import count_correct, recalibrate_batchnorm
+from acsp_lightning.plain import from_plain, to_plain
+from acsp_lightning.ranks import check_agreement, decided_on_first, gather, is_distributed, together
 from acsp_lightning.report import (
     PruningStep,
     describe_unsupported,
@@ -30,6 +35,7 @@ from acsp_lightning.schedule import (
     check_patterns,
     check_schedule,
     check_step_schedule,
+    check_trainer,
     is_dry_run,
 )
 from acsp_lightning.structure.fidelity import verify_groups
@@ -38,6 +44,7 @@ from acsp_lightning.structure.groups import ChannelGroup, Tracing, trace_groups
 from acsp_lightning.structure.optimizer import carry_optimizer
 from acsp_lightning.structure.plan import PruningPlan, build_plan
 from acsp_lightning.structure.pruning import prune
+from acsp_lightning.structure.surgery import check_plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +94,8 @@ class ACSPPruningCallback(pl.Callback):
             which understands ``(x, y)`` and dicts with ``image`` or ``x`` and ``label`` or ``y``.
         report_dir: folder for the record of every cut (JSON); None: ``acsp`` in the logger's
             directory, or in the trainer's.
+        reset_monitors: let EarlyStopping, ReduceLROnPlateau and ModelCheckpoint forget at a cut how
+            good the uncut network was.
 
     Attributes:
         steps: one :class:`PruningStep` for each cut made so far, in all fits.
@@ -113,6 +122,7 @@ class ACSPPruningCallback(pl.Callback):
         max_batches: int | None = None,
         read_batch: BatchReader = read_batch,
         report_dir: str | Path | None = None,
+        reset_monitors: bool = True,
     ) -> None:
         check_epochs(epochs)
         if layers_per_epoch is not None:
@@ -137,6 +147,7 @@ class ACSPPruningCallback(pl.Callback):
         self.max_batches = max_batches
         self.read_batch = read_batch
         self.report_dir = report_dir
+        self.reset_monitors = reset_monitors
         self.steps: list[PruningStep] = []
         self._earlier = 0
         self._visited: list[str] = []
@@ -144,21 +155,27 @@ class ACSPPruningCallback(pl.Callback):
         self._example: _Example | None = None
         self._capture: ActivationCapture | None = None
         self._captured: _Captured | None = None
+        self._load_hooks: list[RemovableHandle] = []
+
+    @property
+    def state_key(self) -> str:
+        """Tells several of these callbacks apart in one checkpoint."""
+        return self._generate_state_key(
+            epochs=list(self.epochs), include=list(self.include), exclude=list(self.exclude)
+        )
 
     # -- before training: refuse what cannot work ---------------------------------------------------
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Check the schedule, the strategy and that there is something to tune."""
+        """Let pruned checkpoints load, and check the Trainer, the schedule and the parameters."""
+        check_trainer(trainer)
+        for module in (pl_module, *averaged_copies(trainer)):
+            self._load_hooks.append(resize_on_load(module))
         if stage != "fit" or is_dry_run(trainer):
             return
         # Every fit is counted by itself: the next one may be of another network.
         self._visited, self._initial, self._earlier = [], None, len(self.steps)
         check_schedule(self.epochs, trainer)
-        if not isinstance(trainer.strategy, SingleDeviceStrategy):
-            raise ValueError(
-                "Pruning runs on a single device; the strategy is "
-                f"{type(trainer.strategy).__name__}. Pass devices=1 to the Trainer."
-            )
         if not any(parameter.requires_grad for parameter in pl_module.parameters()):
             raise ValueError(
                 f"All parameters of {type(pl_module).__name__} are frozen (requires_grad=False), so the "
@@ -171,6 +188,9 @@ class ACSPPruningCallback(pl.Callback):
             rank_zero_info("fast_dev_run has no second epoch: nothing will be pruned.")
             return
         check_step_schedule(self.epochs, trainer)
+        together(lambda: self._prepare(trainer, pl_module))
+
+    def _prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         with isolate_rng():
             batch = next(validation_batches(trainer, self.max_batches), None)
         if batch is None:
@@ -238,6 +258,7 @@ class ACSPPruningCallback(pl.Callback):
         if not groups:
             rank_zero_warn(f"Every layer was visited before epoch {trainer.current_epoch}; no cut.")
             return
+        check_agreement((group.name, group) for group in groups)
         self._capture = ActivationCapture(pl_module, groups, self.selection.grid)
         self._capture.attach()
 
@@ -252,8 +273,10 @@ class ACSPPruningCallback(pl.Callback):
         """Tell the hooks the labels of the batch that comes."""
         enough = self.max_batches is not None and batch_idx >= self.max_batches
         if self._capture is not None and dataloader_idx == 0 and not enough:
-            _, labels = self.read_batch(batch)
-            self._capture.expect(check_labels(labels))
+            try:
+                self._capture.expect(check_labels(self.read_batch(batch)[1]))
+            except ValueError as error:
+                self._capture.fail(error)
 
     def on_validation_batch_end(
         self,
@@ -269,12 +292,16 @@ class ACSPPruningCallback(pl.Callback):
             self._capture.pause()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Keep the statistics for the cut and remove the hooks."""
+        """Remove the hooks, and keep the statistics of all processes for the cut."""
         if self._capture is None:
             return
         capture = self._capture
         self._stop_capture()
-        self._captured = _Captured(trainer.current_epoch, capture.groups, capture.finish())
+        # Each process holds its share on its own device; on the CPU they can be exchanged.
+        shared = torch.device("cpu") if is_distributed() else pl_module.device
+        parts = together(lambda: capture.finish().to(shared))
+        activations = merge_activations(parts).to(pl_module.device)
+        self._captured = _Captured(trainer.current_epoch, capture.groups, activations)
 
     def _stop_capture(self) -> None:
         if self._capture is not None:
@@ -290,6 +317,9 @@ class ACSPPruningCallback(pl.Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave no hook behind, and hold no data of the user's."""
         self._forget()
+        for handle in self._load_hooks:
+            handle.remove()
+        self._load_hooks.clear()
 
     def _forget(self) -> None:
         self._stop_capture()
@@ -302,24 +332,30 @@ class ACSPPruningCallback(pl.Callback):
         """Cut what the last validation captured."""
         if self._captured is None:
             return
+        save_uncut(trainer, self._captured.epoch)
         captured, self._captured = self._captured, None
         assert self._example is not None, "on_train_start comes first"
         before = measure_complexity(pl_module, self._example.counted)
-        selections = select_groups(
-            pl_module,
-            captured.groups,
-            captured.activations,
-            self.selection,
-            round_to=self.round_to,
-            layer_flops=before.by_layer,
-            flops_budget=self._budget(before),
+        selections = decided_on_first(
+            lambda: select_groups(
+                pl_module,
+                captured.groups,
+                captured.activations,
+                self.selection,
+                round_to=self.round_to,
+                layer_flops=before.by_layer,
+                flops_budget=self._budget(before),
+            )
         )
         groups = captured.groups[: self.layers_per_epoch]
         selections = {group.name: selections[group.name] for group in groups}
         plan = build_plan(groups, {name: s.kept.tolist() for name, s in selections.items()})
 
         accuracy_before = self._accuracy(trainer, pl_module)
-        self._cut(trainer, pl_module, plan, captured)
+        together(lambda: self._cut(trainer, pl_module, plan, captured))
+        rewrap(trainer)
+        if self.reset_monitors:
+            reset_monitors(trainer)
         self._visited += [group.name for group in groups]
         step = PruningStep(
             epoch=captured.epoch,
@@ -348,13 +384,15 @@ class ACSPPruningCallback(pl.Callback):
     ) -> None:
         assert self._example is not None
         fold = self.recovery == "least_squares"
+        moments = captured.activations.input_moments if fold else None
+        copies = list(averaged_copies(trainer))
+        for copy in copies:
+            check_plan(copy, plan)
         replacements = prune(
-            pl_module,
-            plan,
-            self._example.traced,
-            groups=captured.groups,
-            input_moments=captured.activations.input_moments if fold else None,
+            pl_module, plan, self._example.traced, groups=captured.groups, input_moments=moments
         )
+        for copy in copies:
+            prune(copy, plan, None, groups=captured.groups, input_moments=moments)
         dropped = [
             name for optimizer in trainer.optimizers for name in carry_optimizer(optimizer, replacements)
         ]
@@ -392,8 +430,10 @@ class ACSPPruningCallback(pl.Callback):
                 f"The curve of {', '.join(whole)} has no knee; without one every channel is kept. Set "
                 "selection.keep or selection.flops to say how much to cut."
             )
-        root = trainer.log_dir or trainer.default_root_dir
+        root = trainer.log_dir or trainer.default_root_dir  # a collective: every process asks
         folder = Path(root, "acsp") if self.report_dir is None else Path(self.report_dir)
+        if not trainer.is_global_zero:
+            return
         try:
             write_step(step, folder)
         except OSError as error:
@@ -411,4 +451,35 @@ class ACSPPruningCallback(pl.Callback):
     def _accuracy(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> float | None:
         with isolate_rng():
             batches = validation_batches(trainer, self.max_batches)
-            return top1_accuracy(pl_module, batches, self.read_batch)
+            counts = gather(count_correct(pl_module, batches, self.read_batch))
+        known = [count for count in counts if count is not None]
+        seen = sum(total for _, total in known)
+        return sum(right for right, _ in known) / seen if seen else None
+
+    # -- checkpoints ---------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """The steps so far and what waits for its cut, as plain data and tensors."""
+        captured = self._captured
+        waiting = captured and {
+            "epoch": captured.epoch,
+            "groups": captured.groups,
+            "activations": captured.activations,
+        }
+        state: dict[str, Any] = to_plain(
+            {
+                "steps": self.steps[self._earlier :],
+                "visited": self._visited,
+                "initial": self._initial,
+                "captured": waiting,
+            }
+        )
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`."""
+        state = from_plain(state_dict)
+        self.steps = self.steps[: self._earlier] + state["steps"]
+        self._visited = state["visited"]
+        self._initial = state["initial"]
+        self._captured = state["captured"] and _Captured(**state["captured"])

@@ -22,19 +22,77 @@ POOLS: tuple[Callable[..., Tensor], ...] = (
 
 
 @dataclass(frozen=True, slots=True)
+class InputMoments:
+    """Uncentred second moments of D input channels.
+
+    Attributes:
+        count: vectors seen, over samples and positions.
+        total: sum of x x^T, float64 (D, D).
+    """
+
+    count: int
+    total: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of x x^T, float64 (D, D)."""
+        return self.total / self.count
+
+    def merged(self, other: "InputMoments") -> "InputMoments":
+        """The moments of both sets of vectors."""
+        return InputMoments(self.count + other.count, self.total + other.total)
+
+
+@dataclass(frozen=True, slots=True)
 class Activations:
     """The statistics of one capture.
 
     Attributes:
         moments: class moments of the own output of every layer that makes channels, by layer name.
-        input_moments: mean of x x^T over samples and positions, float64 (D, D), of the D input
-            channels of every layer that consumes channels, by layer name.
+        inputs: second moments of the input of every layer that consumes channels, by layer name.
         samples: number of samples seen.
     """
 
     moments: Mapping[str, ClassMoments]
-    input_moments: Mapping[str, Tensor]
+    inputs: Mapping[str, InputMoments]
     samples: int
+
+    def to(self, device: torch.device) -> "Activations":
+        """The same statistics on another device."""
+        return Activations(
+            {
+                layer: ClassMoments(m.count.to(device), m.mean.to(device), m.m2.to(device))
+                for layer, m in self.moments.items()
+            },
+            {layer: InputMoments(m.count, m.total.to(device)) for layer, m in self.inputs.items()},
+            self.samples,
+        )
+
+    @property
+    def input_moments(self) -> dict[str, Tensor]:
+        """Mean of x x^T of every layer's input, float64 (D, D), by layer name."""
+        return {layer: moments.mean for layer, moments in self.inputs.items()}
+
+
+def merge_activations(parts: Iterable[Activations]) -> Activations:
+    """The statistics of several captures of the same layers, of disjoint samples.
+
+    Parts without samples (a process whose share of the data was empty) add nothing.
+
+    Raises:
+        ValueError: if none has samples.
+    """
+    seen = [part for part in parts if part.samples]
+    if not seen:
+        raise ValueError("No validation batch was captured; pruning needs at least one.")
+    merged, *others = seen
+    for part in others:
+        merged = Activations(
+            {layer: merge_moments(m, part.moments[layer]) for layer, m in merged.moments.items()},
+            {layer: m.merged(part.inputs[layer]) for layer, m in merged.inputs.items()},
+            merged.samples + part.samples,
+        )
+    return merged
 
 
 class ActivationCapture:
@@ -60,9 +118,9 @@ class ActivationCapture:
         self._spreads = {side.layer: input_spread(side) for g in self.groups for side in g.consumers}
         self._labels: Tensor | None = None
         self._moments: dict[str, ClassMoments] = {}
-        self._products: dict[str, Tensor] = {}
-        self._rows: dict[str, int] = {}
+        self._inputs: dict[str, InputMoments] = {}
         self._samples = 0
+        self._error: Exception | None = None
         self._handles: list[RemovableHandle] = []
 
     def attach(self) -> None:
@@ -87,17 +145,32 @@ class ActivationCapture:
         self._labels = labels
         self._samples += len(labels)
 
+    def fail(self, error: Exception) -> None:
+        """Give up; :meth:`finish` raises ``error``.
+
+        Raised at once, on one process of several, it would leave the others waiting for this one.
+        """
+        self._error = self._error or error
+        self.detach()
+
     def pause(self) -> None:
         """Pass over the forward passes that follow, until labels are expected again."""
         self._labels = None
 
     def finish(self) -> Activations:
-        """The statistics of all samples seen.
+        """The statistics of all samples seen; empty if there were none.
 
         Raises:
-            ValueError: if a layer gave NaN or infinite activations, or none at all.
+            ValueError: if a layer gave NaN or infinite activations, none at all, not one row per label,
+                or maps of several sizes; or what :meth:`fail` was given.
         """
-        silent = sorted((self._producers | set(self._spreads)) - set(self._rows) - set(self._moments))
+        if self._error is not None:
+            raise self._error
+        if self._samples == 0:
+            return Activations({}, {}, 0)
+        silent = sorted(
+            (self._producers - set(self._moments)) | (set(self._spreads) - set(self._inputs))
+        )
         if silent:
             raise ValueError(
                 f"Layer {silent[0]!r} was never called on the validation batches, although forward "
@@ -109,29 +182,32 @@ class ActivationCapture:
                     f"Layer {layer!r} gave NaN or infinite activations on the validation batches. "
                     "Pruning needs finite ones: look at the learning rate, or prune earlier."
                 )
-        products = {layer: total / self._rows[layer] for layer, total in self._products.items()}
-        for layer, product in products.items():
-            if not bool(product.isfinite().all()):
+        for layer, inputs in self._inputs.items():
+            if not bool(inputs.total.isfinite().all()):
                 raise ValueError(f"Layer {layer!r} was given NaN or infinite inputs in validation.")
-        return Activations(dict(self._moments), products, self._samples)
+        return Activations(dict(self._moments), dict(self._inputs), self._samples)
 
     def _output_hook(self, layer: str) -> Callable[..., None]:
         def hook(module: nn.Module, _arguments: object, output: Tensor) -> None:
             if self._labels is None:
                 return
-            if output.shape[0] != len(self._labels):
-                raise ValueError(
-                    f"Layer {layer!r} gave {output.shape[0]} rows for a batch of "
-                    f"{len(self._labels)} labels. Pruning needs one row of activations per label; "
-                    "exclude the layer, or pass read_batch= to give the labels of the rows."
-                )
-            with torch.autocast(output.device.type, enabled=False):
-                values = _pooled(output.detach(), channel_dim(module), self._grid)
-                self._moments[layer] = self._merged(layer, class_moments(values, self._labels))
+            try:
+                with torch.autocast(output.device.type, enabled=False):
+                    values = _pooled(output.detach(), channel_dim(module), self._grid)
+                    self._moments[layer] = self._merged(layer, values, self._labels)
+            except ValueError as error:
+                self.fail(error)
 
         return hook
 
-    def _merged(self, layer: str, moments: ClassMoments) -> ClassMoments:
+    def _merged(self, layer: str, values: Tensor, labels: Tensor) -> ClassMoments:
+        if len(values) != len(labels):
+            raise ValueError(
+                f"Layer {layer!r} gave {len(values)} rows for a batch of {len(labels)} labels. Pruning "
+                "needs one row of activations per label; exclude the layer, or pass read_batch= to give "
+                "the labels of the rows."
+            )
+        moments = class_moments(values, labels)
         known = self._moments.get(layer)
         if known is None:
             return moments
@@ -153,9 +229,9 @@ class ActivationCapture:
                 # After a flatten a channel has several features; they are its positions. In double,
                 # because TF32 products are too coarse for a nearly singular least-squares problem.
                 rows = channels.reshape(len(channels) // spread, -1).double()
-                product = rows @ rows.T
-            self._products[layer] = self._products.get(layer, 0) + product
-            self._rows[layer] = self._rows.get(layer, 0) + rows.shape[1]
+                moments = InputMoments(rows.shape[1], rows @ rows.T)
+            known = self._inputs.get(layer)
+            self._inputs[layer] = moments if known is None else known.merged(moments)
 
         return hook
 

@@ -6,8 +6,10 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from acsp_lightning.structure.layers import Side, refusal, side_layout
+from acsp_lightning.structure.surgery import parameter_like
 
 M = TypeVar("M", bound=nn.Module)
 SIDES: tuple[Side, Side] = ("out", "in")
@@ -99,6 +101,31 @@ def resize_layers(model: nn.Module, state: Mapping[str, Tensor], prefix: str = "
         _resize(module, names)
 
 
+def resize_on_load(module: nn.Module) -> RemovableHandle:
+    """Let every later ``load_state_dict`` of ``module`` resize its layers first, as the file has them.
+
+    The hook also acts where ``module`` is a part of a larger module, and copies of the module have it.
+    """
+
+    def hook(owner: nn.Module, state: Mapping[str, Tensor], prefix: str, *_: object) -> None:
+        resize_layers(owner, state, prefix)
+
+    handle: RemovableHandle = module.register_load_state_dict_pre_hook(hook)  # type: ignore[no-untyped-call]
+    return handle
+
+
+class PrunedCheckpointMixin:
+    """Lets a LightningModule load its own pruned checkpoints, also by ``load_from_checkpoint``.
+
+    Put it first among the bases: ``class MyModule(PrunedCheckpointMixin, LightningModule)``.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        assert isinstance(self, nn.Module), "the mixin stands before a LightningModule"
+        resize_on_load(self)
+
+
 def _owner(name: str) -> str:
     return name.rpartition(".")[0]
 
@@ -143,7 +170,6 @@ def _resize(module: nn.Module, shapes: Mapping[str, torch.Size]) -> None:
             continue
         new = old.detach().new_empty(shape)
         if isinstance(old, nn.Parameter):
-            new = nn.Parameter(new, requires_grad=old.requires_grad)
-            vars(new).update(vars(old))
+            new = parameter_like(old, new)
         setattr(module, name, new)
     vars(module).update(sizes)

@@ -1,6 +1,7 @@
-"""Other parts of a Lightning job that know the network, or remember how good it was."""
+"""Other parts of a Lightning job that hold the network, or remember how good it was."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
@@ -10,6 +11,7 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
     WeightAveraging,
 )
+from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -21,6 +23,23 @@ def averaged_copies(trainer: pl.Trainer) -> Iterator[nn.Module]:
             yield callback._average_model.module
         if isinstance(callback, StochasticWeightAveraging) and callback._average_model is not None:
             yield callback._average_model
+
+
+def rewrap(trainer: pl.Trainer) -> None:
+    """Build the DistributedDataParallel wrapper anew, which holds the parameters of its first day."""
+    strategy = trainer.strategy
+    if isinstance(strategy, DDPStrategy):
+        strategy.model = trainer.lightning_module
+        strategy.configure_ddp()
+        # Manual optimisation with a static graph flushes the first backward of every new wrapper.
+        strategy._pl_static_graph_delay_done = False
+
+
+def save_uncut(trainer: pl.Trainer, epoch: int) -> None:
+    """Write a checkpoint of the network before a cut beside those of the first ModelCheckpoint."""
+    checkpoint = trainer.checkpoint_callback
+    if isinstance(checkpoint, ModelCheckpoint) and checkpoint.dirpath is not None:
+        trainer.save_checkpoint(Path(checkpoint.dirpath, f"uncut-epoch={epoch}.ckpt"))
 
 
 def reset_monitors(trainer: pl.Trainer) -> None:

@@ -7,14 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torchmetrics.functional.classification import multiclass_accuracy
 
 from acsp_lightning.batches import BatchReader, check_labels
 from acsp_lightning.structure.forward import evaluation_state
 
 
-def top1_accuracy(model: nn.Module, batches: Iterable[Any], read_batch: BatchReader) -> float | None:
-    """Share of samples that ``model`` classifies rightly, in [0, 1].
+def count_correct(
+    model: nn.Module, batches: Iterable[Any], read_batch: BatchReader
+) -> tuple[int, int] | None:
+    """How many samples ``model`` classifies rightly (top 1), and of how many.
 
     Args:
         model: ``model(inputs)`` gives logits (B, C); run in eval mode, left as it was.
@@ -22,9 +23,9 @@ def top1_accuracy(model: nn.Module, batches: Iterable[Any], read_batch: BatchRea
         read_batch: splits a batch into inputs and labels.
 
     Returns:
-        The accuracy; None if there are no batches or forward gives something else than logits.
+        Two counts, which add up over processes; None if forward gives something else than logits.
     """
-    right, seen = 0.0, 0
+    right, seen = 0, 0
     with evaluation_state(model):
         for batch in batches:
             inputs, labels = read_batch(batch)
@@ -32,10 +33,9 @@ def top1_accuracy(model: nn.Module, batches: Iterable[Any], read_batch: BatchRea
             logits = model(inputs)
             if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < 2:
                 return None
-            correct = multiclass_accuracy(logits, labels, logits.shape[1], average="micro")
-            right += float(correct) * len(labels)
+            right += int((logits.argmax(1) == labels).sum())
             seen += len(labels)
-    return right / seen if seen else None
+    return right, seen
 
 
 def recalibrate_batchnorm(model: nn.Module, inputs: Iterable[Any], batches: int) -> None:

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 
 import lightning.pytorch as pl
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 
 def check_epochs(epochs: Sequence[int]) -> None:
@@ -77,6 +79,28 @@ def check_step_schedule(epochs: Sequence[int], trainer: pl.Trainer) -> None:
                 f"check_val_every_n_epoch=None and {length} training batches leaves that epoch without "
                 "a validation to capture. Validate more often, or choose another epoch."
             )
+
+
+def check_trainer(trainer: pl.Trainer) -> None:
+    """Raise ``TypeError`` or ``ValueError`` if networks cannot change their shape under this Trainer."""
+    if not isinstance(trainer, pl.Trainer):
+        raise TypeError(
+            f"The Trainer is a {type(trainer).__module__}.{type(trainer).__qualname__}; its callbacks "
+            "and strategies are other classes than those of lightning.pytorch. Import Trainer from "
+            "lightning.pytorch."
+        )
+    strategy = trainer.strategy
+    if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
+        raise ValueError(
+            f"Pruning does not run under {type(strategy).__name__}, which shards or reshapes the "
+            "parameters that a cut replaces. Use a single device or strategy='ddp'."
+        )
+    if isinstance(strategy.launcher, _MultiProcessingLauncher):
+        raise ValueError(
+            "Pruning does not run under strategies that spawn or fork their processes "
+            "(ddp_spawn, ddp_fork, ddp_notebook): at the end of fit they load the pruned weights into "
+            "the uncut module of the main process. Use strategy='ddp'."
+        )
 
 
 def is_dry_run(trainer: pl.Trainer) -> bool:

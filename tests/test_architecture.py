@@ -20,11 +20,12 @@ RANKS = {
     "complexity": 2,
     "loaders": 2,
     "passes": 2,
+    "plain": 3,
     "ranks": 2,
     "report": 2,
     "schedule": 2,
-    "callback": 3,
-    "cli": 4,
+    "callback": 4,
+    "cli": 5,
 }
 WITH_LIGHTNING = {"callback", "cli", "companions", "loaders", "schedule", "zoo"}
 

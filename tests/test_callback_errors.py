@@ -21,7 +21,7 @@ from helpers import (
     val_loader,
     widths,
 )
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -239,15 +239,26 @@ def test_raised_before_the_first_training_batch(fit: Fit, case: str) -> None:
     assert [p.requires_grad for p in module.parameters()] == trainable
 
 
-def test_several_devices(fit: Fit) -> None:
-    module = Classifier()
-    try:
-        with pytest.raises(ValueError, match=r"strategy is DDPStrategy\. Pass devices=1"):
-            fit(module, [callback()], strategy=DDPStrategy(), devices=1)
-    finally:
-        torch.distributed.destroy_process_group()
-    assert module.steps == 0
-    assert widths(module) == WIDTHS
+@pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork"])
+def test_strategies_that_load_into_the_uncut_module(strategy: str) -> None:
+    trainer = pl.Trainer(accelerator="cpu", devices=2, strategy=strategy, logger=False)
+    with pytest.raises(ValueError, match=r"spawn or fork.*Use strategy='ddp'"):
+        callback().setup(trainer, Classifier(), "fit")
+
+
+def test_strategies_that_shard_parameters() -> None:
+    trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False)
+    trainer._accelerator_connector.strategy = FSDPStrategy()
+    with pytest.raises(ValueError, match=r"does not run under FSDPStrategy.*strategy='ddp'"):
+        callback().setup(trainer, Classifier(), "fit")
+
+
+def test_a_trainer_of_another_package() -> None:
+    class Trainer:
+        """As from pytorch_lightning, whose classes are not those of lightning.pytorch."""
+
+    with pytest.raises(TypeError, match=r"Import Trainer from lightning\.pytorch"):
+        callback().setup(Trainer(), Classifier(), "fit")
 
 
 @pytest.mark.filterwarnings("ignore:.*no `validation_step`. Skipping")

@@ -6,7 +6,7 @@ from helpers import conv_net, hooks, same_state, snapshot, val_loader
 from torch import Tensor, nn
 
 from acsp_lightning.batches import read_batch
-from acsp_lightning.passes import recalibrate_batchnorm, top1_accuracy
+from acsp_lightning.passes import count_correct, recalibrate_batchnorm
 
 
 def fixed_logits() -> nn.Module:
@@ -17,21 +17,21 @@ def fixed_logits() -> nn.Module:
 def test_accuracy_by_hand_over_uneven_batches() -> None:
     right = torch.eye(3)
     batches = [(right, torch.tensor([0, 1, 2])), (right[:2], torch.tensor([1, 1]))]
-    assert top1_accuracy(fixed_logits(), batches, read_batch) == pytest.approx(4 / 5)
+    assert count_correct(fixed_logits(), batches, read_batch) == (4, 5)
 
 
 def test_accuracy_where_there_is_none() -> None:
     labels = torch.zeros(2, dtype=torch.int64)
-    assert top1_accuracy(fixed_logits(), [], read_batch) is None
+    assert count_correct(fixed_logits(), [], read_batch) == (0, 0)
     for other in (torch.zeros(2), torch.zeros(2, 1), torch.zeros(2, 3, 4), {"logits": labels}):
-        assert top1_accuracy(fixed_logits(), [(other, labels)], read_batch) is None
+        assert count_correct(fixed_logits(), [(other, labels)], read_batch) is None
 
 
 def test_accuracy_runs_in_eval_mode_and_leaves_the_model_alone() -> None:
     model = conv_net(dropout=0.9).train()
     before = snapshot(model)
-    first = top1_accuracy(model, val_loader(), read_batch)
-    assert first == top1_accuracy(model, val_loader(), read_batch)
+    first = count_correct(model, val_loader(), read_batch)
+    assert first == count_correct(model, val_loader(), read_batch)
     assert same_state(snapshot(model), before)
     assert all(module.training for module in model.modules())
 

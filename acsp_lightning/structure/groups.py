@@ -324,7 +324,7 @@ def _follow(graph: tp.DependencyGraph, root: str, model: nn.Module, calls: Mappi
     )
     carried = {start: dict(pairs)}
     frontier = [(*start, pairs)]
-    while frontier:
+    while frontier and reason is None:
         node, function, pairs = frontier.pop()
         for edge in node.dependencies:
             if not edge.is_triggered_by(function):
@@ -332,13 +332,14 @@ def _follow(graph: tp.DependencyGraph, root: str, model: nn.Module, calls: Mappi
             try:
                 arrived = _through(edge.index_mapping, pairs)
             except Exception as error:  # index maps of some operators (shuffles) fail
-                reason = reason or f"the tracer cannot follow its channels ({error!r})"
-                continue
+                reason = f"the tracer cannot follow its channels ({error!r})"
+                break
             place = carried.setdefault((edge.target, edge.handler), {})
             fresh = [pair for pair in arrived if pair.idx not in place and pair.idx < widest]
             place.update(fresh)
             if any(place.get(pair.idx) != pair.root_idx for pair in arrived):
-                reason = reason or "its channels are mixed with one another"
+                reason = "its channels are mixed with one another"
+                break
             if fresh:
                 frontier.append((edge.target, edge.handler, fresh))
     return _summary(graph, carried, reason, model, calls)

@@ -15,7 +15,7 @@ from acsp_lightning.structure.surgery import Replacement, check_plan, reversible
 def prune(
     model: nn.Module,
     plan: PruningPlan,
-    inputs: tuple[Any, ...],
+    inputs: tuple[Any, ...] | None,
     *,
     groups: Sequence[ChannelGroup] = (),
     input_moments: Mapping[str, Tensor] | None = None,
@@ -25,7 +25,7 @@ def prune(
     Args:
         model: the network.
         plan: what to keep.
-        inputs: example arguments of ``forward``.
+        inputs: example arguments of ``forward``; None: forward is not tried.
         groups: the groups that the plan was built from; needed for the recovery.
         input_moments: second moments of the consumers' inputs, by layer; None: no recovery.
 
@@ -38,12 +38,12 @@ def prune(
             as it was, in both cases.
     """
     check_plan(model, plan)
-    shapes = _output_shapes(model, inputs)
+    shapes = None if inputs is None else _output_shapes(model, inputs)
     try:
         with reversible_cut(model, plan) as replacements:
             if input_moments is not None:
                 recover_consumers(model, plan, groups, replacements, input_moments)
-            found = _output_shapes(model, inputs)
+            found = None if inputs is None else _output_shapes(model, inputs)
             if found != shapes:
                 raise RuntimeError(f"it gives outputs of shape {found} instead of {shapes}")
     except Exception as error:

@@ -142,7 +142,7 @@ def _cut(modules: dict[str, nn.Module], plan: PruningPlan) -> tuple[Replacement,
             for dim, kept in cuts:
                 new = slice_tensor(new, dim, kept)
             if isinstance(old, nn.Parameter):
-                new = _parameter_like(old, new)
+                new = parameter_like(old, new)
                 replacements.append(Replacement(f"{layer}.{name}", old, new, tuple(cuts)))
             setattr(modules[layer], name, new)
     for cut in plan:
@@ -150,7 +150,7 @@ def _cut(modules: dict[str, nn.Module], plan: PruningPlan) -> tuple[Replacement,
     return tuple(replacements)
 
 
-def _parameter_like(old: nn.Parameter, data: torch.Tensor) -> nn.Parameter:
+def parameter_like(old: nn.Parameter, data: torch.Tensor) -> nn.Parameter:
     """A parameter of other data with what users have set on ``old``: attributes, hooks, the flag."""
     new = nn.Parameter(data, requires_grad=old.requires_grad)
     vars(new).update(vars(old))

@@ -94,27 +94,29 @@ def test_weak_mixing_is_found_in_single_precision(name):
     assert "a" in offered(model, inputs).left_whole
 
 
-@pytest.mark.parametrize("start", range(8))
-@pytest.mark.parametrize("stop", [2, 5, 8])
-@pytest.mark.parametrize("step", [1, 2, 3])
-def test_no_slice_of_channels_slips_through(start, stop, step):
-    if start >= stop:
-        pytest.skip("empty")
-    model = sliced(slice(start, stop, step)).double()
+SLICES = [
+    slice(start, stop, step)
+    for start in range(8)
+    for stop in (2, 5, 8)
+    for step in (1, 2, 3)
+    if start < stop and (start, stop, step) != (0, 8, 1)
+]
+
+
+@pytest.mark.parametrize("where", SLICES, ids=str)
+def test_no_slice_of_channels_slips_through(where):
+    model = sliced(where).double()
     inputs = inputs_of(CUT["plain"])
-    for group in offered(model, inputs, residual=True).groups:
-        for seed in range(3):
-            assert_cut_is_masked(model, random_plan([group], seed), inputs)
-    if (start, stop, step) != (0, 8, 1):
-        assert "a" in offered(model, inputs, residual=True).left_whole
+    tracing = offered(model, inputs, residual=True)
+    assert "a" in tracing.left_whole
+    for seed in range(3):
+        assert_cut_is_masked(model, random_plan(tracing.groups, seed), inputs)
 
 
-@pytest.mark.parametrize("width", [2, 3, 4, 6, 12, 24])
-@pytest.mark.parametrize("pieces", [2, 3])
+@pytest.mark.parametrize(
+    ("width", "pieces"), [(2, 2), (4, 2), (6, 2), (8, 2), (24, 2), (3, 3), (6, 3), (12, 3), (24, 3)]
+)
 def test_no_chunk_of_channels_slips_through(width, pieces):
-    if width % pieces:
-        pytest.skip("unequal")
-
     def forward(net, x):
         return net.b(sum(part * (i + 1) for i, part in enumerate(net.a(x).chunk(pieces, 1))))
 

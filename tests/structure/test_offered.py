@@ -112,7 +112,7 @@ def test_unknown_patterns_suggest_the_nearest_name(argument):
 
 
 def test_patterns_name_layers_that_make_channels():
-    with pytest.raises(ValueError, match="'1' matches no|'1', which matches no"):
+    with pytest.raises(ValueError, match="'1', which matches no"):
         trace_groups(plain(), X, include=["1"])  # a BatchNorm
 
 

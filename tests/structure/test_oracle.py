@@ -93,24 +93,45 @@ TORCHVISION = {
     "resnet18": (torchvision.models.resnet18, True),
     "mobilenet_v2": (torchvision.models.mobilenet_v2, True),
     "squeezenet1_1": (torchvision.models.squeezenet1_1, False),
+    "densenet121": (torchvision.models.densenet121, False),
+    "efficientnet_b0": (torchvision.models.efficientnet_b0, True),
+}
+# Shuffled, grouped, and normalised over channels: much stays whole, what is offered must be right.
+TORCHVISION_IN_PART = {
+    "shufflenet_v2_x0_5": torchvision.models.shufflenet_v2_x0_5,
+    "regnet_x_400mf": torchvision.models.regnet_x_400mf,
+    "swin_t": torchvision.models.swin_t,
 }
 
 
-@pytest.mark.parametrize("name", TORCHVISION)
-def test_torchvision_networks(name):
-    build, residual = TORCHVISION[name]
+def torchvision_model(build):
     torch.manual_seed(0)
     model = build(num_classes=5).eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
             module.bias.data.normal_(0, 0.1)
-    inputs = (torch.randn(2, 3, 64, 64),)
+    return model, (torch.randn(2, 3, 64, 64),)
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_torchvision_networks(name):
+    build, residual = TORCHVISION[name]
+    model, inputs = torchvision_model(build)
     tracing = offered(model, inputs, residual=residual)
     assert tracing.left_whole == {}
     cut = assert_cut_is_masked(model, random_plan(tracing.groups, seed=0), inputs, tolerance=1e-5)
     cut.train()(*inputs).sum().backward()
     assert all(p.grad is not None for p in cut.parameters())
+
+
+@pytest.mark.parametrize("name", TORCHVISION_IN_PART)
+def test_torchvision_networks_that_are_cut_in_part(name):
+    model, inputs = torchvision_model(TORCHVISION_IN_PART[name])
+    tracing = offered(model, inputs, residual=True)
+    assert tracing.groups
+    assert tracing.left_whole
+    assert_cut_is_masked(model, random_plan(tracing.groups, seed=0), inputs, tolerance=1e-5)
 
 
 def test_copies_do_not_share_what_was_cut():
