@@ -10,13 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import torch_pruning as tp
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
-from torch_pruning.dependency import index_mapping
+from torch_pruning.dependency import index_mapping, shape_infer
 
 from acsp_lightning.structure.forward import (
     UnsupportedStructureError,
@@ -269,6 +269,7 @@ def _build_graph(model: nn.Module, inputs: tuple[Any, ...]) -> tp.DependencyGrap
                 output_transform=_differentiable_outputs,
                 verbose=False,
             )
+        _map_flattened_concats(graph)
     except ZeroDivisionError:  # in the index maps of a shuffle, the last step
         _map_indices(graph)
     except Exception as error:
@@ -278,6 +279,32 @@ def _build_graph(model: nn.Module, inputs: tuple[Any, ...]) -> tp.DependencyGrap
             "or dicts of them) that depend on the parameters."
         ) from error
     return graph
+
+
+def _map_flattened_concats(graph: tp.DependencyGraph) -> None:
+    """Make the index maps of concatenations that a linear layer reads after a flatten.
+
+    The tracer compares the sum of the parts with the width of the next layer, finds a multiple of it,
+    and takes the concatenation for one of positions instead of channels.
+    """
+    for node in graph.module2node.values():
+        if not isinstance(node.module, tp.ops._ConcatOp) or node.module.offsets is not None:
+            continue
+        parts = node.module.concat_sizes
+        read = shape_infer.infer_in_channels_recursively(graph, node, recursive_depth=[0])
+        if parts and None not in parts and read and read % sum(parts) == 0 and read > sum(parts):
+            starts = list(accumulate(parts, initial=0))
+            for part, span in zip(node.inputs, pairwise(starts), strict=True):
+                _concat_edge(node, part).index_mapping[1] = index_mapping._ConcatIndexMapping(span, True)
+                _concat_edge(part, node).index_mapping[1] = index_mapping._ConcatIndexMapping(
+                    span, False
+                )
+
+
+def _concat_edge(source: Any, target: Any) -> Any:
+    """The first edge between two nodes of the tracer that has no map of a concatenation yet."""
+    edges = [edge for edge in source.dependencies if edge.target is target]
+    return next((edge for edge in edges if edge.index_mapping[1] is None), edges[-1])
 
 
 def _map_indices(graph: tp.DependencyGraph) -> None:
