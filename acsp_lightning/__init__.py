@@ -1,18 +1,23 @@
 """Structured pruning that decides by itself how many channels to keep, inside a Lightning job."""
 
-from acsp_lightning.callback import ACSPPruningCallback
-from acsp_lightning.checkpoint import load_pruned, restore_structure
-from acsp_lightning.complexity import Complexity, measure_complexity
-from acsp_lightning.functional import ChannelSelection, SelectionConfig
-from acsp_lightning.report import PruningStep
-from acsp_lightning.structure.forward import UnsupportedStructureError
-from acsp_lightning.structure.plan import PruningPlan
-from acsp_lightning.structure.surgery import apply_plan
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from acsp_lightning.callback import ACSPPruningCallback
+    from acsp_lightning.checkpoint import PrunedCheckpointMixin, load_pruned, restore_structure
+    from acsp_lightning.complexity import Complexity, measure_complexity
+    from acsp_lightning.functional import ChannelSelection, SelectionConfig
+    from acsp_lightning.report import PruningStep
+    from acsp_lightning.structure.forward import UnsupportedStructureError
+    from acsp_lightning.structure.plan import PruningPlan
+    from acsp_lightning.structure.surgery import apply_plan
 
 __all__ = [
     "ACSPPruningCallback",
     "ChannelSelection",
     "Complexity",
+    "PrunedCheckpointMixin",
     "PruningPlan",
     "PruningStep",
     "SelectionConfig",
@@ -22,3 +27,32 @@ __all__ = [
     "measure_complexity",
     "restore_structure",
 ]
+
+_HOMES = {
+    "ACSPPruningCallback": "callback",
+    "ChannelSelection": "functional",
+    "Complexity": "complexity",
+    "PrunedCheckpointMixin": "checkpoint",
+    "PruningPlan": "structure.plan",
+    "PruningStep": "report",
+    "SelectionConfig": "functional",
+    "UnsupportedStructureError": "structure.forward",
+    "apply_plan": "structure.surgery",
+    "load_pruned": "checkpoint",
+    "measure_complexity": "complexity",
+    "restore_structure": "checkpoint",
+}
+
+if not TYPE_CHECKING:  # or every misspelt name would be of type Any
+
+    def __getattr__(name: str) -> Any:
+        """Import what is asked for and nothing else: loading a pruned file needs no Lightning."""
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,7 +1,7 @@
 """From captured activations to the channels of every group that stay."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -118,14 +118,15 @@ def select_groups(
     return {
         name: select_channels(
             found.distances,
-            config,
+            # Layers of one width must not draw the same channels at random.
+            replace(config, seed=config.seed + place),
             magnitudes=found.magnitudes,
             separability=found.separability,
             round_to=round_to,
             curves=curves[name],
             k=decisions.get(name),
         )
-        for name, found in evidence.items()
+        for place, (name, found) in enumerate(evidence.items())
     }
 
 

@@ -63,6 +63,31 @@ def check_labels(labels: Any) -> Tensor:
     return labels.long()
 
 
+def check_classes(labels: Tensor) -> None:
+    """Check that the classes to be captured can be told apart at all.
+
+    Args:
+        labels: class indices of all samples, int64, shape (samples,).
+
+    Raises:
+        ValueError: if there are fewer than two classes, or a class has a single sample.
+    """
+    counts = labels.bincount()
+    if int((counts > 0).sum()) < 2:
+        found = f"only class {int(counts.argmax())}" if len(labels) else "no sample"
+        raise ValueError(
+            f"The validation batches to be captured hold {found}; separation needs at least two "
+            "classes. Validate on more of the data, or raise max_batches."
+        )
+    single = (counts == 1).nonzero().flatten().tolist()
+    if single:
+        raise ValueError(
+            f"The validation batches to be captured hold one sample of class {single[0]} "
+            f"({len(single)} such classes); a variance needs at least 2. Validate on more of the data, "
+            "or raise max_batches."
+        )
+
+
 def _describe(batch: Any) -> str:
     if isinstance(batch, Mapping):
         return f"a {type(batch).__name__} with keys {sorted(map(str, batch))}"
@@ -85,6 +110,28 @@ def example_inputs(module: nn.Module, inputs: Any, samples: int) -> tuple[Any, .
         return (tree_map(lambda leaf: leaf[:samples] if isinstance(leaf, Tensor) else leaf, inputs),)
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
     example = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, example)
-    if isinstance(example, Mapping):
-        return inspect.signature(module.forward).bind(**example).args
-    return tuple(example) if isinstance(example, tuple | list) else (example,)
+    return as_arguments(module, example)
+
+
+def as_arguments(module: nn.Module, inputs: Any) -> tuple[Any, ...]:
+    """The inputs of a batch as positional arguments of ``module.forward``.
+
+    Lightning's convention: where ``example_input_array`` is a tuple, forward takes its entries one by
+    one, and where it is a dict, by name; inputs of the same kind are handed on alike. Anything else
+    is one argument.
+
+    Raises:
+        ValueError: if named inputs are not those that forward takes.
+    """
+    example = getattr(module, "example_input_array", None)
+    if isinstance(example, tuple | list) and isinstance(inputs, tuple | list):
+        return tuple(inputs)
+    if isinstance(example, Mapping) and isinstance(inputs, Mapping):
+        try:
+            return inspect.signature(module.forward).bind(**inputs).args
+        except TypeError as error:
+            raise ValueError(
+                f"example_input_array is a dict, so {type(module).__name__}.forward is called by name, "
+                f"but it does not take {sorted(map(str, inputs))}: {error}."
+            ) from error
+    return (inputs,)

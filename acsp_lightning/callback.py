@@ -1,7 +1,7 @@
 """The conductor: when to capture, when to cut, what to log. It holds no formula and cuts no weight."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,22 +9,24 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_map
 from torch.utils.hooks import RemovableHandle
 
 from acsp_lightning.allocation import select_groups, smallest_flops
-from acsp_lightning.batches import BatchReader, check_labels, example_inputs, read_batch
+from acsp_lightning.batches import BatchReader, check_classes, check_labels, example_inputs, read_batch
 from acsp_lightning.capture import ActivationCapture, Activations, merge_activations
-from acsp_lightning.checkpoint import resize_on_load
+from acsp_lightning.checkpoint import check_before_load, mend_progress, resize_on_load
 from acsp_lightning.companions import averaged_copies, reset_monitors, rewrap, save_uncut
 from acsp_lightning.complexity import Complexity, measure_complexity
 from acsp_lightning.functional import SelectionConfig, WidthReason
 from acsp_lightning.loaders import training_batches, validation_batches
 from acsp_lightning.passes import count_correct, recalibrate_batchnorm
 from acsp_lightning.plain import from_plain, to_plain
-from acsp_lightning.ranks import check_agreement, decided_on_first, gather, is_distributed, together
+from acsp_lightning.ranks import agreed, decided_on_first, together
 from acsp_lightning.report import (
     PruningStep,
-    describe_unsupported,
     step_table,
     summary_table,
     write_step,
@@ -46,6 +48,8 @@ from acsp_lightning.structure.plan import PruningPlan, build_plan
 from acsp_lightning.structure.pruning import prune
 from acsp_lightning.structure.surgery import check_plan
 
+NO_BATCH = "The validation loader is empty; pruning captures validation batches."
+
 
 @dataclass(frozen=True, slots=True)
 class _Example:
@@ -53,6 +57,14 @@ class _Example:
 
     traced: tuple[Any, ...]
     counted: tuple[Any, ...]
+
+    def to(self, device: torch.device) -> "_Example":
+        """The same arguments on another device."""
+        traced, counted = tree_map(
+            lambda leaf: leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf,
+            (self.traced, self.counted),
+        )
+        return _Example(traced, counted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +110,8 @@ class ACSPPruningCallback(pl.Callback):
             good the uncut network was.
 
     Attributes:
-        steps: one :class:`PruningStep` for each cut made so far, in all fits.
+        steps: one :class:`PruningStep` for each cut made so far, in all fits; after
+            ``fit(ckpt_path=...)`` those of the checkpoint, and what follows.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -133,6 +146,11 @@ class ACSPPruningCallback(pl.Callback):
         check_count("round_to", round_to, at_least=1)
         check_patterns("include", include)
         check_patterns("exclude", exclude)
+        if not isinstance(selection, SelectionConfig):
+            raise ValueError(
+                f"selection is {selection!r}; it must be a SelectionConfig, such as "
+                "SelectionConfig(keep=0.5)."
+            )
         if recovery not in ("least_squares", "none"):
             raise ValueError(f"recovery is {recovery!r}; it must be 'least_squares' or 'none'.")
         self.epochs = tuple(epochs)
@@ -151,6 +169,7 @@ class ACSPPruningCallback(pl.Callback):
         self.steps: list[PruningStep] = []
         self._earlier = 0
         self._visited: list[str] = []
+        self._settled: set[int] = set()  # epochs in which no layer was left to capture
         self._initial: Complexity | None = None
         self._example: _Example | None = None
         self._capture: ActivationCapture | None = None
@@ -169,13 +188,18 @@ class ACSPPruningCallback(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Let pruned checkpoints load, and check the Trainer, the schedule and the parameters."""
         check_trainer(trainer)
+        self._forget()  # a fit that failed has had no teardown
+        self._load_hooks.append(check_before_load(pl_module, lambda: trainer.ckpt_path))
         for module in (pl_module, *averaged_copies(trainer)):
             self._load_hooks.append(resize_on_load(module))
         if stage != "fit" or is_dry_run(trainer):
             return
         # Every fit is counted by itself: the next one may be of another network.
         self._visited, self._initial, self._earlier = [], None, len(self.steps)
+        self._settled = set()
         check_schedule(self.epochs, trainer)
+        # DistributedDataParallel would tell one rank of a mismatch, and let the others hang.
+        agreed(lambda: _shapes(pl_module))
         if not any(parameter.requires_grad for parameter in pl_module.parameters()):
             raise ValueError(
                 f"All parameters of {type(pl_module).__name__} are frozen (requires_grad=False), so the "
@@ -187,19 +211,36 @@ class ACSPPruningCallback(pl.Callback):
         if is_dry_run(trainer):
             rank_zero_info("fast_dev_run has no second epoch: nothing will be pruned.")
             return
-        check_step_schedule(self.epochs, trainer)
-        together(lambda: self._prepare(trainer, pl_module))
+        together(lambda: check_step_schedule(self.epochs, trainer))
+        surveys = together(lambda: self._survey(trainer, pl_module))
+        check_classes(torch.cat([labels for _, labels in surveys]))
+        # One example for all ranks: a network traced with another one may look different.
+        example = next((example for example, _ in surveys if example is not None), None)
+        if example is None:
+            raise ValueError(NO_BATCH)
+        self._example = example.to(pl_module.device)
+        together(lambda: self._prepare(pl_module))
 
-    def _prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def _survey(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> tuple[_Example | None, Tensor]:
+        """An example of the first batch to be captured, if this process has any, and all labels."""
+        # Lightning skips a loop of known length 0, and with it the exchange with other processes.
+        if trainer.num_val_batches and sum(trainer.num_val_batches) == 0:
+            raise ValueError(NO_BATCH)
+        example: _Example | None = None
+        labels = [torch.empty(0, dtype=torch.int64)]
         with isolate_rng():
-            batch = next(validation_batches(trainer, self.max_batches), None)
-        if batch is None:
-            raise ValueError("The validation loader is empty; pruning captures validation batches.")
-        inputs, labels = self.read_batch(batch)
-        check_labels(labels)
-        self._example = _Example(
-            example_inputs(pl_module, inputs, 2), example_inputs(pl_module, inputs, 1)
-        )
+            for batch in validation_batches(trainer, self.max_batches):
+                inputs, found = self.read_batch(batch)
+                labels.append(check_labels(found).cpu())
+                example = example or _Example(
+                    example_inputs(pl_module, inputs, 2), example_inputs(pl_module, inputs, 1)
+                )
+        return example, torch.cat(labels)
+
+    def _prepare(self, pl_module: pl.LightningModule) -> None:
+        assert self._example is not None
         tracing = self._trace(pl_module)
         if tracing.left_whole:
             reasons = "; ".join(f"{name!r}: {why}" for name, why in tracing.left_whole.items())
@@ -250,17 +291,22 @@ class ACSPPruningCallback(pl.Callback):
             return  # the example is there from the start of a fit to its end
         self._stop_capture()
         self._captured = None
-        groups = self._trace(pl_module).groups
-        if self.layers_per_epoch is not None:
-            groups = tuple(group for group in groups if group.name not in self._visited)
-            if self.selection.flops is None:  # a FLOPs target looks at all that is left
-                groups = groups[: self.layers_per_epoch]
+        groups = agreed(lambda: {group.name: group for group in self._due(pl_module)})
         if not groups:
             rank_zero_warn(f"Every layer was visited before epoch {trainer.current_epoch}; no cut.")
+            self._settled.add(trainer.current_epoch)
             return
-        check_agreement((group.name, group) for group in groups)
-        self._capture = ActivationCapture(pl_module, groups, self.selection.grid)
+        self._capture = ActivationCapture(pl_module, groups.values(), self.selection.grid)
         self._capture.attach()
+
+    def _due(self, pl_module: pl.LightningModule) -> tuple[ChannelGroup, ...]:
+        """The groups that the next cut may take."""
+        groups = self._trace(pl_module).groups
+        if self.layers_per_epoch is None:
+            return groups
+        groups = tuple(group for group in groups if group.name not in self._visited)
+        # A FLOPs target looks at all that is left.
+        return groups if self.selection.flops is not None else groups[: self.layers_per_epoch]
 
     def on_validation_batch_start(
         self,
@@ -275,7 +321,7 @@ class ACSPPruningCallback(pl.Callback):
         if self._capture is not None and dataloader_idx == 0 and not enough:
             try:
                 self._capture.expect(check_labels(self.read_batch(batch)[1]))
-            except ValueError as error:
+            except Exception as error:
                 self._capture.fail(error)
 
     def on_validation_batch_end(
@@ -297,10 +343,7 @@ class ACSPPruningCallback(pl.Callback):
             return
         capture = self._capture
         self._stop_capture()
-        # Each process holds its share on its own device; on the CPU they can be exchanged.
-        shared = torch.device("cpu") if is_distributed() else pl_module.device
-        parts = together(lambda: capture.finish().to(shared))
-        activations = merge_activations(parts).to(pl_module.device)
+        activations = merge_activations(together(capture.finish)).to(pl_module.device)
         self._captured = _Captured(trainer.current_epoch, capture.groups, activations)
 
     def _stop_capture(self) -> None:
@@ -311,29 +354,36 @@ class ACSPPruningCallback(pl.Callback):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Leave no hook behind."""
-        self._forget()
+        """Leave no hook behind; what waits for its cut goes into the checkpoints written now."""
+        self._stop_capture()
+        self._example = None
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave no hook behind, and hold no data of the user's."""
         self._forget()
-        for handle in self._load_hooks:
-            handle.remove()
-        self._load_hooks.clear()
 
     def _forget(self) -> None:
         self._stop_capture()
         self._captured = None  # or the next fit would cut by it
         self._example = None
+        for handle in self._load_hooks:
+            handle.remove()
+        self._load_hooks.clear()
 
     # -- the cut, at the start of a training epoch ---------------------------------------------------
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the network that is about to be cut; from the start of an epoch no fit can resume."""
+        if self._captured is not None:
+            save_uncut(trainer, self._captured.epoch)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Cut what the last validation captured."""
         if self._captured is None:
             return
-        save_uncut(trainer, self._captured.epoch)
-        captured, self._captured = self._captured, None
+        # What came out of a checkpoint lies on the CPU.
+        activations = self._captured.activations.to(pl_module.device)
+        captured = replace(self._captured, activations=activations)
         assert self._example is not None, "on_train_start comes first"
         before = measure_complexity(pl_module, self._example.counted)
         selections = decided_on_first(
@@ -353,7 +403,10 @@ class ACSPPruningCallback(pl.Callback):
 
         accuracy_before = self._accuracy(trainer, pl_module)
         together(lambda: self._cut(trainer, pl_module, plan, captured))
+        self._captured = None
         rewrap(trainer)
+        # After eight shapes of one function the compiler would give up.
+        torch.compiler.reset()
         if self.reset_monitors:
             reset_monitors(trainer)
         self._visited += [group.name for group in groups]
@@ -373,7 +426,7 @@ class ACSPPruningCallback(pl.Callback):
             samples=captured.activations.samples,
         )
         self.steps.append(step)
-        self._report(trainer, step)
+        self._report(trainer, pl_module, step)
 
     def _cut(
         self,
@@ -408,22 +461,22 @@ class ACSPPruningCallback(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Sum up the cuts of the run, and say which one is missing."""
-        if self._captured is not None:
-            rank_zero_warn(
-                f"What was captured in epoch {self._captured.epoch} was never cut: the fit ended before "
-                "its next epoch. Train longer, or cut earlier."
-            )
         steps = self.steps[self._earlier :]
+        done = self._settled | {step.epoch for step in steps}
+        missed = [epoch for epoch in self.epochs if epoch not in done]
+        if missed and self._example is not None:
+            rank_zero_warn(
+                f"No cut was made after epoch {', '.join(map(str, missed))}: the fit ended before it. "
+                "Train longer, or cut earlier."
+            )
         if steps and self._example is not None:
             final = measure_complexity(pl_module, self._example.counted)
             accuracy = self._accuracy(trainer, pl_module)
-            rank_zero_info("\n" + summary_table(steps, final, accuracy))
+            pl_module.print("\n" + summary_table(steps, final, accuracy))
 
-    def _report(self, trainer: pl.Trainer, step: PruningStep) -> None:
-        rank_zero_info("\n" + step_table(step))
-        unsupported = describe_unsupported(step.after)
-        if unsupported:
-            rank_zero_info(unsupported)
+    def _report(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: PruningStep) -> None:
+        # Through the progress bar, which would overwrite what a logger writes past it.
+        pl_module.print("\n" + step_table(step))
         whole = [n for n, s in step.selections.items() if s.reason is WidthReason.NO_KNEE]
         if whole:
             rank_zero_warn(
@@ -449,9 +502,12 @@ class ACSPPruningCallback(pl.Callback):
         return self.selection.flops * self._initial.flops - elsewhere
 
     def _accuracy(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> float | None:
-        with isolate_rng():
-            batches = validation_batches(trainer, self.max_batches)
-            counts = gather(count_correct(pl_module, batches, self.read_batch))
+        def share() -> tuple[int, int] | None:
+            with isolate_rng():
+                batches = validation_batches(trainer, self.max_batches)
+                return count_correct(pl_module, batches, self.read_batch)
+
+        counts = together(share)
         known = [count for count in counts if count is not None]
         seen = sum(total for _, total in known)
         return sum(right for right, _ in known) / seen if seen else None
@@ -468,7 +524,8 @@ class ACSPPruningCallback(pl.Callback):
         }
         state: dict[str, Any] = to_plain(
             {
-                "steps": self.steps[self._earlier :],
+                "steps": self.steps,
+                "earlier": self._earlier,
                 "visited": self._visited,
                 "initial": self._initial,
                 "captured": waiting,
@@ -476,10 +533,22 @@ class ACSPPruningCallback(pl.Callback):
         )
         return state
 
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Let the Trainer pass over no validation that is to be captured, and no epoch after a cut."""
+        mend_progress(checkpoint, self.epochs)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The inverse of :meth:`state_dict`."""
         state = from_plain(state_dict)
-        self.steps = self.steps[: self._earlier] + state["steps"]
+        self.steps = state["steps"]
+        self._earlier = state["earlier"]
         self._visited = state["visited"]
         self._initial = state["initial"]
         self._captured = state["captured"] and _Captured(**state["captured"])
+
+
+def _shapes(module: torch.nn.Module) -> dict[str, tuple[int, ...] | None]:
+    """Shape of every parameter, by name; None for those that lazy layers have yet to make."""
+    return {n: None if is_lazy(p) else tuple(p.shape) for n, p in module.named_parameters()}

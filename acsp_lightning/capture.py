@@ -80,7 +80,7 @@ def merge_activations(parts: Iterable[Activations]) -> Activations:
     Parts without samples (a process whose share of the data was empty) add nothing.
 
     Raises:
-        ValueError: if none has samples.
+        ValueError: if none has samples, or a layer gave maps of several sizes.
     """
     seen = [part for part in parts if part.samples]
     if not seen:
@@ -88,11 +88,47 @@ def merge_activations(parts: Iterable[Activations]) -> Activations:
     merged, *others = seen
     for part in others:
         merged = Activations(
-            {layer: merge_moments(m, part.moments[layer]) for layer, m in merged.moments.items()},
+            {layer: _merged(layer, m, part.moments[layer]) for layer, m in merged.moments.items()},
             {layer: m.merged(part.inputs[layer]) for layer, m in merged.inputs.items()},
             merged.samples + part.samples,
         )
     return merged
+
+
+def _merged(layer: str, known: ClassMoments, more: ClassMoments) -> ClassMoments:
+    if known.num_positions != more.num_positions:
+        raise ValueError(
+            f"Layer {layer!r} gave maps of {known.num_positions} and of {more.num_positions} "
+            "positions. Separation compares position with position: validate on inputs of one "
+            "size, or set a smaller selection.grid."
+        )
+    return merge_moments(known, more)
+
+
+class _EagerStance:
+    """While anyone holds it, ``torch.compile`` stands back: compiled code runs past hooks added later.
+
+    There is one for all captures, because they may end in any order and stances nest.
+    """
+
+    def __init__(self) -> None:
+        self._holders: set[object] = set()
+        self._stance: Any = None
+
+    def hold(self, holder: object) -> None:
+        if not self._holders:
+            self._stance = torch.compiler.set_stance("force_eager")
+        self._holders.add(holder)
+
+    def release(self, holder: object) -> None:
+        """Harmless if ``holder`` does not hold it."""
+        if holder in self._holders:
+            self._holders.remove(holder)
+            if not self._holders:
+                self._stance.__exit__(None, None, None)
+
+
+_EAGER = _EagerStance()
 
 
 class ActivationCapture:
@@ -124,7 +160,8 @@ class ActivationCapture:
         self._handles: list[RemovableHandle] = []
 
     def attach(self) -> None:
-        """Install the hooks."""
+        """Install the hooks; until they are removed, nothing compiled runs."""
+        _EAGER.hold(self)
         for layer in self._producers:
             module = self._model.get_submodule(layer)
             self._handles.append(module.register_forward_hook(self._output_hook(layer)))
@@ -138,6 +175,7 @@ class ActivationCapture:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        _EAGER.release(self)
         self.pause()
 
     def expect(self, labels: Tensor) -> None:
@@ -194,13 +232,13 @@ class ActivationCapture:
             try:
                 with torch.autocast(output.device.type, enabled=False):
                     values = _pooled(output.detach(), channel_dim(module), self._grid)
-                    self._moments[layer] = self._merged(layer, values, self._labels)
-            except ValueError as error:
+                    self._moments[layer] = self._with(layer, values, self._labels)
+            except Exception as error:
                 self.fail(error)
 
         return hook
 
-    def _merged(self, layer: str, values: Tensor, labels: Tensor) -> ClassMoments:
+    def _with(self, layer: str, values: Tensor, labels: Tensor) -> ClassMoments:
         if len(values) != len(labels):
             raise ValueError(
                 f"Layer {layer!r} gave {len(values)} rows for a batch of {len(labels)} labels. Pruning "
@@ -209,15 +247,7 @@ class ActivationCapture:
             )
         moments = class_moments(values, labels)
         known = self._moments.get(layer)
-        if known is None:
-            return moments
-        if known.num_positions != moments.num_positions:
-            raise ValueError(
-                f"Layer {layer!r} gave maps of {known.num_positions} and of {moments.num_positions} "
-                "positions. Separation compares position with position: validate on inputs of one "
-                "size, or set a smaller selection.grid."
-            )
-        return merge_moments(known, moments)
+        return moments if known is None else _merged(layer, known, moments)
 
     def _input_hook(self, layer: str, spread: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

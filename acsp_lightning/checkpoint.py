@@ -1,7 +1,9 @@
 """Loading a pruned network into the class it came from: the shapes in the file say what was cut."""
 
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Callable, Container, Mapping
 from os import PathLike
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -23,26 +25,90 @@ def load_pruned(model: M, path: str | PathLike[str]) -> M:
 
     Args:
         model: a fresh instance of the class that was saved; changed in place.
-        path: a Lightning checkpoint (weights under ``state_dict``), or what ``torch.save`` wrote of a
-            state dict. Read with ``weights_only=True``, onto the CPU.
+        path: a Lightning checkpoint (weights under ``state_dict``), what ``torch.save`` wrote of a
+            state dict (both read with ``weights_only=True``), or a ``.safetensors`` file. Read onto
+            the CPU.
 
     Returns:
         ``model``.
 
     Raises:
-        ValueError: if the file holds no state dict, or one of another architecture: names the first
-            layer that does not fit. The model is as it was then.
+        ValueError: if the file is damaged, holds no state dict, or one of another architecture: names
+            the first layer that does not fit. The model is as it was then.
+        ImportError: if a ``.safetensors`` file is to be read without that package.
     """
-    content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    state = _read_weights(Path(path))
+    restore_structure(model, state)
+    model.load_state_dict(state)
+    return model
+
+
+def check_intact(path: str | PathLike[str]) -> None:
+    """Compare a file that ``torch.save`` wrote with the checksums in it; torch.load does not.
+
+    Files in torch's old format, and those written with checksums turned off, have nothing to compare.
+
+    Raises:
+        ValueError: if the file is cut short, or a byte of it has changed.
+    """
+    with open(path, "rb") as file:
+        if file.read(2) != b"PK":
+            return
+        try:
+            with zipfile.ZipFile(file) as archive:
+                for entry in archive.infolist():
+                    if entry.CRC:
+                        _read_through(archive, entry)
+        except Exception as error:
+            raise ValueError(
+                f"{path} is damaged: it is incomplete, or its bytes have changed since it was written "
+                f"({type(error).__name__}: {error}). Use another copy, or an earlier checkpoint."
+            ) from error
+
+
+def _read_through(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
+    with archive.open(entry) as content:
+        while content.read(1 << 20):
+            pass
+
+
+def _read_weights(path: Path) -> Mapping[str, Tensor]:
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(
             f"{path} holds neither a Lightning checkpoint nor a state dict of tensors; it holds a "
             f"{type(content).__name__}."
         )
-    restore_structure(model, state)
-    model.load_state_dict(state)
-    return model
+    return state
+
+
+def _read_torch(path: Path) -> Any:
+    check_intact(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"{path} cannot be read with weights_only=True ({type(error).__name__}: {error}). If it is "
+            "no checkpoint, give one; if it holds other objects than tensors and plain data, save the "
+            "weights alone: torch.save(model.state_dict(), path)."
+        ) from error
+
+
+def _read_safetensors(path: Path) -> Any:
+    try:
+        from safetensors.torch import load
+    except ImportError as error:
+        raise ImportError(
+            f"Reading {path} needs the package safetensors: pip install safetensors."
+        ) from error
+    content = path.read_bytes()
+    try:
+        return load(content)
+    except Exception as error:
+        raise ValueError(
+            f"{path} is no safetensors file, or is damaged or incomplete ({error}). Use another copy."
+        ) from error
 
 
 def restore_structure(model: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -60,14 +126,11 @@ def restore_structure(model: nn.Module, state: Mapping[str, Tensor]) -> None:
             layer that does not fit, with both shapes. The model is untouched then.
     """
     own = model.state_dict()
-    for kind, names in (
-        ("the file lacks", own.keys() - state.keys()),
-        ("only the file has", state.keys() - own.keys()),
-    ):
-        if names:
+    for kind, names, others in (("the file lacks", own, state), ("only the file has", state, own)):
+        missing = next((name for name in names if name not in others), None)
+        if missing is not None:
             raise ValueError(
-                f"The file is of another architecture than {type(model).__name__}: {kind} "
-                f"{min(names)!r}."
+                f"The file is of another architecture than {type(model).__name__}: {kind} {missing!r}."
             )
     resize_layers(model, state)
 
@@ -88,8 +151,8 @@ def resize_layers(model: nn.Module, state: Mapping[str, Tensor], prefix: str = "
         for name, tensor in model.state_dict().items()
         if prefix + name in state
     }
-    changed = {name for name, (own, found) in shapes.items() if own != found}
-    resized = {layer: model.get_submodule(layer) for layer in _owners(changed)}
+    layers = dict.fromkeys(_owner(name) for name, (own, found) in shapes.items() if own != found)
+    resized = {layer: model.get_submodule(layer) for layer in layers}
     for layer, module in resized.items():
         _check_resizable(layer, module, shapes)
     for layer, module in resized.items():
@@ -114,6 +177,76 @@ def resize_on_load(module: nn.Module) -> RemovableHandle:
     return handle
 
 
+def check_before_load(module: nn.Module, path: Callable[[], Any]) -> RemovableHandle:
+    """Let ``load_state_dict`` of ``module`` check first that the file behind it is intact, once.
+
+    Args:
+        module: whose weights the file holds.
+        path: gives the file once it is known; None, and what is no local file, is passed over.
+    """
+    checked: set[str] = set()
+
+    def hook(*_: object) -> None:
+        source = str(path() or "")
+        if source not in checked and Path(source).is_file():
+            check_intact(source)
+        checked.add(source)
+
+    handle: RemovableHandle = module.register_load_state_dict_pre_hook(hook)  # type: ignore[no-untyped-call]
+    return handle
+
+
+def mend_progress(checkpoint: Mapping[str, Any], epochs: Container[int]) -> None:
+    """Let the Trainer skip nothing that was still to come when a checkpoint was written.
+
+    Lightning takes a validation that was due when the checkpoint was written, right after the last
+    batch of an epoch, for done, and goes on in the middle of one that was under way: the captured
+    activations would be missing or partial. It takes an epoch for done whose checkpoint was written in
+    ``on_train_epoch_start``, as the one of the network before a cut is.
+
+    Args:
+        checkpoint: a Lightning checkpoint, changed in place before its loops are restored.
+        epochs: epochs whose validation must be whole.
+    """
+    loops = checkpoint["loops"]["fit_loop"]
+    total, current = loops["epoch_progress"]["total"], loops["epoch_progress"]["current"]
+    if total["ready"] > total["started"]:
+        _begin_epoch(loops)
+    elif current["started"] > current["processed"] and current["processed"] in epochs:
+        _finish_epoch(loops)
+
+
+def _begin_epoch(loops: Mapping[str, Any]) -> None:
+    """Forget the counts of the epoch before, as the Trainer does a moment later."""
+    batch = loops["epoch_loop.batch_progress"]
+    batch["is_last_batch"] = False
+    optimizer = loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
+    scheduler = loops["epoch_loop.scheduler_progress"]
+    for progress in (batch, scheduler, optimizer["step"], optimizer["zero_grad"]):
+        _set_all(progress["current"], 0)
+    _set_all(loops["epoch_loop.val_loop.batch_progress"]["total"], 0)
+
+
+def _finish_epoch(loops: Mapping[str, Any]) -> None:
+    """Have the validation done from its first batch, unless it was over; training batches come first."""
+    batch, val = loops["epoch_loop.batch_progress"], loops["epoch_loop.val_loop.batch_progress"]
+    seen = val["current"]
+    trained = batch["current"]["completed"] == batch["current"]["processed"]
+    over = trained and val["is_last_batch"] and seen["completed"] == seen["ready"] > 0
+    if over or not batch["is_last_batch"]:
+        return
+    for counts in (batch["total"], batch["current"]):
+        counts["completed"] = counts["processed"]
+    # As if interrupted in the first batch: that is where the Trainer begins then.
+    val["is_last_batch"] = False
+    for counts in (val["total"], val["current"]):
+        counts.update(ready=1, started=1, processed=0, completed=0)
+
+
+def _set_all(counts: dict[str, int], value: int) -> None:
+    counts.update(dict.fromkeys(counts, value))
+
+
 class PrunedCheckpointMixin:
     """Lets a LightningModule load its own pruned checkpoints, also by ``load_from_checkpoint``.
 
@@ -128,10 +261,6 @@ class PrunedCheckpointMixin:
 
 def _owner(name: str) -> str:
     return name.rpartition(".")[0]
-
-
-def _owners(names: set[str]) -> list[str]:
-    return sorted({_owner(name) for name in names})
 
 
 def _check_resizable(
@@ -162,14 +291,28 @@ def _resize(module: nn.Module, shapes: Mapping[str, torch.Size]) -> None:
     sizes: dict[str, int] = {}
     for side in SIDES:
         layout = side_layout(module, side)
-        width = next(shapes[tensor][dim] for tensor, dim in layout.tensors if tensor in shapes)
-        sizes.update(dict.fromkeys(layout.sizes, width))
+        widths = [shapes[tensor][dim] for tensor, dim in layout.tensors if tensor in shapes]
+        if widths:  # a partial state dict may lack the weight
+            sizes.update(dict.fromkeys(layout.sizes, widths[0]))
     for name, shape in shapes.items():
         old = getattr(module, name)
         if old.shape == shape:
             continue
-        new = old.detach().new_empty(shape)
+        new = _empty_like(old, shape)
         if isinstance(old, nn.Parameter):
             new = parameter_like(old, new)
         setattr(module, name, new)
     vars(module).update(sizes)
+
+
+def _empty_like(old: Tensor, shape: torch.Size) -> Tensor:
+    """An undefined tensor of another shape in the memory format of ``old``."""
+    new = old.detach().new_empty(shape)
+    for ndim, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        # Strides, since a 1 x 1 kernel calls itself contiguous in both formats.
+        if (
+            old.ndim == ndim
+            and old.stride() == torch.empty(old.shape, memory_format=layout, device="meta").stride()
+        ):
+            return new.to(memory_format=layout)
+    return new

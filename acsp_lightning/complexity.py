@@ -79,7 +79,7 @@ def measure_complexity(
             f"Counting the operations of {type(model).__name__} needs a forward pass that "
             f"torch.jit can trace, called with ({', '.join(map(_describe, arguments))}); it raised "
             f"{type(error).__name__}: {error}. Check that model(*inputs) runs by itself, on the "
-            "model's device and dtype, and that the model is not compiled."
+            "model's device and dtype, and that it calls no compiled functions but its own methods."
         ) from error
     parents = {name.rpartition(".")[0] for name in by_module if name}
     return Complexity(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from acsp_lightning.batches import BatchReader, check_labels
+from acsp_lightning.batches import BatchReader, as_arguments, check_labels
 from acsp_lightning.structure.forward import evaluation_state
 
 
@@ -30,7 +30,7 @@ def count_correct(
         for batch in batches:
             inputs, labels = read_batch(batch)
             labels = check_labels(labels)
-            logits = model(inputs)
+            logits = model(*as_arguments(model, inputs))
             if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < 2:
                 return None
             right += int((logits.argmax(1) == labels).sum())
@@ -58,7 +58,7 @@ def recalibrate_batchnorm(model: nn.Module, inputs: Iterable[Any], batches: int)
                     module.training = True
                     # The n-th batch enters with weight 1/n, which makes the average a plain mean.
                     module.momentum = 1 / (place + 1)
-                model(batch)
+                model(*as_arguments(model, batch))
         finally:
             for module, momentum in zip(live, momenta, strict=True):
                 module.momentum = momentum

@@ -50,8 +50,11 @@ def to_plain(value: Any) -> Any:
         return {key: to_plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(to_plain(entry) for entry in value)
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
+    if value is None:
+        return None
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            return kind(value)  # NumPy's float64 is a float, but weights_only does not read it
     raise TypeError(f"a {type(value).__name__} cannot be stored as plain data")
 
 

@@ -1,11 +1,16 @@
 """Several processes, one decision: what they share, and how they fail together."""
 
-from collections.abc import Callable, Iterable
+import io
+import reprlib
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 
 T = TypeVar("T")
+
+MISSING = "missing"
 
 
 def is_distributed() -> bool:
@@ -14,12 +19,22 @@ def is_distributed() -> bool:
 
 
 def gather(value: T) -> list[T]:
-    """``value`` of every rank, in the order of ranks, on every rank: one collective call."""
+    """``value`` of every rank, in the order of ranks, on every rank: one collective call.
+
+    Tensors arrive on the CPU, whatever device of whichever rank they were on. A single process gets
+    its own ``value`` back as it is.
+    """
     if not is_distributed():
         return [value]
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
+    packed: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(packed, _packed(value))
+    return [torch.load(io.BytesIO(p), map_location="cpu", weights_only=False) for p in packed]
+
+
+def _packed(value: object) -> bytes:
+    sink = io.BytesIO()
+    torch.save(value, sink)
+    return sink.getvalue()
 
 
 def together(work: Callable[[], T]) -> list[T]:
@@ -52,20 +67,21 @@ def decided_on_first(work: Callable[[], T]) -> T:
     return together(lambda: work() if first else None)[0]  # type: ignore[return-value]
 
 
-def check_agreement(what: Iterable[tuple[str, object]]) -> None:
-    """Raise on every rank unless all ranks hold the same named values.
-
-    Args:
-        what: (name, value) pairs in a fixed order; values are compared with ``==``.
+def agreed(work: Callable[[], Mapping[str, T]]) -> Mapping[str, T]:
+    """Do ``work`` on every rank and raise on all of them unless it gave all the same named values.
 
     Raises:
-        RuntimeError: names the first thing that differs, with the value of each rank.
+        RuntimeError: names the first thing that differs, with the value of each rank; or as
+            :func:`together`.
     """
-    mine = list(what)
-    for rows in zip(*gather(mine), strict=False):
-        if any(row != rows[0] for row in rows):
-            values = ", ".join(f"rank {rank}: {value!r}" for rank, (_, value) in enumerate(rows))
+    outcomes = together(work)
+    names = dict.fromkeys(name for outcome in outcomes for name in outcome)
+    for name in names:
+        values = [outcome.get(name, MISSING) for outcome in outcomes]
+        if any(value != values[0] for value in values):
+            listed = ", ".join(f"rank {rank}: {reprlib.repr(v)}" for rank, v in enumerate(values))
             raise RuntimeError(
-                f"The processes disagree on {rows[0][0]!r} ({values}); nothing was cut. All ranks must "
-                "train the same network."
+                f"The processes disagree on {name!r} ({listed}); nothing was cut. All ranks must train "
+                "the same network."
             )
+    return outcomes[0]

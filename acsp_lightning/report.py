@@ -2,11 +2,13 @@
 
 import io
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -15,7 +17,7 @@ from acsp_lightning.complexity import Complexity
 from acsp_lightning.functional import ChannelSelection
 from acsp_lightning.structure.plan import PruningPlan
 
-TABLE_WIDTH = 100
+TABLE_WIDTH = 80  # of the narrowest usual terminal
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,19 +64,28 @@ class PruningStep:
 
 
 def write_step(step: PruningStep, folder: Path) -> Path:
-    """Write ``step`` as JSON into ``folder``, which is made if need be; returns the file."""
+    """Write ``step`` as JSON into ``folder``, which is made if need be; returns the file.
+
+    The file appears whole or not at all: a process that dies leaves at most a ``.tmp`` beside it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"cut_after_epoch_{step.epoch}.json"
-    path.write_text(json.dumps(step.to_dict(), indent=1))
+    draft = path.with_suffix(".tmp")
+    try:
+        draft.write_text(json.dumps(step.to_dict(), indent=1))
+        os.replace(draft, path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
     return path
 
 
 def step_table(step: PruningStep) -> str:
     """One cut as text: channels per layer, then the network before and straight after it."""
-    table = _table(f"Cut after epoch {step.epoch}", ("", "before", "after"))
+    table = _table(f"Cut after epoch {step.epoch}", ("", "before", "straight after"))
     _add_layers(table, step.layers)
     _add_network(table, (step.before, step.after), (step.accuracy_before, step.accuracy_after))
-    return _text(table)
+    return _text(table, step.after)
 
 
 def summary_table(steps: Sequence[PruningStep], final: Complexity, final_accuracy: float | None) -> str:
@@ -84,23 +95,17 @@ def summary_table(steps: Sequence[PruningStep], final: Complexity, final_accurac
     for step in steps:
         for name, (before, after) in step.layers.items():
             layers[name] = (layers.get(name, (before, 0))[0], after)
-    cuts = "one cut" if len(steps) == 1 else f"{len(steps)} cuts"
-    table = _table(f"Pruned in {cuts}", ("", "before", "straight after", "at the end"))
+    single = len(steps) == 1
+    title = "Pruned in one cut" if single else f"Pruned in {len(steps)} cuts"
+    columns = ("", "before", "straight after" if single else "after the last", "at the end")
+    table = _table(title, columns)
     _add_layers(table, layers)
     _add_network(
         table,
         (first.before, last.after, final),
         (first.accuracy_before, last.accuracy_after, final_accuracy),
     )
-    return _text(table)
-
-
-def describe_unsupported(complexity: Complexity) -> str:
-    """The operators that the FLOPs leave out; empty if there are none."""
-    if not complexity.unsupported:
-        return ""
-    names = ", ".join(f"{name} ({times}x)" for name, times in complexity.unsupported.items())
-    return f"fvcore does not count these operators: {names}"
+    return _text(table, final)
 
 
 def _plain(selection: ChannelSelection) -> dict[str, Any]:
@@ -109,7 +114,7 @@ def _plain(selection: ChannelSelection) -> dict[str, Any]:
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     for place, column in enumerate(columns):
         table.add_column(column, justify="right" if place else "left", overflow="fold")
     return table
@@ -124,17 +129,20 @@ def _add_layers(table: Table, layers: Mapping[str, tuple[int, int]]) -> None:
 def _add_network(
     table: Table, complexities: Sequence[Complexity], accuracies: Sequence[float | None]
 ) -> None:
-    start = complexities[0]
-    table.add_row("parameters", *(_share(c.parameters, start.parameters) for c in complexities))
-    table.add_row("FLOPs (fvcore)", *(_share(c.flops, start.flops) for c in complexities))
+    for name, counts in (
+        ("parameters", [c.parameters for c in complexities]),
+        ("FLOPs (fvcore)", [c.flops for c in complexities]),
+    ):
+        before, after, *end = counts
+        ratio = "" if before == after else f" ({before / after:.2f}x less)"
+        table.add_row(name, f"{before:,}", f"{after:,}{ratio}", *(f"{count:,}" for count in end))
     table.add_row("accuracy", *("-" if a is None else f"{a:.2%}" for a in accuracies))
 
 
-def _share(value: int, start: int) -> str:
-    return f"{value:,}" if value == start else f"{value:,} ({start / value:.2f}x less)"
-
-
-def _text(table: Table) -> str:
+def _text(table: Table, counted: Complexity) -> str:
+    if counted.unsupported:
+        table.caption = "not in the FLOPs: " + ", ".join(counted.unsupported)
+        table.caption_justify = "left"
     sink = io.StringIO()
     Console(file=sink, width=TABLE_WIDTH, color_system=None).print(table)
-    return sink.getvalue().rstrip()
+    return "\n".join(line.rstrip() for line in sink.getvalue().rstrip().splitlines())

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from acsp_lightning.batches import check_labels, example_inputs, read_batch
+from acsp_lightning.batches import as_arguments, check_labels, example_inputs, read_batch
 
 X, Y = torch.rand(4, 2), torch.arange(4)
 
@@ -83,3 +83,23 @@ def test_example_input_array_goes_first() -> None:
     found = example_inputs(Two({"right": right, "left": left}), X, 1)
     assert found[0] is left
     assert found[1] is right
+
+
+class Between(torch.nn.Module):
+    example_input_array: object = None
+
+    def forward(self, left, right):
+        return left - right
+
+
+def test_inputs_are_handed_on_as_the_example_says() -> None:
+    module, left, right = Between(), torch.ones(2), torch.zeros(2)
+    assert as_arguments(module, (left, right)) == ((left, right),)
+    module.example_input_array = (left, right)
+    assert as_arguments(module, [left, right]) == (left, right)
+    assert as_arguments(module, left) == (left,)
+    module.example_input_array = {"left": left, "right": right}
+    assert as_arguments(module, {"right": right, "left": left}) == (left, right)
+    assert example_inputs(module, None, 1) == (left, right)
+    with pytest.raises(ValueError, match=r"called by name, but it does not take \['left', 'up'\]"):
+        as_arguments(module, {"left": left, "up": right})

@@ -317,14 +317,8 @@ def classes(labels: list[int]) -> Any:
     [
         (Broken, val_loader, r"Layer 'net\.conv2' gave NaN or infinite activations.*learning rate"),
         (Infinite, val_loader, r"Layer 'net\.conv2' gave NaN or infinite activations"),
-        (Classifier, lambda: classes([1] * 18), r"Layer 'net\.conv1': 1 of 2 classes were seen"),
-        (
-            Classifier,
-            lambda: classes([0] * 9 + [1] * 8 + [2]),
-            r"Layer 'net\.conv1': class 2 has 1 sample",
-        ),
     ],
-    ids=["nan", "inf", "one class", "class seen once"],
+    ids=["nan", "inf"],
 )
 def test_what_only_the_capture_can_tell(
     fit: Fit, build: type[Classifier], val: Build, message: str
@@ -343,6 +337,22 @@ def test_what_only_the_capture_can_tell(
     assert widths(module) == WIDTHS
     assert hooks(module) == 0
     assert same_state(snapshot(module), last.state)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([1] * 18, "hold only class 1; separation needs at least two classes"),
+        ([0] * 9 + [1] * 8 + [2], "hold one sample of class 2 .* at least 2"),
+    ],
+    ids=["one class", "class seen once"],
+)
+def test_classes_that_cannot_be_separated(fit: Fit, labels: list[int], message: str) -> None:
+    module = Classifier()
+    with pytest.raises(ValueError, match=message):
+        fit(module, [callback(1)], val=classes(labels))
+    assert module.steps == 0
+    assert hooks(module) == 0
 
 
 def test_rows_that_are_not_samples(fit: Fit) -> None:

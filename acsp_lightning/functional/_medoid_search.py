@@ -9,24 +9,18 @@ from torch import Tensor
 # k + 1 what the two found.
 STRIDES = (-4, 4, -1)
 
-# Relative to the deviation of the best single medoid. A swap must gain more than summation in
-# float64 loses, or equal clusterings could be swapped for each other for ever.
+# Relative to the deviation of the best single medoid. A swap must gain more than the sums kept in
+# float64 lose, or equal clusterings could be swapped for each other for ever.
 SWAP_TOLERANCE = 1e-12
 
 
 class MedoidSearch:
     """Local optima of weighted k-medoids on one matrix of distances.
 
-    Every swap of a medoid for another channel is judged at once, in O(N^2) for each k, by the sums
-    of FastPAM1; a medoid is swapped as long as that pays.
-
-    References:
-        E. Schubert, P. Rousseeuw, "Fast and eager k-medoids clustering", 2021.
+    At every k a medoid is swapped for another channel, the best swap first, as long as that pays.
     """
 
     def __init__(self, distances: Tensor, weights: Tensor) -> None:
-        self.distances = distances
-        self.weights = weights
         # Row i is what channel i pays for each medoid it could have, so no sum below needs weights.
         self.costs = distances * weights[:, None]
         self.single = self.costs.sum(dim=0)
@@ -41,68 +35,163 @@ class MedoidSearch:
         Returns:
             For each k the medoids, ascending, shape (k,). Some k above ``largest`` are there too.
         """
-        top = min(largest + max(map(abs, STRIDES)), len(self.distances) - 1)
-        medoids = self.single.argmin()[None]
+        top = min(largest + max(map(abs, STRIDES)), len(self.costs) - 1)
+        state = _Clustering(self.costs, self._best_two(), top, self.tolerance)
         found: dict[int, Tensor] = {}
         deviation: dict[int, float] = {}
         for k in range(2, top + 1):
-            medoids = self._swap(self._add(medoids))
-            found[k], deviation[k] = medoids, self._deviation(medoids)
+            if k > 2:
+                state.add()
+            state.swap()
+            found[k], deviation[k] = state.medoids(), state.deviation()
         for stride in STRIDES:
-            ks = range(2 + stride, top + 1) if stride > 0 else range(top + stride, 1, -1)
-            for k in ks:
-                medoids = found[k - stride]
-                for _ in range(abs(stride)):
-                    medoids = self._add(medoids) if stride > 0 else self._drop(medoids)
-                if medoids.equal(found[k]):
-                    continue
-                medoids = self._swap(medoids)
-                reached = self._deviation(medoids)
-                if reached < deviation[k] - self.tolerance:
-                    found[k], deviation[k] = medoids, reached
+            for start in self._starts(stride, top):
+                # Steps of one chain share their state; the chains do not touch each other.
+                state = _Clustering(self.costs, found[start], top, self.tolerance)
+                for k in range(start + stride, top + 1 if stride > 0 else 1, stride):
+                    if stride > 0:
+                        for _ in range(stride):
+                            state.add()
+                    else:
+                        state.drop(-stride)
+                    if state.medoids().equal(found[k]):
+                        continue
+                    state.swap()
+                    reached = state.deviation()
+                    if reached < deviation[k] - self.tolerance:
+                        found[k], deviation[k] = state.medoids(), reached
+                    else:
+                        state.become(found[k])
         return found
 
-    def _deviation(self, medoids: Tensor) -> float:
-        return float(self.weights @ self.distances[medoids].amin(dim=0))
+    def _best_two(self) -> Tensor:
+        """The best single medoid and the channel that helps it most."""
+        one = self.single.argmin()
+        deviation = torch.minimum(self.costs, self.costs[:, one, None]).sum(dim=0)
+        deviation[one] = torch.inf
+        return torch.stack([one, deviation.argmin()])
 
-    def _add(self, medoids: Tensor) -> Tensor:
-        """The medoids and the channel that lowers the deviation most."""
-        first = self.distances[medoids].amin(dim=0) * self.weights
-        deviation = torch.minimum(self.costs, first[:, None]).sum(dim=0)
-        deviation[medoids] = torch.inf
-        return torch.cat([medoids, deviation.argmin()[None]]).sort().values
+    @staticmethod
+    def _starts(stride: int, top: int) -> range:
+        """First k of each chain of steps that stays within 2..top."""
+        if stride > 0:
+            return range(2, min(2 + stride, top - stride + 1))
+        return range(top, max(top + stride, 1 - stride), -1)
 
-    def _drop(self, medoids: Tensor) -> Tensor:
-        """The medoids without the one that costs least to lose."""
-        label, first, second = self._two_nearest(medoids)
-        loss = torch.zeros(len(medoids), dtype=torch.float64, device=medoids.device)
-        loss.index_add_(0, label, second - first)
-        kept = torch.arange(len(medoids), device=medoids.device) != loss.argmin()
-        return medoids[kept]
 
-    def _swap(self, medoids: Tensor) -> Tensor:
-        """Swap medoids for other channels, the best swap first, until no swap pays."""
-        num_channels = len(self.distances)
+class _Clustering:
+    """k medoids that can be exchanged cheaply, and what every exchange would gain.
+
+    The sums of FastPAM1 are kept and corrected by those channels alone whose nearest or second
+    nearest medoid a move changes. These are about N / k, so a move costs O(N^2 / k); the best swap
+    is found in O(k N).
+
+    Attributes:
+        slots: medoids in the order they came, shape (k,).
+        label: slot of every channel's nearest medoid, shape (N,).
+        runner_up: slot of its second nearest.
+        first: what the channel pays for its nearest medoid.
+        second: what it pays for its second nearest.
+        extra: deviation with channel j as an extra medoid, shape (N,).
+        excess: what the members of a slot pay beyond that if its medoid leaves as j comes,
+            (slots, N); only the first k rows are in use.
+
+    References:
+        E. Schubert, P. Rousseeuw, "Fast and eager k-medoids clustering", 2021.
+    """
+
+    def __init__(self, costs: Tensor, medoids: Tensor, largest: int, tolerance: float) -> None:
+        num_channels = len(costs)
+        self.costs = costs
+        self.tolerance = tolerance
+        self.slots = medoids
+        self.label = torch.zeros(num_channels, dtype=torch.int64, device=costs.device)
+        self.runner_up = torch.zeros_like(self.label)
+        # Nothing paid yet is nothing entered in the sums.
+        self.first, self.second, self.extra = costs.new_zeros(3, num_channels)
+        self.excess = costs.new_zeros(largest, num_channels)
+        everyone = torch.arange(num_channels, device=costs.device)
+        self._reassign(everyone, everyone[: len(medoids)])
+
+    def medoids(self) -> Tensor:
+        return self.slots.sort().values
+
+    def deviation(self) -> float:
+        return float(self.first.sum())
+
+    def add(self) -> None:
+        """Add the channel that lowers the deviation most, the first of those that tie."""
+        extra = self.extra.index_fill(0, self.slots, torch.inf)
+        comer = (extra <= extra.amin() + self.tolerance).to(torch.uint8).argmax()[None]
+        moved = (self.costs.index_select(1, comer)[:, 0] < self.second).nonzero()[:, 0]
+        self.excess[len(self.slots)] = 0.0
+        self.slots = torch.cat([self.slots, comer])
+        self._reassign(moved)
+
+    def drop(self, number: int) -> None:
+        """Drop the medoids that cost least to lose, each judged as if it left alone."""
+        k = len(self.slots)
+        loss = self.costs.new_zeros(k).index_add_(0, self.label, self.second - self.first)
+        order = loss.argsort(stable=True)
+        leavers, kept = order[:number], order[number:].sort().values
+        self._reassign(self._served_by(leavers).nonzero()[:, 0], kept)
+        # The last rows move into the gaps, so that few of them are copied.
+        gaps, last = leavers[leavers < k - number], kept[kept >= k - number]
+        self.excess[gaps] = self.excess[last]
+        self.slots = self.slots.index_copy(0, gaps, self.slots[last])[: k - number]
+        renamed = torch.arange(k, device=order.device).index_copy(0, last, gaps)
+        self.label, self.runner_up = renamed[self.label], renamed[self.runner_up]
+
+    def swap(self) -> None:
+        """Swap medoids for other channels, the best swap first, until none gains the tolerance."""
+        before = self.deviation()
         while True:
-            label, first, second = self._two_nearest(medoids)
-            # With channel j as an extra medoid, channel i pays near[i, j]; if its own medoid
-            # leaves at the same time, it pays far[i, j]. Only the leavers' clusters pay the excess.
-            near = torch.minimum(self.costs, first[:, None])
-            far = torch.minimum(self.costs, second[:, None])
-            change = (near.sum(dim=0) - first.sum()).repeat(len(medoids), 1)
-            change.index_add_(0, label, far.sub_(near))
-            # Several times faster than argmin on the CPU.
-            lowest, best = change.flatten().min(dim=0)
-            if float(lowest) >= -self.tolerance:
-                return medoids
-            leaver, comer = divmod(int(best), num_channels)
-            medoids = medoids.clone()
-            medoids[leaver] = comer
-            medoids = medoids.sort().values
+            # Two passes are several times faster than a minimum with indices on the CPU.
+            excess = self.excess[: len(self.slots)]
+            lowest, comer = (excess.amin(dim=0) + self.extra).min(dim=0)
+            if float(lowest) >= before - self.tolerance:
+                return
+            self._exchange(excess[:, comer].argmin()[None], comer[None])
+            reached = self.deviation()
+            # The sums say that it gained; should rounding ever make them wrong, this ends it.
+            if reached >= before:
+                return
+            before = reached
 
-    def _two_nearest(self, medoids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Each channel's nearest medoid, what it pays for it, and for the second nearest."""
-        to_medoids = self.distances[medoids]
-        first, label = to_medoids.min(dim=0)
-        to_medoids.scatter_(0, label[None], torch.inf)
-        return label, first * self.weights, to_medoids.amin(dim=0) * self.weights
+    def become(self, medoids: Tensor) -> None:
+        """Take these medoids instead, as many as there are."""
+        wanted = torch.zeros_like(self.label, dtype=torch.bool).index_fill_(0, medoids, True)
+        leavers = (~wanted[self.slots]).nonzero()[:, 0]
+        comers = wanted.index_fill_(0, self.slots, False).nonzero()[:, 0]
+        if len(leavers):
+            self._exchange(leavers, comers)
+
+    def _exchange(self, leavers: Tensor, comers: Tensor) -> None:
+        """Put the channels ``comers`` into the slots ``leavers``."""
+        closer = self.costs.index_select(1, comers).amin(dim=1) < self.second
+        moved = (closer | self._served_by(leavers)).nonzero()[:, 0]
+        self.slots = self.slots.index_copy(0, leavers, comers)
+        self._reassign(moved)
+
+    def _served_by(self, slots: Tensor) -> Tensor:
+        """Which channels have one of the slots nearest or second nearest."""
+        chosen = torch.zeros_like(self.slots, dtype=torch.bool).index_fill_(0, slots, True)
+        return chosen[self.label] | chosen[self.runner_up]
+
+    def _reassign(self, channels: Tensor, slots: Tensor | None = None) -> None:
+        """Give channels their two nearest medoids, of all slots or of some, and correct the sums."""
+        costs = self.costs.index_select(0, channels)
+        self._enter(channels, costs, -1)
+        medoids = self.slots if slots is None else self.slots[slots]
+        paid, nearest = costs.index_select(1, medoids).topk(2, largest=False)
+        nearest = nearest if slots is None else slots[nearest]
+        self.first[channels], self.second[channels] = paid.unbind(dim=1)
+        self.label[channels], self.runner_up[channels] = nearest.unbind(dim=1)
+        self._enter(channels, costs, 1)
+
+    def _enter(self, channels: Tensor, costs: Tensor, sign: int) -> None:
+        """Enter channels in the sums (sign 1) or take them out again (sign -1)."""
+        near = torch.minimum(costs, self.first[channels, None])
+        far = torch.minimum(costs, self.second[channels, None])
+        self.extra.add_(near.sum(dim=0), alpha=sign)
+        self.excess.index_add_(0, self.label[channels], far.sub_(near), alpha=sign)

@@ -62,13 +62,7 @@ def sweep_k_medoids(
         )
     found = MedoidSearch(distances, weights).run(max(wanted)) if wanted else {}
     medoids = tuple(found[k] for k in wanted)
-    labels = distances.new_zeros((len(wanted), num_channels), dtype=torch.int64)
-    deviation = distances.new_zeros(len(wanted))
-    for row, chosen in enumerate(medoids):
-        nearest, labels[row] = distances[chosen].min(dim=0)
-        # Of two medoids at distance zero each must still be its own.
-        labels[row, chosen] = torch.arange(len(chosen), device=chosen.device)
-        deviation[row] = weights @ nearest
+    labels, deviation = _assigned(distances, weights, medoids)
     return KMedoidsSweep(torch.tensor(wanted, dtype=torch.int64), medoids, labels, deviation)
 
 
@@ -91,16 +85,16 @@ def mean_simplified_silhouette(distances: Tensor, sweep: KMedoidsSweep) -> Tenso
         D. Levin, G. Singer, arXiv 2505.13225.
     """
     distances = distances.to(torch.float64)
-    curve = distances.new_zeros(len(sweep.ks))
+    chosen = distances.new_zeros(sweep.labels.shape)
+    nearest = torch.zeros_like(sweep.labels)
     for row, medoids in enumerate(sweep.medoids):
-        to_medoids = distances[medoids]
-        own = to_medoids.gather(0, sweep.labels[row][None])[0]
-        others = (to_medoids.sum(dim=0) - own) / (len(medoids) - 1)
-        larger = torch.maximum(own, others)
-        score = torch.where(larger > 0, (others - own) / larger, 0.0)
-        score[medoids] = 1.0
-        curve[row] = score.mean()
-    return curve
+        chosen[row, medoids] = 1.0
+        nearest[row] = medoids[sweep.labels[row]]
+    own = distances.gather(0, nearest)
+    others = (chosen @ distances - own) / (sweep.ks.to(distances) - 1)[:, None]
+    larger = torch.maximum(own, others)
+    score = torch.where(larger > 0, (others - own) / larger, 0.0)
+    return torch.where(chosen > 0, 1.0, score).mean(dim=1)
 
 
 def coverage(distances: Tensor, sweep: KMedoidsSweep, weights: Tensor | None = None) -> Tensor:
@@ -125,6 +119,39 @@ def coverage(distances: Tensor, sweep: KMedoidsSweep, weights: Tensor | None = N
     single = (distances @ weights).min()
     covered = 1 - sweep.deviation / single
     return torch.where(single > 0, covered, 1.0).clamp(0.0, 1.0)
+
+
+def _assigned(
+    distances: Tensor, weights: Tensor, clusterings: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor]:
+    """Labels, (K, N), and deviations, (K,), of K clusterings, each given by ascending medoids.
+
+    Of medoids at equal distance the first is taken. Clusterings that follow each other share most
+    medoids, so each is compared with the one before it: O(N) for a medoid that is new, O(k) for a
+    channel that has lost its own.
+    """
+    num_channels = len(distances)
+    labels = distances.new_zeros((len(clusterings), num_channels), dtype=torch.int64)
+    deviation = distances.new_zeros(len(clusterings))
+    own = torch.zeros(num_channels, dtype=torch.int64, device=distances.device)
+    present = torch.zeros_like(own, dtype=torch.bool)
+    for row, medoids in enumerate(clusterings):
+        before, present = present, torch.zeros_like(present).index_fill_(0, medoids, True)
+        lost = (~present[own]).nonzero()[:, 0]
+        to_medoids = distances.index_select(0, lost).index_select(1, medoids)
+        own[lost] = medoids[to_medoids.argmin(dim=1)]
+        paid = distances.gather(0, own[None])[0]
+        comers = (present & ~before).nonzero()[:, 0]
+        if len(comers):
+            offered, position = distances[comers].min(dim=0)
+            comer = comers[position]
+            better = (offered < paid) | ((offered == paid) & (comer < own))
+            own, paid = torch.where(better, comer, own), torch.minimum(offered, paid)
+        labels[row] = torch.searchsorted(medoids, own)
+        # Of two medoids at distance zero each must still be its own.
+        labels[row, medoids] = torch.arange(len(medoids), device=medoids.device)
+        deviation[row] = weights @ paid
+    return labels, deviation
 
 
 def _checked_distances(distances: Tensor) -> Tensor:

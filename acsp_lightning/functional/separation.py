@@ -20,9 +20,14 @@ TOTAL_VARIANCE_FLOOR = 1e-6
 # rounding noise, and noise may not separate classes.
 CONSTANT_VARIANCE = 1e-12
 
-# Scratch for one block of class pairs. Large enough to keep the device busy, small enough that
-# the (N, P * L) matrix, 200 GB for a wide ImageNet layer, never exists.
-BLOCK_BYTES = 32 * 2**20
+# Scratch for one block of class pairs; about five of them are alive at once. Large enough to keep
+# the device busy, small enough that the (N, P * L) matrix, 200 GB for a wide ImageNet layer, never
+# exists.
+BLOCK_BYTES = 8 * 2**20
+
+# Share of |x|^2 + |y|^2 below which |x|^2 + |y|^2 - 2xy, wrong by some 1e-15 of that sum, is not
+# taken for |x - y|^2. What is taken is right to about 1e-12 of itself.
+CANCELLATION = 1e-3
 
 
 def jeffries_matusita(mean_a: Tensor, var_a: Tensor, mean_b: Tensor, var_b: Tensor) -> Tensor:
@@ -89,26 +94,56 @@ def separation_distances(moments: ClassMoments) -> Tensor:
     """Euclidean distances between the channels' separability vectors.
 
     Classes never seen are left out. The sum over class pairs is taken block by block; the vectors
-    themselves are never stored. Memory: N * N plus a few blocks of ``BLOCK_BYTES`` (or of one class
-    pair, where that is more).
+    themselves are never stored. Memory: a few N * N plus a few blocks of ``BLOCK_BYTES`` (or of one
+    class pair, where that is more). Time: that of one product of matrices, (N, L * P) times its
+    transpose, and as much again for pairs of channels that nearly agree as their number asks.
 
     Args:
         moments: moments of N channels at P positions, at least two samples of each class seen.
 
     Returns:
-        Float64, shape (N, N), symmetric, zero diagonal, on the moments' device.
+        Float64, shape (N, N), symmetric, zero diagonal, on the moments' device. Channels with equal
+        moments are at distance 0.
 
     Raises:
         ValueError: if fewer than two classes were seen, a class was seen exactly once, or a moment
             is not finite.
     """
     num_channels = moments.num_channels
-    squared = moments.mean.new_zeros(num_channels, num_channels)
+    products = moments.mean.new_zeros(num_channels, num_channels)
     for block in _separability_blocks(moments):
-        # The faster form |x|^2 + |y|^2 - 2xy cancels: it merges channels that nearly agree.
-        distances = torch.cdist(block, block, compute_mode="donot_use_mm_for_euclid_dist")
-        squared += distances.square_()
-    return squared.sqrt_()
+        # Distances ignore what all channels share, and without it less cancels below.
+        centred = block - block.mean(dim=0)
+        products.addmm_(centred, centred.T)
+    norms = products.diagonal()
+    scale = norms[:, None] + norms
+    # From one triangle alone: a product with its own transpose may be asymmetric in the last bit.
+    squared = (scale - 2 * products).triu_(diagonal=1)
+    near = torch.triu(squared <= CANCELLATION * scale, diagonal=1).nonzero()
+    if len(near):
+        squared[near[:, 0], near[:, 1]] = _squared_differences(moments, near)
+    return (squared + squared.T).sqrt_()
+
+
+def _squared_differences(moments: ClassMoments, pairs: Tensor) -> Tensor:
+    """Squared distances of some pairs of channels, free of cancellation.
+
+    Args:
+        moments: moments of N channels.
+        pairs: indices of channels, shape (R, 2).
+
+    Returns:
+        Float64, shape (R,).
+    """
+    channels, rows = pairs.unique(return_inverse=True)
+    involved = ClassMoments(moments.count, moments.mean[:, channels], moments.m2[:, channels])
+    squared = moments.mean.new_zeros(len(pairs))
+    # One chunk takes no more room than the block its rows come from.
+    chunks = list(zip(rows.split(len(channels)), squared.split(len(channels)), strict=True))
+    for block in _separability_blocks(involved):
+        for (first, second), total in ((part.T, total) for part, total in chunks):
+            total += (block[first] - block[second]).square_().sum(dim=1)
+    return squared
 
 
 def _separability_blocks(moments: ClassMoments) -> Iterator[Tensor]:

@@ -15,6 +15,29 @@ class UnsupportedStructureError(ValueError):
 
 
 @contextmanager
+def uncompiled(model: nn.Module) -> Iterator[None]:
+    """Run ``model`` without what ``torch.compile`` made of it; afterwards that is back in place.
+
+    Compiled callables that are attributes of a module give way to the originals: compiled forwards,
+    steps and other methods, and modules compiled in place. torch.jit refuses to trace compiled
+    callables, even while the compiler is told to stand back.
+    """
+    compiled = [
+        (vars(module), name, value)
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if callable(value) and hasattr(value, "_torchdynamo_orig_callable")
+    ]
+    try:
+        for attributes, name, value in compiled:
+            attributes[name] = value._torchdynamo_orig_callable
+        yield
+    finally:
+        for attributes, name, value in compiled:
+            attributes[name] = value
+
+
+@contextmanager
 def evaluation_state(model: nn.Module, *, grad: bool = False) -> Iterator[None]:
     """Run ``model`` in eval mode, eagerly, without autocast; afterwards it is as it was.
 
@@ -31,8 +54,9 @@ def evaluation_state(model: nn.Module, *, grad: bool = False) -> Iterator[None]:
     with (
         _random_state_kept(model),
         torch.autocast(device_type, enabled=False),
-        # A network compiled in place would run past hooks that were added after its compilation.
+        # Compiled code would run past hooks that were added after its compilation.
         torch.compiler.set_stance("force_eager"),
+        uncompiled(model),
         torch.inference_mode(False),
         torch.set_grad_enabled(grad),
     ):

@@ -138,7 +138,11 @@ def trace_groups(
             )
         graph = _build_graph(model, inputs)
         groups: list[ChannelGroup] = []
-        left_whole: dict[str, str] = {}
+        left_whole = {
+            name: "it is a recurrent layer"
+            for name in calls
+            if isinstance(modules[name], nn.RNNBase | nn.RNNCellBase)
+        }
         seen: set[str] = set()
         for root in roots:
             if root in seen:
@@ -150,7 +154,8 @@ def trace_groups(
             reach = _follow(graph, root, model, calls)
             members = [name for name in calls if (name, "out") in reach.sides]
             members = [name for name in members if is_producer(modules[name])]
-            seen.update(members)
+            if reach.reason is None:  # else the walk may have strayed into other groups
+                seen.update(members)
             if not _asked_for(members, include, exclude) or (reach.residual and not residual):
                 continue
             try:
@@ -211,7 +216,7 @@ def _check_patterns(model: nn.Module, include: Sequence[str], exclude: Sequence[
                 raise ValueError(
                     f"{argument} has {pattern!r}, which matches no convolution or linear layer of "
                     f"{type(model).__name__}.{hint} Give qualified names as in named_modules(), or "
-                    "shell patterns such as 'features.*'."
+                    "shell patterns such as '*conv1'."
                 )
 
 
@@ -408,8 +413,11 @@ def _summary(
 def _parameter_reason(model: nn.Module, parameter: nn.Parameter) -> str:
     name = next(name for name, p in model.named_parameters() if p is parameter)
     owner = model.get_submodule(name.rpartition(".")[0])
-    reason = refusal(owner) or "it is read past its layer"
-    return f"its channels meet the parameter {name!r}: {reason}"
+    if is_producer(owner) or isinstance(owner, nn.RNNBase | nn.RNNCellBase | nn.MultiheadAttention):
+        reason = refusal(owner) or "forward reads it past its layer"
+    else:
+        reason = "a parameter outside of the layers that can be cut"
+    return f"its channels meet {name!r}: {reason}"
 
 
 def _layer_reason(name: str, module: nn.Module, calls: Mapping[str, int]) -> str | None:

@@ -4,10 +4,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.layers import Side
+
+if TYPE_CHECKING:
+    # Plans are replayed, and pruned files loaded, where Torch-Pruning is not installed.
+    from acsp_lightning.structure.groups import ChannelGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +110,7 @@ class PruningPlan:
             ) from error
 
 
-def build_plan(groups: Sequence[ChannelGroup], kept: Mapping[str, Sequence[int]]) -> PruningPlan:
+def build_plan(groups: "Sequence[ChannelGroup]", kept: Mapping[str, Sequence[int]]) -> PruningPlan:
     """Translate kept channels of groups into kept positions of layer sides.
 
     Args:

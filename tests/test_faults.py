@@ -1,0 +1,400 @@
+"""Killed processes, damaged files, full disks. Run as a script, this file is the process to be killed."""
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import helpers
+import lightning.pytorch as pl
+import pytest
+import torch
+from helpers import ALL_HALVED, Classifier, Fit, callback, same_state, snapshot, widths
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader
+
+from acsp_lightning import load_pruned
+from acsp_lightning.plain import to_plain
+from acsp_lightning.report import write_step
+
+pytestmark = [
+    pytest.mark.fault,
+    # Python 3.12 warns when a process with threads forks; the children here start none.
+    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
+]
+
+KILLS = 20
+STEPS = 12  # three epochs of four batches
+
+
+class ResumableLoader(DataLoader[Any]):
+    """Goes on within an epoch where the checkpoint was written."""
+
+    position = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        start = self.position
+        for place, batch in enumerate(super().__iter__()):
+            if place >= start:
+                self.position = (place + 1) % len(self)
+                yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.position = state["position"]
+
+
+class Diary(pl.Callback):
+    """Notes every batch that was trained, in a file that outlives the process."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        with self.path.open("a") as file:
+            file.write(f"{trainer.global_step}\n")
+
+
+class Killer(pl.Callback):
+    """Kills the process in one training step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def train(folder: Path, *others: pl.Callback) -> None:
+    """The whole job, which goes on from its last checkpoint if there is one; writes result.pt."""
+    module, pruning = Classifier(), callback()
+    trainer = pl.Trainer(
+        max_epochs=3,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        callbacks=[
+            pruning,
+            Diary(folder / "diary"),
+            *others,
+            ModelCheckpoint(folder, every_n_train_steps=1, save_last=True),
+        ],
+    )
+    trainer.fit(
+        module,
+        ResumableLoader(helpers.pictures(24, seed=1), batch_size=6),
+        helpers.val_loader(),
+        ckpt_path="last",
+    )
+    left = {
+        "widths": widths(module),
+        "weights": module.state_dict(),
+        "optimizer": trainer.optimizers[0].state_dict(),
+        "steps": pruning.steps,
+        "progress": (trainer.current_epoch, trainer.global_step),
+    }
+    torch.save(to_plain(left), folder / "result.pt")
+
+
+class Counting:
+    """Counts Python calls of this process, and kills it at the chosen one."""
+
+    def __init__(self, last: int | None = None) -> None:
+        self.calls = 0
+        self.last = last
+
+    def __call__(self, frame: Any, event: str, argument: Any) -> None:
+        if event == "call":
+            self.calls += 1
+            if self.calls == self.last:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+def in_child(work: Callable[[], None]) -> int:
+    """Do ``work`` in a forked process; returns its exit status (negative: the signal)."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            work()
+            status = 0
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def counted(folder: Path, last: int | None = None) -> None:
+    counting = Counting(last)
+    sys.setprofile(counting)
+    train(folder)
+    sys.setprofile(None)
+    (folder / "calls").write_text(str(counting.calls))
+
+
+def batches_trained(folder: Path) -> list[int]:
+    diary = folder / "diary"
+    return [int(line) for line in diary.read_text().split()] if diary.exists() else []
+
+
+def kill_many(root: Path) -> None:
+    """Kill the job at moments spread over its calls, resume it, and print what was found as JSON."""
+    warnings.simplefilter("ignore")
+    (root / "whole").mkdir()
+    assert in_child(lambda: counted(root / "whole")) == 0
+    calls = int((root / "whole" / "calls").read_text())
+    whole = torch.load(root / "whole" / "result.pt", weights_only=True)
+    chance, found = random.Random(0), Counter[str]()
+    for number in range(KILLS):
+        folder = root / f"killed{number}"
+        folder.mkdir()
+        moment = chance.randrange(calls * number // KILLS, calls * (number + 1) // KILLS) + 1
+        assert in_child(lambda: counted(folder, moment)) == -signal.SIGKILL  # noqa: B023
+        before = batches_trained(folder)
+        records = [json.loads(file.read_text()) for file in folder.rglob("*.json")]
+        stage = "after the cut" if records else "before the cut"
+        found[f"killed {stage}"] += 1
+        found["without a checkpoint"] += not (folder / "last.ckpt").exists()
+        assert in_child(lambda: train(folder)) == 0  # noqa: B023
+        after = batches_trained(folder)[len(before) :]
+        found["batches trained again"] += len(set(before) & set(after))
+        found["batches lost"] += len(set(range(STEPS)) - set(before) - set(after))
+        found["batches in all"] += len(before) + len(after)
+        result = torch.load(folder / "result.pt", weights_only=True)
+        found["equal to the uninterrupted fit"] += equal(result, whole)
+    print(json.dumps({"calls": calls, **found}))
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Whether two trees of plain data are the same, tensors to the bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return bool(a == b)
+
+
+def script(*arguments: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, __file__, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+# -- killed processes ----------------------------------------------------------------------------------
+
+
+def test_nothing_is_lost_when_the_process_is_killed(tmp_path: Path) -> None:
+    done = script("kill", tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    print(found)
+    assert found["equal to the uninterrupted fit"] == KILLS
+    assert found["batches lost"] == 0
+    assert found["batches trained again"] <= KILLS  # at most the batch under way
+    assert found["killed before the cut"] >= 3
+    assert found["killed after the cut"] >= 3
+
+
+def test_a_new_interpreter_goes_on(tmp_path: Path) -> None:
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+
+    def quietly(name: str, *others: pl.Callback) -> None:
+        warnings.simplefilter("ignore")
+        train(tmp_path / name, *others)
+
+    assert in_child(lambda: quietly("whole")) == 0
+    assert in_child(lambda: quietly("killed", Killer(6))) == -signal.SIGKILL
+    assert batches_trained(tmp_path / "killed")[-1] == 6
+    done = script("train", tmp_path / "killed")
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = [torch.load(tmp_path / n / "result.pt", weights_only=True) for n in ("whole", "killed")]
+    assert equal(*results)
+
+
+# -- damaged files -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checkpoint(fit: Fit, tmp_path: Path) -> Path:
+    """A Lightning checkpoint of a pruned network, with all that a callback stores in it."""
+    trainer = fit(Classifier(), [callback()])
+    trainer.save_checkpoint(tmp_path / "pruned.ckpt")
+    return tmp_path / "pruned.ckpt"
+
+
+def check_damaged(path: Path, content: bytes, expected: dict[str, Any]) -> bool:
+    """Load a damaged file: an error that names it and an untouched model, or the very weights."""
+    path.write_bytes(content)
+    module = Classifier()
+    before, objects = snapshot(module), list(map(id, module.parameters()))
+    try:
+        load_pruned(module, path)
+    except ValueError as error:
+        assert str(path) in str(error) or "does not fit" in str(error) or "lacks" in str(error)
+        assert same_state(snapshot(module), before)
+        assert list(map(id, module.parameters())) == objects
+        return True
+    assert same_state(snapshot(module), expected)
+    return False
+
+
+def test_truncated_files(checkpoint: Path) -> None:
+    content = checkpoint.read_bytes()
+    chance = random.Random(1)
+    lengths = [0, 1, 2, 4, 100, len(content) - 1, *chance.sample(range(len(content)), 100)]
+    for length in lengths:
+        assert check_damaged(checkpoint, content[:length], {}), f"cut to {length} bytes"
+
+
+def test_flipped_bits(checkpoint: Path) -> None:
+    expected = torch.load(checkpoint, weights_only=True)["state_dict"]
+    content = checkpoint.read_bytes()
+    chance, refused = random.Random(2), 0
+    for _ in range(400):
+        damaged = bytearray(content)
+        damaged[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+        refused += check_damaged(checkpoint, bytes(damaged), expected)
+    print(f"{refused} of 400 refused, the others changed no weight")
+    assert refused >= 200
+
+
+def test_damaged_safetensors(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    path = tmp_path / "weights.safetensors"
+    module = Classifier()
+    save_file(module.state_dict(), path)
+    content = path.read_bytes()
+    chance = random.Random(3)
+    for length in [0, 4, len(content) - 1, *chance.sample(range(len(content)), 50)]:
+        assert check_damaged(path, content[:length], {}), f"cut to {length} bytes"
+    # Safetensors has no checksum: only the header, which says how the data are laid out, is checked.
+    header = int.from_bytes(content[:8], "little")
+    for position in chance.sample(range(8, 8 + header), 100):
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << chance.randrange(8)
+        check_damaged(path, bytes(damaged), snapshot(module))
+
+
+def flip_a_weight(path: Path) -> None:
+    content = path.read_bytes()
+    weights = torch.load(path, weights_only=True)["state_dict"]["net.conv2.weight"]
+    place = content.index(weights.numpy().tobytes())
+    path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+
+
+@pytest.mark.parametrize("task", ["fit", "validate", "test"])
+def test_the_trainer_refuses_a_damaged_file(task: str, checkpoint: Path, make_trainer: Fit) -> None:
+    flip_a_weight(checkpoint)
+    torch.load(checkpoint, weights_only=True)  # torch does not notice
+    module = Classifier()
+    before = snapshot(module)
+    loaders = [helpers.train_loader()] * (task == "fit") + [helpers.val_loader()]
+    with pytest.raises(ValueError, match="is damaged"):
+        getattr(make_trainer(callback()), task)(module, *loaders, ckpt_path=checkpoint)
+    assert same_state(snapshot(module), before)
+
+
+def test_files_without_checksums_load(checkpoint: Path) -> None:
+    content = torch.load(checkpoint, weights_only=True)
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(content, checkpoint)
+    finally:
+        torch.serialization.set_crc32_options(before)
+    assert widths(load_pruned(Classifier(), checkpoint)) == ALL_HALVED
+
+
+def test_other_objects_are_refused(tmp_path: Path) -> None:
+    torch.save({"state_dict": Path("somewhere")}, tmp_path / "objects.pt")
+    with pytest.raises(ValueError, match="weights_only=True") as caught:
+        load_pruned(Classifier(), tmp_path / "objects.pt")
+    assert "save the weights alone" in str(caught.value)
+
+
+# -- full disks and half-written records ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("function", ["write_text", "mkdir"])
+def test_a_full_disk_does_not_stop_training(
+    function: str, fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Path, *_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, function, full)
+    module, pruning = Classifier(), callback(report_dir=tmp_path / "report")
+    with pytest.warns(UserWarning, match="could not be written.*No space left on device"):
+        fit(module, [pruning])
+    assert widths(module) == ALL_HALVED
+    assert module.steps == STEPS
+    assert len(pruning.steps) == 1
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_half_written_draft_is_removed(fit: Fit, tmp_path: Path, monkeypatch) -> None:
+    pruning = callback()
+    fit(Classifier(), [pruning])
+    write = Path.write_text
+
+    def half(self: Path, text: str, *_: Any, **__: Any) -> None:
+        write(self, text[:100])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    old = write_step(pruning.steps[0], tmp_path / "report").read_text()
+    monkeypatch.setattr(Path, "write_text", half)
+    with pytest.raises(OSError, match="No space left"):
+        write_step(pruning.steps[0], tmp_path / "report")
+    (record,) = (tmp_path / "report").iterdir()
+    assert record.read_text() == old
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_a_kill_leaves_no_half_record(old: bool, fit: Fit, tmp_path: Path, monkeypatch) -> None:
+    pruning, folder = callback(), tmp_path / "report"
+    fit(Classifier(), [pruning])
+    if old:
+        write_step(pruning.steps[0], folder)
+    write = Path.write_text
+
+    def half(self: Path, text: str, *_: Any, **__: Any) -> None:
+        write(self, text[:100])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(Path, "write_text", half)
+    assert in_child(lambda: write_step(pruning.steps[0], folder)) == -signal.SIGKILL
+    monkeypatch.undo()
+    records = list(folder.glob("*.json"))
+    assert len(records) == old
+    assert all(json.loads(record.read_text())["epoch"] == 0 for record in records)
+    write_step(pruning.steps[0], folder)  # over what the killed process left
+    assert [file.name for file in folder.iterdir()] == ["cut_after_epoch_0.json"]
+
+
+if __name__ == "__main__":
+    task, place, *numbers = sys.argv[1:]
+    if task == "kill":
+        kill_many(Path(place))
+    else:
+        train(Path(place), *[Killer(int(number)) for number in numbers])

@@ -1,0 +1,414 @@
+"""A fit that was interrupted ends as one that was not; pruned files load wherever files load."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import helpers
+import lightning.pytorch as pl
+import pytest
+import torch
+from helpers import ALL_HALVED, WIDTHS, Classifier, Fit, callback, same_state, snapshot, widths
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, OnExceptionCheckpoint
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+import acsp_lightning
+from acsp_lightning import ACSPPruningCallback, PrunedCheckpointMixin, SelectionConfig, load_pruned
+from acsp_lightning.plain import to_plain
+
+
+class ResumableLoader(DataLoader[Any]):
+    """Goes on where it was, as Lightning asks of loaders that are to be resumed within an epoch."""
+
+    position = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        start = self.position
+        for place, batch in enumerate(super().__iter__()):
+            if place >= start:
+                self.position = (place + 1) % len(self)
+                yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.position = state["position"]
+
+
+class Saver(pl.Callback):
+    """Writes a checkpoint at every moment of a fit; stands after the pruning callback."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def save(self, trainer: pl.Trainer, moment: str) -> None:
+        if not trainer.sanity_checking:
+            trainer.save_checkpoint(self.folder / f"epoch{trainer.current_epoch}-{moment}.ckpt")
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        self.save(trainer, "start")
+
+    def on_train_batch_end(self, trainer: Any, module: Any, out: Any, batch: Any, idx: int) -> None:
+        self.save(trainer, f"batch{idx}")
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        self.save(trainer, f"step{trainer.global_step}-validation")
+
+    def on_validation_batch_end(
+        self, trainer: Any, module: Any, out: Any, batch: Any, idx: int, loader: int = 0
+    ) -> None:
+        self.save(trainer, f"step{trainer.global_step}-validation{idx}")
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        self.save(trainer, f"step{trainer.global_step}-validated")
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self.save(trainer, "end")
+
+
+def sgd(module: nn.Module) -> dict[str, Any]:
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9)
+    return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)}
+
+
+def adam(module: nn.Module) -> dict[str, Any]:
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.01)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def job(
+    make_trainer: Fit,
+    pruning: ACSPPruningCallback,
+    *others: pl.Callback,
+    module: Classifier | None = None,
+    ckpt_path: Path | str | None = None,
+    configure: Any = sgd,
+    **options: Any,
+) -> dict[str, Any]:
+    """A fit of a fresh module; all that it leaves behind, as plain data."""
+    trainer = make_trainer(pruning, *others, **options)
+    trainer.fit(
+        module or Classifier(configure=configure),
+        ResumableLoader(helpers.pictures(24, seed=1), batch_size=6),
+        helpers.val_loader(),
+        ckpt_path=ckpt_path,
+        weights_only=True,
+    )
+    averaged = [c._average_model for c in others if isinstance(c, EMAWeightAveraging)]
+    return to_plain(
+        {
+            "widths": widths(trainer.lightning_module),
+            "weights": snapshot(trainer.lightning_module),
+            "averaged": [snapshot(copy) for copy in averaged if copy is not None],
+            "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
+            "schedulers": [c.scheduler.state_dict() for c in trainer.lr_scheduler_configs],
+            "steps": pruning.steps,
+            "progress": (trainer.current_epoch, trainer.global_step),
+        }
+    )
+
+
+def differences(a: Any, b: Any, path: str = "") -> list[str]:
+    """Where two trees of plain data differ, tensors being compared to the bit."""
+    if type(a) is not type(b):
+        return [path]
+    if isinstance(a, dict | list | tuple):
+        keys = a.keys() if isinstance(a, dict) else range(len(a))
+        if len(a) != len(b) or isinstance(a, dict) and a.keys() != b.keys():
+            return [path]
+        return [found for key in keys for found in differences(a[key], b[key], f"{path}/{key}")]
+    same = torch.equal(a, b) if isinstance(a, Tensor) else a == b
+    return [] if same else [path]
+
+
+# -- interrupted equals uninterrupted ------------------------------------------------------------------
+
+TURNING_POINTS = (  # around the capture in epoch 0, the cut in epoch 1, and in the epochs after
+    "epoch0-batch1",
+    "epoch0-batch3",
+    "epoch0-step4-validated",
+    "epoch0-end",
+    "epoch1-batch0",
+    "epoch1-batch3",
+    "epoch1-end",
+    "epoch2-batch1",
+)
+FLOPS = SelectionConfig(flops=0.6)
+Make = Callable[[], ACSPPruningCallback]
+VARIANTS: dict[str, tuple[Make, dict[str, Any], tuple[str, ...] | None]] = {
+    "every moment": (callback, {}, None),
+    "adam": (callback, {"configure": adam}, TURNING_POINTS),
+    "two cuts": (partial(callback, 0, 2), {"max_epochs": 5}, (*TURNING_POINTS, "epoch2-end")),
+    "one layer per epoch": (partial(callback, 0, 1, layers_per_epoch=1), {}, TURNING_POINTS),
+    "flops": (partial(callback, 0, 1, layers_per_epoch=1, selection=FLOPS), {}, TURNING_POINTS),
+    "two validations per epoch": (
+        callback,
+        {"val_check_interval": 0.5},
+        ("epoch0-batch1", "epoch0-batch2", "epoch0-batch3", "epoch0-step4-validation1"),
+    ),
+    # Gradients are in no checkpoint, so these are those right after a step.
+    "accumulation": (
+        callback,
+        {"accumulate_grad_batches": 2},
+        ("epoch0-batch1", "epoch0-batch3", "epoch1-batch1"),
+    ),
+    "max_steps": (callback, {"max_epochs": -1, "max_steps": 11}, TURNING_POINTS),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_interrupted_equals_uninterrupted(variant: str, make_trainer: Fit, tmp_path: Path) -> None:
+    make, options, moments = VARIANTS[variant]
+    whole = job(make_trainer, make(), Saver(tmp_path), **options)
+    assert len(whole["steps"]) == len(make().epochs)
+    names = [path.stem for path in tmp_path.glob("*.ckpt")] if moments is None else moments
+    assert len(names) == (33 if moments is None else len(moments))
+    for name in names:
+        resumed = job(make_trainer, make(), ckpt_path=tmp_path / f"{name}.ckpt", **options)
+        assert differences(resumed, whole) == [], f"resumed from {name}"
+
+
+@pytest.mark.parametrize("ema_first", [True, False])
+def test_averaged_weights_are_resumed(ema_first: bool, make_trainer: Fit, tmp_path: Path) -> None:
+    def fit(*others: pl.Callback, **options: Any) -> dict[str, Any]:
+        ema = EMAWeightAveraging(decay=0.5)
+        pruning = callback()
+        trainer_of = partial(make_trainer, ema) if ema_first else make_trainer
+        last = () if ema_first else (ema,)
+        return job(trainer_of, pruning, *last, *others, **options)
+
+    whole = fit(Saver(tmp_path))
+    assert whole["widths"] == ALL_HALVED
+    for name in TURNING_POINTS:
+        resumed = fit(ckpt_path=tmp_path / f"{name}.ckpt")
+        assert differences(resumed, whole) == [], f"resumed from {name}"
+
+
+def test_the_files_of_model_checkpoint(make_trainer: Fit, tmp_path: Path) -> None:
+    checkpoints = ModelCheckpoint(tmp_path / "files", every_n_train_steps=3, save_top_k=-1)
+    whole = job(make_trainer, callback(), checkpoints, enable_checkpointing=True)
+    files = sorted((tmp_path / "files").glob("*.ckpt"))
+    steps = [f"epoch={e}-step={s}" for e, s in ((0, 3), (1, 6), (2, 9), (2, 12))]
+    assert {file.stem for file in files} == {*steps, "uncut-epoch=0"}
+    for file in files:
+        checkpoints = ModelCheckpoint(tmp_path / "files", every_n_train_steps=3, save_top_k=-1)
+        resumed = job(make_trainer, callback(), checkpoints, ckpt_path=file, enable_checkpointing=True)
+        assert differences(resumed, whole) == [], f"resumed from {file.name}"
+
+
+class Failing(pl.Callback):
+    """Raises once, in one hook."""
+
+    def __init__(self, hook: str, epoch: int) -> None:
+        self.epoch = epoch
+        setattr(self, hook, self.fail)
+
+    def fail(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
+        if trainer.current_epoch == self.epoch and not trainer.sanity_checking:
+            self.epoch = -1
+            raise RuntimeError("the power went off")
+
+
+@pytest.mark.parametrize(
+    ("hook", "epoch"),
+    [
+        ("on_validation_start", 0),
+        ("on_validation_batch_start", 0),
+        ("on_validation_batch_end", 0),
+        ("on_train_epoch_end", 0),
+        ("on_train_epoch_start", 1),
+    ],
+)
+def test_checkpoints_written_on_an_exception(
+    hook: str, epoch: int, make_trainer: Fit, tmp_path: Path
+) -> None:
+    whole = job(make_trainer, callback())
+    rescue = OnExceptionCheckpoint(tmp_path)
+    # Lightning looks for a file to go on from, and says that there is none.
+    with pytest.raises(RuntimeError, match="power"), pytest.warns(UserWarning, match="ckpt_path"):
+        job(make_trainer, callback(), Failing(hook, epoch), rescue, enable_checkpointing=True)
+    resumed = job(make_trainer, callback(), ckpt_path=tmp_path / "on_exception.ckpt")
+    assert differences(resumed, whole) == []
+
+
+@pytest.mark.parametrize("moment", ["epoch0-batch1", "epoch1-batch1"])
+def test_a_fit_that_failed_goes_on_with_the_same_objects(
+    moment: str, make_trainer: Fit, tmp_path: Path
+) -> None:
+    whole = job(make_trainer, callback(), Saver(tmp_path))
+    module, pruning, failing = Classifier(configure=sgd), callback(), Failing("on_train_epoch_end", 1)
+    with pytest.raises(RuntimeError, match="power"):
+        job(make_trainer, pruning, failing, module=module)
+    assert len(pruning.steps) == 1
+    resumed = job(make_trainer, pruning, module=module, ckpt_path=tmp_path / f"{moment}.ckpt")
+    assert differences(resumed, whole) == []
+
+
+def test_steps_of_earlier_fits_are_resumed_too(make_trainer: Fit, tmp_path: Path) -> None:
+    pruning = callback()
+    job(make_trainer, pruning)
+    whole = job(make_trainer, pruning, Saver(tmp_path))
+    assert len(whole["steps"]) == 2
+    resumed = job(make_trainer, callback(), ckpt_path=tmp_path / "epoch1-end.ckpt")
+    assert differences(resumed, whole) == []
+
+
+# -- evaluation and loading ----------------------------------------------------------------------------
+
+
+class Predictor(PrunedCheckpointMixin, Classifier):
+    """A module that also predicts, and loads its own pruned files."""
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self(batch[0])
+
+
+@pytest.fixture
+def pruned(fit: Fit, tmp_path: Path) -> Classifier:
+    """A pruned module; uncut.ckpt and cut.ckpt are the network before and after."""
+    module = Classifier()
+    saver = Saver(tmp_path)
+    fit(module, [callback(), saver])
+    (tmp_path / "epoch0-end.ckpt").rename(tmp_path / "uncut.ckpt")
+    (tmp_path / "epoch2-end.ckpt").rename(tmp_path / "cut.ckpt")
+    return module
+
+
+@pytest.mark.parametrize("task", ["validate", "test", "predict"])
+def test_evaluation_of_a_pruned_file(
+    task: str, pruned: Classifier, make_trainer: Fit, tmp_path: Path
+) -> None:
+    module = Classifier()
+    module.predict_step = lambda batch, batch_idx: module(batch[0])
+    trainer = make_trainer(callback())
+    getattr(trainer, task)(
+        module, helpers.val_loader(), ckpt_path=tmp_path / "cut.ckpt", weights_only=True
+    )
+    assert widths(module) == ALL_HALVED
+    assert same_state(snapshot(module), snapshot(pruned))
+    assert not module._load_state_dict_pre_hooks
+
+
+def test_the_best_network_may_be_larger_than_the_last(fit: Fit, tmp_path: Path) -> None:
+    class Worsening(Classifier):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            super().validation_step(batch, batch_idx)
+            self.log("epoch", float(self.current_epoch))
+
+    module = Worsening()
+    best = ModelCheckpoint(tmp_path, monitor="epoch")
+    options = {"enable_checkpointing": True}
+    trainer = fit(module, [callback(reset_monitors=False), best], **options)
+    assert widths(module) == ALL_HALVED
+    trainer.test(module, helpers.val_loader(), ckpt_path="best", weights_only=True)
+    assert widths(module) == WIDTHS
+    saved = torch.load(best.best_model_path, weights_only=True)["state_dict"]
+    assert same_state(snapshot(module), saved)
+
+
+def test_load_from_checkpoint(pruned: Classifier, tmp_path: Path) -> None:
+    module = Predictor.load_from_checkpoint(tmp_path / "cut.ckpt", weights_only=True)
+    assert widths(module) == ALL_HALVED
+    assert same_state(snapshot(module), snapshot(pruned))
+
+
+def write_weights_only(module: Classifier, path: Path, make_trainer: Fit) -> None:
+    trainer = make_trainer()
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(path, weights_only=True)
+
+
+def write_state_dict(module: Classifier, path: Path, make_trainer: Fit) -> None:
+    torch.save(module.state_dict(), path)
+
+
+def write_safetensors(module: Classifier, path: Path, make_trainer: Fit) -> None:
+    from safetensors.torch import save_file
+
+    save_file(module.state_dict(), path)
+
+
+@pytest.mark.parametrize(
+    ("write", "name"),
+    [
+        (write_weights_only, "weights.ckpt"),
+        (write_state_dict, "weights.pt"),
+        (write_safetensors, "weights.safetensors"),
+    ],
+)
+def test_files_that_load_pruned_reads(
+    write: Any, name: str, pruned: Classifier, make_trainer: Fit, tmp_path: Path
+) -> None:
+    write(pruned, tmp_path / name, make_trainer)
+    module = load_pruned(Classifier(), tmp_path / name)
+    assert widths(module) == ALL_HALVED
+    assert same_state(snapshot(module), snapshot(pruned))
+
+
+def test_safetensors_is_asked_for_only_when_needed(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(ImportError, match="pip install safetensors"):
+        load_pruned(Classifier(), tmp_path / "weights.safetensors")
+
+
+def test_another_architecture_names_the_first_layer(make_trainer: Fit, tmp_path: Path) -> None:
+    net = helpers.conv_net()
+    net.fc1.weight = nn.Parameter(torch.zeros(10, 54, 1))
+    net.conv2 = nn.Conv2d(8, 6, 5, padding=2, bias=False)
+    net.bn1.register_buffer("running_mean", torch.zeros(8, 2))
+    job(make_trainer, callback(), Saver(tmp_path), max_epochs=2)
+    file = tmp_path / "epoch1-end.ckpt"
+    module = Classifier(net)
+    before = snapshot(module)
+    with pytest.raises(ValueError, match=r"Layer 'net\.bn1' does not fit.*\(4,\).*\(8, 2\)"):
+        load_pruned(module, file)
+    with pytest.raises(ValueError, match=r"Layer 'net\.bn1' does not fit"):
+        job(make_trainer, callback(), module=module, ckpt_path=file)
+    assert same_state(snapshot(module), before)
+
+
+def test_the_memory_format_survives(pruned: Classifier, tmp_path: Path) -> None:
+    module = Classifier().to(memory_format=torch.channels_last)
+    load_pruned(module, tmp_path / "cut.ckpt")
+    assert module.net.conv2.weight.is_contiguous(memory_format=torch.channels_last)
+    assert not module.net.conv2.weight.is_contiguous()
+
+
+BARE = """
+import sys
+for name in ("lightning", "pytorch_lightning", "torch_pruning", "fvcore", "sklearn", "kneed"):
+    sys.modules[name] = None
+import torch
+from torch import nn
+from acsp_lightning import PruningPlan, apply_plan, load_pruned, restore_structure
+def net():
+    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 3))
+small = net()
+sides = [("0", "out"), ("1", "out"), ("2", "in")]
+cuts = [dict(layer=layer, side=side, width=8, kept=[1, 5]) for layer, side in sides]
+apply_plan(small, PruningPlan.from_dict(dict(cuts=cuts)))
+torch.save(small.state_dict(), sys.argv[1])
+large = load_pruned(net(), sys.argv[1])
+x = torch.rand(2, 1, 8, 8)
+assert torch.equal(large.eval()(x), small.eval()(x)) and large[0].out_channels == 2
+"""
+
+
+def test_loading_needs_neither_lightning_nor_torch_pruning(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", BARE, tmp_path / "weights.pt"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_public_name_is_found() -> None:
+    assert set(acsp_lightning.__all__) <= set(dir(acsp_lightning))
+    for name in acsp_lightning.__all__:
+        assert getattr(acsp_lightning, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'load_prune'"):
+        acsp_lightning.load_prune  # noqa: B018
