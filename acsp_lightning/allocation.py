@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from acsp_lightning.capture import Activations
+from acsp_lightning.complexity import Complexity
 from acsp_lightning.functional import (
     ChannelCurves,
     ChannelSelection,
@@ -85,7 +86,7 @@ def select_groups(
     *,
     round_to: int = 1,
     layer_flops: Mapping[str, int],
-    flops_budget: float | None = None,
+    budget: float | None = None,
 ) -> dict[str, ChannelSelection]:
     """Select the channels of every group that stay.
 
@@ -93,10 +94,10 @@ def select_groups(
         model: the uncut network.
         groups: the groups to decide on.
         activations: what was captured for them.
-        config: how to decide; a FLOPs target needs ``flops_budget``.
+        config: how to decide; a FLOPs target needs a ``budget``.
         round_to: every width is raised to a multiple of this.
-        layer_flops: FLOPs of every layer, as ``Complexity.by_layer``; read for ``flops_budget`` only.
-        flops_budget: FLOPs that all layers together may have after the cut: one level, shared by all
+        layer_flops: FLOPs of every layer, as ``Complexity.by_layer``; read for a ``budget`` only.
+        budget: FLOPs that all layers together may have after the cut: one level, shared by all
             curves, is lowered until they fit; None: each group decides for itself.
 
     Returns:
@@ -113,8 +114,8 @@ def select_groups(
         for name, found in evidence.items()
     }
     decisions: dict[str, WidthDecision] = {}
-    if flops_budget is not None:
-        decisions = _meet_budget(groups, curves, config, round_to, layer_flops, flops_budget)
+    if budget is not None:
+        decisions = _meet_budget(groups, curves, config, round_to, layer_flops, budget)
     return {
         name: select_channels(
             found.distances,
@@ -130,15 +131,47 @@ def select_groups(
     }
 
 
-def smallest_flops(
+def flops_budget(config: SelectionConfig, initial: Complexity, current: Complexity) -> float | None:
+    """FLOPs that the layers may have to meet ``config.flops``; None if there is no such target.
+
+    The target is a share of the FLOPs of the ``initial`` network; what no layer of the ``current``
+    one accounts for is taken off, since no cut changes it.
+    """
+    if config.flops is None:
+        return None
+    elsewhere = current.flops - sum(current.by_layer.values())
+    return config.flops * initial.flops - elsewhere
+
+
+def check_reachable(
     groups: Iterable[ChannelGroup],
     config: SelectionConfig,
     round_to: int,
-    layer_flops: Mapping[str, int],
-) -> float:
-    """FLOPs of all layers if every group were cut as far as ``config`` and ``round_to`` allow."""
+    complexity: Complexity,
+    budget: float | None,
+) -> None:
+    """Check before any training that the widths that are asked for can be had.
+
+    Raises:
+        ValueError: if a group has fewer channels than ``round_to``, or the layers need more than
+            ``budget`` FLOPs even if every group is cut as far as it may be.
+    """
+    groups = tuple(groups)
+    for group in groups:
+        if round_to > group.width:
+            raise ValueError(
+                f"round_to is {round_to}, but {group.name!r} has only {group.width} channels. Round to "
+                "less, or exclude the layer."
+            )
     floor = -(-config.min_channels // round_to) * round_to
-    return _flops_after(groups, {g.name: min(g.width, floor) for g in groups}, layer_flops)
+    smallest = {group.name: min(group.width, floor) for group in groups}
+    least = _flops_after(groups, smallest, complexity.by_layer)
+    if budget is not None and least > budget:
+        raise ValueError(
+            f"flops={config.flops} cannot be reached: cut as far as min_channels and round_to allow, "
+            f"{least / complexity.flops:.3f} of the FLOPs are left. Raise flops, include more layers, "
+            "or set residual=True."
+        )
 
 
 def _meet_budget(

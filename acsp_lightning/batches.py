@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -63,6 +64,10 @@ def check_labels(labels: Any) -> Tensor:
     return labels.long()
 
 
+def _moved(inputs: Any, device: torch.device) -> Any:
+    return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, inputs)
+
+
 def check_classes(labels: Tensor) -> None:
     """Check that the classes to be captured can be told apart at all.
 
@@ -96,6 +101,28 @@ def _describe(batch: Any) -> str:
     return f"a {type(batch).__name__}"
 
 
+@dataclass(frozen=True, slots=True)
+class Example:
+    """Arguments of forward to look at a network with.
+
+    Attributes:
+        traced: of two samples, since BatchNorm in train mode may need more than one.
+        counted: of one sample, so that FLOPs are those of a sample.
+    """
+
+    traced: tuple[Any, ...]
+    counted: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, module: nn.Module, inputs: Any) -> "Example":
+        """The example for ``module`` from the inputs of a batch; see :func:`example_inputs`."""
+        return cls(example_inputs(module, inputs, 2), example_inputs(module, inputs, 1))
+
+    def to(self, device: torch.device) -> "Example":
+        """The same arguments on another device."""
+        return Example(_moved(self.traced, device), _moved(self.counted, device))
+
+
 def example_inputs(module: nn.Module, inputs: Any, samples: int) -> tuple[Any, ...]:
     """Arguments of ``module.forward`` for tracing and measuring.
 
@@ -109,8 +136,7 @@ def example_inputs(module: nn.Module, inputs: Any, samples: int) -> tuple[Any, .
     if example is None:
         return (tree_map(lambda leaf: leaf[:samples] if isinstance(leaf, Tensor) else leaf, inputs),)
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
-    example = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, example)
-    return as_arguments(module, example)
+    return as_arguments(module, _moved(example, device))
 
 
 def as_arguments(module: nn.Module, inputs: Any) -> tuple[Any, ...]:

@@ -11,11 +11,10 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_map
 from torch.utils.hooks import RemovableHandle
 
-from acsp_lightning.allocation import select_groups, smallest_flops
-from acsp_lightning.batches import BatchReader, check_classes, check_labels, example_inputs, read_batch
+from acsp_lightning.allocation import check_reachable, flops_budget, select_groups
+from acsp_lightning.batches import BatchReader, Example, check_classes, check_labels, read_batch
 from acsp_lightning.capture import ActivationCapture, Activations, merge_activations
 from acsp_lightning.checkpoint import check_before_load, mend_progress, resize_on_load
 from acsp_lightning.companions import averaged_copies, reset_monitors, rewrap, save_uncut
@@ -40,31 +39,14 @@ from acsp_lightning.schedule import (
     check_trainer,
     is_dry_run,
 )
-from acsp_lightning.structure.fidelity import verify_groups
-from acsp_lightning.structure.forward import UnsupportedStructureError
-from acsp_lightning.structure.groups import ChannelGroup, Tracing, trace_groups
+from acsp_lightning.structure.fidelity import prunable_groups
+from acsp_lightning.structure.groups import ChannelGroup, Tracing
 from acsp_lightning.structure.optimizer import carry_optimizer
 from acsp_lightning.structure.plan import PruningPlan, build_plan
 from acsp_lightning.structure.pruning import prune
 from acsp_lightning.structure.surgery import check_plan
 
 NO_BATCH = "The validation loader is empty; pruning captures validation batches."
-
-
-@dataclass(frozen=True, slots=True)
-class _Example:
-    """Arguments of forward: one sample to count with, two to trace (BatchNorm may need two)."""
-
-    traced: tuple[Any, ...]
-    counted: tuple[Any, ...]
-
-    def to(self, device: torch.device) -> "_Example":
-        """The same arguments on another device."""
-        traced, counted = tree_map(
-            lambda leaf: leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf,
-            (self.traced, self.counted),
-        )
-        return _Example(traced, counted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +153,7 @@ class ACSPPruningCallback(pl.Callback):
         self._visited: list[str] = []
         self._settled: set[int] = set()  # epochs in which no layer was left to capture
         self._initial: Complexity | None = None
-        self._example: _Example | None = None
+        self._example: Example | None = None
         self._capture: ActivationCapture | None = None
         self._captured: _Captured | None = None
         self._load_hooks: list[RemovableHandle] = []
@@ -223,20 +205,18 @@ class ACSPPruningCallback(pl.Callback):
 
     def _survey(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
-    ) -> tuple[_Example | None, Tensor]:
+    ) -> tuple[Example | None, Tensor]:
         """An example of the first batch to be captured, if this process has any, and all labels."""
         # Lightning skips a loop of known length 0, and with it the exchange with other processes.
         if trainer.num_val_batches and sum(trainer.num_val_batches) == 0:
             raise ValueError(NO_BATCH)
-        example: _Example | None = None
+        example: Example | None = None
         labels = [torch.empty(0, dtype=torch.int64)]
         with isolate_rng():
             for batch in validation_batches(trainer, self.max_batches):
                 inputs, found = self.read_batch(batch)
                 labels.append(check_labels(found).cpu())
-                example = example or _Example(
-                    example_inputs(pl_module, inputs, 2), example_inputs(pl_module, inputs, 1)
-                )
+                example = example or Example.of(pl_module, inputs)
         return example, torch.cat(labels)
 
     def _prepare(self, pl_module: pl.LightningModule) -> None:
@@ -247,41 +227,18 @@ class ACSPPruningCallback(pl.Callback):
             rank_zero_warn(f"Some layers are left whole. {reasons}.")
         complexity = measure_complexity(pl_module, self._example.counted)
         self._initial = self._initial or complexity
-        self._check_widths(tracing.groups, complexity)
-
-    def _check_widths(self, groups: Sequence[ChannelGroup], complexity: Complexity) -> None:
-        for group in groups:
-            if self.round_to > group.width:
-                raise ValueError(
-                    f"round_to is {self.round_to}, but {group.name!r} has only {group.width} channels. "
-                    "Round to less, or exclude the layer."
-                )
-        budget = self._budget(complexity)
-        if budget is None:
-            return
-        smallest = smallest_flops(groups, self.selection, self.round_to, complexity.by_layer)
-        if smallest > budget:
-            raise ValueError(
-                f"flops={self.selection.flops} cannot be reached: cut as far as min_channels and "
-                f"round_to allow, {smallest / complexity.flops:.3f} of the FLOPs are left. Raise flops, "
-                "include more layers, or set residual=True."
-            )
+        budget = flops_budget(self.selection, self._initial, complexity)
+        check_reachable(tracing.groups, self.selection, self.round_to, complexity, budget)
 
     def _trace(self, pl_module: pl.LightningModule) -> Tracing:
         assert self._example is not None, "on_train_start comes first"
-        inputs = self._example.traced
-        tracing = trace_groups(
-            pl_module, inputs, include=self.include, exclude=self.exclude, residual=self.residual
+        return prunable_groups(
+            pl_module,
+            self._example.traced,
+            include=self.include,
+            exclude=self.exclude,
+            residual=self.residual,
         )
-        tracing = verify_groups(pl_module, inputs, tracing)
-        if not tracing.groups:
-            reasons = "; ".join(f"{name!r}: {why}" for name, why in tracing.left_whole.items())
-            raise UnsupportedStructureError(
-                f"No layer of {type(pl_module).__name__} can be pruned with include="
-                f"{list(self.include)}, exclude={list(self.exclude)}, residual={self.residual}. The "
-                f"output layer is never cut. {reasons or 'No other layer was asked for'}."
-            )
-        return tracing
 
     # -- capture, in the validation loop of a chosen epoch -------------------------------------------
 
@@ -394,7 +351,7 @@ class ACSPPruningCallback(pl.Callback):
                 self.selection,
                 round_to=self.round_to,
                 layer_flops=before.by_layer,
-                flops_budget=self._budget(before),
+                budget=flops_budget(self.selection, self._initial or before, before),
             )
         )
         groups = captured.groups[: self.layers_per_epoch]
@@ -493,13 +450,6 @@ class ACSPPruningCallback(pl.Callback):
             rank_zero_warn(f"The record of the cut could not be written to {folder}: {error}.")
 
     # -- data ------------------------------------------------------------------------------------------
-
-    def _budget(self, complexity: Complexity) -> float | None:
-        """FLOPs that the layers may have: the target of the first network, less what is no layer's."""
-        if self.selection.flops is None or self._initial is None:
-            return None
-        elsewhere = complexity.flops - sum(complexity.by_layer.values())
-        return self.selection.flops * self._initial.flops - elsewhere
 
     def _accuracy(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> float | None:
         def share() -> tuple[int, int] | None:

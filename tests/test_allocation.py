@@ -9,7 +9,7 @@ from helpers import CLASSES, conv_net, pictures
 from torch import Tensor, nn
 
 from acsp_lightning import SelectionConfig, apply_plan, measure_complexity
-from acsp_lightning.allocation import gather_evidence, select_groups, smallest_flops
+from acsp_lightning.allocation import check_reachable, gather_evidence, select_groups
 from acsp_lightning.capture import ActivationCapture, Activations
 from acsp_lightning.functional import separability_vectors
 from acsp_lightning.structure.groups import ChannelGroup, trace_groups
@@ -121,16 +121,17 @@ def test_errors_name_the_layer() -> None:
 
 
 @pytest.mark.parametrize(("minimum", "round_to"), [(2, 1), (3, 1), (2, 4), (5, 2), (100, 1)])
-def test_smallest_flops_are_those_of_a_network_cut_that_far(minimum: int, round_to: int) -> None:
+def test_what_is_in_reach_is_a_network_cut_as_far_as_it_may_be(minimum: int, round_to: int) -> None:
     model = conv_net().eval()
     groups = trace_groups(model, (IMAGES[:2],)).groups
-    config = SelectionConfig(min_channels=minimum)
-    by_layer = measure_complexity(model, IMAGES[:1]).by_layer
-    found = smallest_flops(groups, config, round_to, by_layer)
+    config = SelectionConfig(min_channels=minimum, flops=0.1)
+    whole = measure_complexity(model, IMAGES[:1])
     width = -(-minimum // round_to) * round_to
     plan = build_plan(groups, {g.name: range(min(g.width, width)) for g in groups})
     apply_plan(model, plan)
-    assert found == pytest.approx(flops(model))
+    check_reachable(groups, config, round_to, whole, flops(model))
+    with pytest.raises(ValueError, match=r"flops=0\.1 cannot be reached"):
+        check_reachable(groups, config, round_to, whole, flops(model) - 1)
 
 
 @pytest.mark.parametrize("share", [0.2, 0.4, 0.7, 1.0])
@@ -144,7 +145,7 @@ def test_a_budget_is_met_by_the_network_that_comes_out(share: float) -> None:
         activations,
         SelectionConfig(flops=share),
         layer_flops=measure_complexity(model, IMAGES[:1]).by_layer,
-        flops_budget=share * whole,
+        budget=share * whole,
     )
     kept = {name: selection.kept.tolist() for name, selection in selections.items()}
     apply_plan(model, build_plan(tuple(groups.values()), kept))
@@ -163,7 +164,7 @@ def test_a_budget_out_of_reach() -> None:
             activations,
             SelectionConfig(flops=0.5),
             layer_flops=measure_complexity(model, IMAGES[:1]).by_layer,
-            flops_budget=10,
+            budget=10,
         )
 
 

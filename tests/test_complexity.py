@@ -190,12 +190,6 @@ def test_unsupported_operators_and_unused_layers_are_not_logged(
     assert not caplog.records
 
 
-def test_a_compiled_model_is_refused_with_the_reason() -> None:
-    model = torch.compile(nn.Linear(3, 2), backend="eager")
-    with pytest.raises(ValueError, match="the model is not compiled"):
-        measure_complexity(model, torch.rand(1, 3))
-
-
 def test_a_failing_forward_names_the_inputs_and_the_cause() -> None:
     expected = r"forward pass.*\(torch.float32 \(1, 5\) on cpu\).*RuntimeError.*runs by itself"
     with pytest.raises(ValueError, match=expected) as caught:

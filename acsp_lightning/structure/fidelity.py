@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from acsp_lightning.structure.forward import (
+    UnsupportedStructureError,
     call_counts,
     evaluation_state,
     output_tensors,
     run_forward,
     varied,
 )
-from acsp_lightning.structure.groups import ChannelGroup, Tracing
+from acsp_lightning.structure.groups import ChannelGroup, Tracing, trace_groups
 from acsp_lightning.structure.layers import Side, channel_dim
 from acsp_lightning.structure.plan import PruningPlan, build_plan
 from acsp_lightning.structure.surgery import reversible_cut
@@ -34,6 +35,32 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2, torch.float16: 5e-2, torc
 # Noise in dropped channels, in units of the largest value around it. Operators that mix channels
 # weakly (local response normalisation: 1e-4 of the squares) must show beyond the tolerance.
 SPOIL = 100.0
+
+
+def prunable_groups(
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    *,
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+    residual: bool = False,
+) -> Tracing:
+    """Trace ``model`` and keep what can be cut: :func:`trace_groups`, then :func:`verify_groups`.
+
+    Raises:
+        UnsupportedStructureError: if nothing is left, with the reasons, or as :func:`trace_groups`.
+        ValueError: if a pattern matches no layer.
+    """
+    tracing = trace_groups(model, inputs, include=include, exclude=exclude, residual=residual)
+    tracing = verify_groups(model, inputs, tracing)
+    if not tracing.groups:
+        reasons = "; ".join(f"{name!r}: {why}" for name, why in tracing.left_whole.items())
+        raise UnsupportedStructureError(
+            f"No layer of {type(model).__name__} can be pruned with include={list(include)}, "
+            f"exclude={list(exclude)}, residual={residual}. The output layer is never cut, and residual "
+            f"sums only with residual=True. {reasons or 'No other layer was asked for'}."
+        )
+    return tracing
 
 
 def verify_groups(model: nn.Module, inputs: tuple[Any, ...], tracing: Tracing) -> Tracing:
