@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from acsp_lightning.structure.layers import Side, refusal, side_layout
+from acsp_lightning.structure.layers import Side, is_consumer, refusal, side_layout
 from acsp_lightning.structure.surgery import parameter_like
 
 M = TypeVar("M", bound=nn.Module)
@@ -155,6 +155,7 @@ def resize_layers(model: nn.Module, state: Mapping[str, Tensor], prefix: str = "
     resized = {layer: model.get_submodule(layer) for layer in layers}
     for layer, module in resized.items():
         _check_resizable(layer, module, shapes)
+    _check_readers(resized, shapes)
     for layer, module in resized.items():
         names = {
             name.rpartition(".")[2]: found
@@ -284,6 +285,29 @@ def _check_resizable(
                 f"Layer {layer!r} does not fit: {name!r} has shape {tuple(found)} in the file and "
                 f"{tuple(own)} in the model, which no cut explains"
                 + (f" ({reason})." if reason else ".")
+            )
+
+
+def _check_readers(
+    resized: Mapping[str, nn.Module], shapes: Mapping[str, tuple[torch.Size, torch.Size]]
+) -> None:
+    """A cut of outputs is a cut of somebody's inputs; else the file has another number of classes."""
+
+    def change(layer: str, module: nn.Module, side: Side) -> int:
+        ((tensor, dim), *_) = side_layout(module, side).tensors
+        own, found = shapes.get(f"{layer}.{tensor}".lstrip("."), ((0, 0), (0, 0)))
+        return found[dim] - own[dim]
+
+    consumers = {layer: module for layer, module in resized.items() if is_consumer(module)}
+    read = {layer: change(layer, module, "in") for layer, module in consumers.items()}
+    for layer, module in consumers.items():
+        more = change(layer, module, "out")
+        others = [reads for reader, reads in read.items() if reader != layer]
+        if more and not any(more * reads > 0 and abs(reads) >= abs(more) for reads in others):
+            raise ValueError(
+                f"Layer {layer!r} does not fit: it has {abs(more)} {'more' if more > 0 else 'fewer'} "
+                "outputs in the file than in the model, and no layer reads them (another number of "
+                "classes?)."
             )
 
 

@@ -107,6 +107,10 @@ def test_properties_of_parameters_survive(pruned: Mixed) -> None:
         (lambda s: s.pop("head.bias"), "the file lacks 'head.bias'"),
         (lambda s: s.update(extra=torch.zeros(1)), "only the file has 'extra'"),
         (lambda s: s.update({"stem.weight": torch.zeros(4, 3, 5, 5)}), "Layer 'stem' does not fit"),
+        (
+            lambda s: s.update({"head.weight": torch.zeros(7, s["head.weight"].shape[1])}),
+            "Layer 'head' .* 2 more outputs .* another number of classes",
+        ),
     ],
 )
 def test_another_architecture_is_refused_and_the_model_untouched(pruned, change, message) -> None:

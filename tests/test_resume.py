@@ -9,6 +9,7 @@ from typing import Any
 
 import helpers
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from helpers import ALL_HALVED, WIDTHS, Classifier, Fit, callback, same_state, snapshot, widths
@@ -120,7 +121,7 @@ def differences(a: Any, b: Any, path: str = "") -> list[str]:
         return [path]
     if isinstance(a, dict | list | tuple):
         keys = a.keys() if isinstance(a, dict) else range(len(a))
-        if len(a) != len(b) or isinstance(a, dict) and a.keys() != b.keys():
+        if len(a) != len(b) or (isinstance(a, dict) and a.keys() != b.keys()):
             return [path]
         return [found for key in keys for found in differences(a[key], b[key], f"{path}/{key}")]
     same = torch.equal(a, b) if isinstance(a, Tensor) else a == b
@@ -190,6 +191,7 @@ def test_averaged_weights_are_resumed(ema_first: bool, make_trainer: Fit, tmp_pa
         assert differences(resumed, whole) == [], f"resumed from {name}"
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* is not empty")
 def test_the_files_of_model_checkpoint(make_trainer: Fit, tmp_path: Path) -> None:
     checkpoints = ModelCheckpoint(tmp_path / "files", every_n_train_steps=3, save_top_k=-1)
     whole = job(make_trainer, callback(), checkpoints, enable_checkpointing=True)
@@ -250,6 +252,14 @@ def test_a_fit_that_failed_goes_on_with_the_same_objects(
     assert differences(resumed, whole) == []
 
 
+def test_a_new_fit_after_a_failed_one_starts_afresh(make_trainer: Fit) -> None:
+    whole = job(make_trainer, callback())
+    pruning = callback()
+    with pytest.raises(RuntimeError, match="power"):
+        job(make_trainer, pruning, Failing("on_train_epoch_end", 0))
+    assert differences(job(make_trainer, pruning), whole) == []
+
+
 def test_steps_of_earlier_fits_are_resumed_too(make_trainer: Fit, tmp_path: Path) -> None:
     pruning = callback()
     job(make_trainer, pruning)
@@ -257,6 +267,11 @@ def test_steps_of_earlier_fits_are_resumed_too(make_trainer: Fit, tmp_path: Path
     assert len(whole["steps"]) == 2
     resumed = job(make_trainer, callback(), ckpt_path=tmp_path / "epoch1-end.ckpt")
     assert differences(resumed, whole) == []
+
+
+def test_numpy_scalars_become_plain() -> None:
+    plain = to_plain({"share": np.float64(0.5), "flag": True, "name": np.str_("conv")})
+    assert [type(value) for value in plain.values()] == [float, bool, str]
 
 
 # -- evaluation and loading ----------------------------------------------------------------------------

@@ -36,7 +36,7 @@ class MedoidSearch:
             For each k the medoids, ascending, shape (k,). Some k above ``largest`` are there too.
         """
         top = min(largest + max(map(abs, STRIDES)), len(self.costs) - 1)
-        state = _Clustering(self.costs, self._best_two(), top, self.tolerance)
+        state = Clustering(self.costs, self._best_two(), top, self.tolerance)
         found: dict[int, Tensor] = {}
         deviation: dict[int, float] = {}
         for k in range(2, top + 1):
@@ -47,7 +47,7 @@ class MedoidSearch:
         for stride in STRIDES:
             for start in self._starts(stride, top):
                 # Steps of one chain share their state; the chains do not touch each other.
-                state = _Clustering(self.costs, found[start], top, self.tolerance)
+                state = Clustering(self.costs, found[start], top, self.tolerance)
                 for k in range(start + stride, top + 1 if stride > 0 else 1, stride):
                     if stride > 0:
                         for _ in range(stride):
@@ -79,7 +79,7 @@ class MedoidSearch:
         return range(top, max(top + stride, 1 - stride), -1)
 
 
-class _Clustering:
+class Clustering:
     """k medoids that can be exchanged cheaply, and what every exchange would gain.
 
     The sums of FastPAM1 are kept and corrected by those channels alone whose nearest or second
@@ -148,7 +148,8 @@ class _Clustering:
         while True:
             # Two passes are several times faster than a minimum with indices on the CPU.
             excess = self.excess[: len(self.slots)]
-            lowest, comer = (excess.amin(dim=0) + self.extra).min(dim=0)
+            extra = self.extra.index_fill(0, self.slots, torch.inf)
+            lowest, comer = extra.add_(excess.amin(dim=0)).min(dim=0)
             if float(lowest) >= before - self.tolerance:
                 return
             self._exchange(excess[:, comer].argmin()[None], comer[None])

@@ -95,8 +95,8 @@ def separation_distances(moments: ClassMoments) -> Tensor:
 
     Classes never seen are left out. The sum over class pairs is taken block by block; the vectors
     themselves are never stored. Memory: a few N * N plus a few blocks of ``BLOCK_BYTES`` (or of one
-    class pair, where that is more). Time: that of one product of matrices, (N, L * P) times its
-    transpose, and as much again for pairs of channels that nearly agree as their number asks.
+    class pair, where that is more). Time: one product of matrices, (N, L * P) by its transpose, and
+    L * P differences for each pair of channels that nearly agree.
 
     Args:
         moments: moments of N channels at P positions, at least two samples of each class seen.
@@ -135,14 +135,18 @@ def _squared_differences(moments: ClassMoments, pairs: Tensor) -> Tensor:
     Returns:
         Float64, shape (R,).
     """
-    channels, rows = pairs.unique(return_inverse=True)
-    involved = ClassMoments(moments.count, moments.mean[:, channels], moments.m2[:, channels])
+    used = torch.zeros(moments.num_channels, dtype=torch.bool, device=pairs.device)
+    used[pairs.flatten()] = True
+    rows = (used.cumsum(dim=0) - 1)[pairs]
+    involved = ClassMoments(moments.count, moments.mean[:, used], moments.m2[:, used])
     squared = moments.mean.new_zeros(len(pairs))
-    # One chunk takes no more room than the block its rows come from.
-    chunks = list(zip(rows.split(len(channels)), squared.split(len(channels)), strict=True))
+    step = involved.num_channels
+    # So many pairs take no more room than the block their rows come from.
+    chunks = [slice(start, start + step) for start in range(0, len(pairs), step)]
     for block in _separability_blocks(involved):
-        for (first, second), total in ((part.T, total) for part, total in chunks):
-            total += (block[first] - block[second]).square_().sum(dim=1)
+        for chunk in chunks:
+            first, second = rows[chunk].T
+            squared[chunk] += (block[first] - block[second]).square_().sum(dim=1)
     return squared
 
 

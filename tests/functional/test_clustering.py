@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from acsp_lightning.functional import coverage, mean_simplified_silhouette, sweep_k_medoids
+from acsp_lightning.functional._medoid_search import Clustering
 
 
 def some_weights(n, seed):
@@ -92,6 +93,27 @@ def test_equal_input_gives_an_equal_sweep(distances_of):
     distances = distances_of("jm", 40)
     first, second = sweep_k_medoids(distances), sweep_k_medoids(distances.clone())
     assert all(torch.equal(a, b) for a, b in zip(first.medoids, second.medoids, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["jm", "duplicates"])
+def test_sums_kept_through_every_move_equal_sums_made_anew(distances_of, kind):
+    source = torch.arange(10).repeat(3)
+    distances = distances_of("noise", 10)[source][:, source]
+    if kind == "jm":
+        distances = distances_of("jm", 30)
+    costs = distances * some_weights(30, 2)[:, None]
+    kept = Clustering(costs, torch.tensor([3, 7]), 20, 1e-12)
+    for move in [kept.add] * 8 + [kept.swap, lambda: kept.drop(4), kept.swap, kept.add, kept.add]:
+        move()
+        kept.become((kept.medoids() + 1) % 30)
+        anew = Clustering(costs, kept.slots, 20, 1e-12)
+        k = len(kept.slots)
+        assert kept.deviation() == pytest.approx(float(costs[:, kept.slots].amin(dim=1).sum()))
+        torch.testing.assert_close(kept.second, anew.second)
+        torch.testing.assert_close(kept.extra, anew.extra)
+        # Between medoids that tie a channel may belong to either.
+        if kind == "jm":
+            torch.testing.assert_close(kept.excess[:k], anew.excess[:k])
 
 
 def test_only_the_ks_asked_for(distances_of):
@@ -200,3 +222,23 @@ def test_coverage_is_the_share_of_the_single_medoid(distances_of, weighted):
 def test_wrong_input(distances, weights, ks, message):
     with pytest.raises(ValueError, match=message):
         sweep_k_medoids(distances, weights, ks)
+
+
+@pytest.mark.parametrize("num_channels", [3, 5, 9, 30])
+@pytest.mark.parametrize("seed", range(4))
+def test_ties_and_channels_without_weight(num_channels: int, seed: int) -> None:
+    """Duplicates and zero weights leave many moves that gain nothing; every medoid is still another."""
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.randint(0, 3, (num_channels, 2), generator=generator).double()
+    distances = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
+    weights = torch.rand(num_channels, generator=generator, dtype=torch.float64)
+    weights[::2] = 0
+    sweep = sweep_k_medoids(distances, weights)
+    for k, medoids, labels, deviation in zip(
+        sweep.ks.tolist(), sweep.medoids, sweep.labels, sweep.deviation, strict=True
+    ):
+        assert len(set(medoids.tolist())) == k
+        assert torch.equal(labels[medoids], torch.arange(k))
+        nearest = distances[medoids].amin(0)
+        assert torch.equal(distances[torch.arange(num_channels), medoids[labels]], nearest)
+        assert float(deviation) == pytest.approx(float((weights * nearest).sum()), abs=1e-12)

@@ -113,6 +113,26 @@ def test_near_equal_channels_stay_apart():
     assert separation_distances(moments)[0, 1].item() == pytest.approx(slope * 1e-9, rel=1e-5)
 
 
+@pytest.mark.parametrize("block_bytes", [400, 2**25])
+def test_copies_are_at_distance_zero_and_near_copies_are_exact(monkeypatch, block_bytes):
+    monkeypatch.setattr(separation, "BLOCK_BYTES", block_bytes)
+    moments = class_moments(*sample(channels=9))
+    source = torch.arange(9).repeat(4)
+    noise = torch.randn(moments.mean.repeat(1, 4, 1).shape, generator=torch.Generator().manual_seed(1))
+    # Nine channels, nine copies of them, nine that all but agree and nine that nearly agree.
+    noise *= torch.tensor([0.0, 0.0, 1e-7, 1e-2]).repeat_interleave(9)[:, None]
+    moments = ClassMoments(
+        moments.count, moments.mean[:, source] + noise, moments.m2[:, source].contiguous()
+    )
+    distances = separation_distances(moments)
+    stored = separability_vectors(moments).numpy()
+    np.testing.assert_allclose(distances.numpy(), cdist(stored, stored), rtol=1e-9, atol=0)
+    zero = distances == 0
+    expected = torch.eye(36, dtype=torch.bool)
+    expected[range(9), range(9, 18)] = expected[range(9, 18), range(9)] = True
+    assert torch.equal(zero, expected)
+
+
 def test_affine_maps_of_a_channel_change_nothing():
     values, labels = sample(channels=3)
     # Constant classes make the floors matter.
