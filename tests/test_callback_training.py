@@ -22,6 +22,7 @@ from helpers import (
     val_loader,
     widths,
 )
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import SGD, Adam, AdamW, Optimizer
@@ -227,20 +228,27 @@ def test_trainer_options(fit: Fit, options: dict[str, Any]) -> None:
     assert {p.dtype for p in module.parameters()} == {wanted}
 
 
-def test_precision_plugin_state_is_untouched(fit: Fit) -> None:
-    """On the CPU fp16 has no scaler to speak of; the plugin object and its state stay the same."""
+def test_the_gradient_scaler_goes_on(fit: Fit) -> None:
+    """fp16 with a live scaler, as far as a CPU has it: scale and growth as in a run without a cut."""
 
-    class Plugin(pl.Callback):
-        def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-            self.found = [
-                *getattr(self, "found", []),
-                (id(trainer.precision_plugin), trainer.precision_plugin.state_dict()),
-            ]
+    class Scales(pl.Callback):
+        def __init__(self) -> None:
+            self.states: list[dict[str, Any]] = []
 
-    plugin = Plugin()
-    fit(Classifier(), [plugin, callback()], precision="bf16-mixed")
-    assert len(plugin.found) == 3
-    assert all(found == plugin.found[0] for found in plugin.found)
+        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+            self.states.append(trainer.precision_plugin.state_dict())
+
+    def run(*callbacks: pl.Callback) -> Scales:
+        scaler = torch.amp.GradScaler("cpu", init_scale=16.0, growth_interval=3)
+        plugin = MixedPrecision("16-mixed", device="cpu", scaler=scaler)
+        scales = Scales()
+        fit(Classifier(), [*callbacks, scales], plugins=[plugin])
+        assert scaler.is_enabled()
+        return scales
+
+    pruned, plain = run(callback()), run()
+    assert pruned.states == plain.states
+    assert len({state["scale"] for state in pruned.states}) > 1
 
 
 def test_two_optimizers_in_manual_optimisation(fit: Fit) -> None:

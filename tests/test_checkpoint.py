@@ -109,7 +109,7 @@ def test_properties_of_parameters_survive(pruned: Mixed) -> None:
         (lambda s: s.update({"stem.weight": torch.zeros(4, 3, 5, 5)}), "Layer 'stem' does not fit"),
         (
             lambda s: s.update({"head.weight": torch.zeros(7, s["head.weight"].shape[1])}),
-            "Layer 'head' .* 2 more outputs .* another number of classes",
+            "Layer 'head' .* 2 more outputs .*another number of classes",
         ),
     ],
 )
