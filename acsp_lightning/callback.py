@@ -39,7 +39,7 @@ from acsp_lightning.schedule import (
     check_trainer,
     is_dry_run,
 )
-from acsp_lightning.structure.fidelity import prunable_groups
+from acsp_lightning.structure.fidelity import prunable_groups, unseen_layers
 from acsp_lightning.structure.groups import ChannelGroup, Tracing
 from acsp_lightning.structure.optimizer import carry_optimizer
 from acsp_lightning.structure.plan import PruningPlan, build_plan
@@ -225,6 +225,12 @@ class ACSPPruningCallback(pl.Callback):
         if tracing.left_whole:
             reasons = "; ".join(f"{name!r}: {why}" for name, why in tracing.left_whole.items())
             rank_zero_warn(f"Some layers are left whole. {reasons}.")
+        unseen = unseen_layers(pl_module, self._example.traced)
+        if unseen:
+            rank_zero_warn(
+                f"forward calls {', '.join(map(repr, unseen))} neither in eval nor in train mode. If "
+                "training_step hands them channels of the network, exclude the layers that make these."
+            )
         complexity = measure_complexity(pl_module, self._example.counted)
         self._initial = self._initial or complexity
         budget = flops_budget(self.selection, self._initial, complexity)

@@ -1,7 +1,7 @@
 """A tiny problem, tiny networks and a probe, shared by the tests of the callback."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning.pytorch as pl
@@ -83,6 +83,25 @@ def same_state(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
     return found.keys() == expected.keys() and all(
         torch.equal(found[name], expected[name]) for name in expected
     )
+
+
+class ResumableLoader(DataLoader[Any]):
+    """Goes on where it was, as Lightning asks of loaders that are to be resumed within an epoch."""
+
+    position = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        start = self.position
+        for place, batch in enumerate(super().__iter__()):
+            if place >= start:
+                self.position = (place + 1) % len(self)
+                yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.position = state["position"]
 
 
 class Classifier(pl.LightningModule):

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,8 @@ import helpers
 import lightning.pytorch as pl
 import pytest
 import torch
-from helpers import ALL_HALVED, Classifier, Fit, callback, same_state, snapshot, widths
+from helpers import ALL_HALVED, Classifier, Fit, ResumableLoader, callback, same_state, snapshot, widths
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch.utils.data import DataLoader
 
 from acsp_lightning import load_pruned
 from acsp_lightning.plain import to_plain
@@ -34,25 +33,6 @@ pytestmark = [
 
 KILLS = 20
 STEPS = 12  # three epochs of four batches
-
-
-class ResumableLoader(DataLoader[Any]):
-    """Goes on within an epoch where the checkpoint was written."""
-
-    position = 0
-
-    def __iter__(self) -> Iterator[Any]:
-        start = self.position
-        for place, batch in enumerate(super().__iter__()):
-            if place >= start:
-                self.position = (place + 1) % len(self)
-                yield batch
-
-    def state_dict(self) -> dict[str, int]:
-        return {"position": self.position}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.position = state["position"]
 
 
 class Diary(pl.Callback):

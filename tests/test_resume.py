@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,33 +12,23 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from helpers import ALL_HALVED, WIDTHS, Classifier, Fit, callback, same_state, snapshot, widths
+from helpers import (
+    ALL_HALVED,
+    WIDTHS,
+    Classifier,
+    Fit,
+    ResumableLoader,
+    callback,
+    same_state,
+    snapshot,
+    widths,
+)
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, OnExceptionCheckpoint
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 import acsp_lightning
 from acsp_lightning import ACSPPruningCallback, PrunedCheckpointMixin, SelectionConfig, load_pruned
 from acsp_lightning.plain import to_plain
-
-
-class ResumableLoader(DataLoader[Any]):
-    """Goes on where it was, as Lightning asks of loaders that are to be resumed within an epoch."""
-
-    position = 0
-
-    def __iter__(self) -> Iterator[Any]:
-        start = self.position
-        for place, batch in enumerate(super().__iter__()):
-            if place >= start:
-                self.position = (place + 1) % len(self)
-                yield batch
-
-    def state_dict(self) -> dict[str, int]:
-        return {"position": self.position}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.position = state["position"]
 
 
 class Saver(pl.Callback):

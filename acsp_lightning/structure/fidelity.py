@@ -178,6 +178,23 @@ def _trial_difference(
     return None
 
 
+def unseen_layers(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[str, ...]:
+    """Layers with parameters of their own that ``forward`` calls neither in eval nor in train mode.
+
+    No tracing sees them: whoever calls them otherwise (a head that only ``training_step`` uses) must
+    not feed them channels that are cut.
+    """
+    with evaluation_state(model):
+        called = set(call_counts(model, inputs))
+        try:
+            with _train_mode(model):
+                called |= set(call_counts(model, inputs))
+        except UnsupportedStructureError:
+            pass  # train mode wants other inputs than the example; nothing can be told of it
+    owners = (name for name, m in model.named_modules() if next(m.parameters(False), None) is not None)
+    return tuple(name for name in owners if name not in called)
+
+
 def _has_training_only_layers(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
     """Whether layers stay idle in eval mode (auxiliary heads), so that no tracing sees them."""
     owners = {name for name, m in model.named_modules() if next(m.parameters(False), None) is not None}
@@ -186,6 +203,17 @@ def _has_training_only_layers(model: nn.Module, inputs: tuple[Any, ...]) -> bool
 
 def _training_forward(model: nn.Module, inputs: tuple[Any, ...]) -> Exception | None:
     """The error of one forward pass in train mode, if any; buffers are put back."""
+    try:
+        with _train_mode(model):
+            run_forward(model, inputs)
+    except Exception as error:
+        return error
+    return None
+
+
+@contextmanager
+def _train_mode(model: nn.Module) -> Iterator[None]:
+    """Train mode for one forward pass, and eval mode after it; buffers are put back."""
     buffers = [(module, dict(module._buffers)) for module in model.modules()]
     values = [(buffer, buffer.clone()) for buffer in model.buffers()]
     model.train()
@@ -193,16 +221,13 @@ def _training_forward(model: nn.Module, inputs: tuple[Any, ...]) -> Exception | 
         if isinstance(module, _BatchNorm):
             module.eval()  # in train mode it refuses a batch of one
     try:
-        run_forward(model, inputs)
-    except Exception as error:
-        return error
+        yield
     finally:
         model.eval()
         for module, owned in buffers:
             module._buffers.update(owned)
         for buffer, value in values:
             buffer.copy_(value)
-    return None
 
 
 def _without_front(width: int) -> list[int]:

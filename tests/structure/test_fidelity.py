@@ -6,7 +6,7 @@ from networks import CUT, WHOLE, Wired, sliced
 from oracle import assert_cut_is_masked, built, inputs_of, offered, random_plan
 from torch import nn
 
-from acsp_lightning.structure.fidelity import verify_groups
+from acsp_lightning.structure.fidelity import unseen_layers, verify_groups
 from acsp_lightning.structure.groups import Tracing, trace_groups
 
 
@@ -133,3 +133,21 @@ def test_two_groups_wrong_are_both_named():
     )
     assert found.groups == (groups[1],)
     assert set(found.left_whole) == {"0", "7"}
+
+
+def test_layers_that_forward_never_calls_are_known() -> None:
+    class Headed(nn.Module):
+        """``aux`` runs in train mode alone, ``other`` only where a training step would call it."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+            self.aux, self.other = nn.Linear(4, 2), nn.Linear(4, 2)
+
+        def forward(self, x):
+            x = self.body(x).relu()
+            return (self.head(x), self.aux(x)) if self.training else self.head(x)
+
+    model = Headed()
+    assert unseen_layers(model, (torch.randn(2, 3),)) == ("other",)
+    assert model.training
