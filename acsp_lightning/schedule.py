@@ -62,22 +62,31 @@ def check_schedule(epochs: Sequence[int], trainer: pl.Trainer) -> None:
 
 
 def check_step_schedule(epochs: Sequence[int], trainer: pl.Trainer) -> None:
-    """Raise ``ValueError`` if validation every so many training batches leaves one of ``epochs`` out.
+    """Raise ``ValueError`` if counts of training batches or steps leave no cut after one of ``epochs``.
+
+    Epochs of unknown length, time-based intervals and manual optimisation cannot be told beforehand.
 
     Args:
         epochs: zero-based.
         trainer: inside ``fit``, with its training data set up.
     """
-    every, length = trainer.val_check_batch, trainer.num_training_batches
-    # Time-based intervals, and epochs of unknown length, cannot be told beforehand.
-    if trainer.check_val_every_n_epoch is not None or every is None or length == float("inf"):
+    length = trainer.num_training_batches
+    if length == float("inf"):
         return
+    every = trainer.val_check_batch if trainer.check_val_every_n_epoch is None else None
+    steps = -(-int(length) // trainer.accumulate_grad_batches)
+    counted = trainer.max_steps != -1 and trainer.lightning_module.automatic_optimization
     for epoch in epochs:
-        if (epoch + 1) * length // every == epoch * length // every:
+        if every is not None and (epoch + 1) * length // every == epoch * length // every:
             raise ValueError(
                 f"epochs has {epoch}, but val_check_interval={trainer.val_check_interval} with "
                 f"check_val_every_n_epoch=None and {length} training batches leaves that epoch without "
                 "a validation to capture. Validate more often, or choose another epoch."
+            )
+        if counted and (epoch + 1) * steps >= trainer.max_steps:
+            raise ValueError(
+                f"epochs has {epoch}, but with max_steps={trainer.max_steps} and {steps} steps in an "
+                "epoch the fit ends before the cut after that epoch. Raise max_steps, or cut earlier."
             )
 
 

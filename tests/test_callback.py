@@ -232,7 +232,7 @@ def test_a_capture_left_over_does_not_cut_in_the_next_fit(fit: Fit) -> None:
     first, second, pruning = Classifier(), Classifier(), callback(0)
     probe = Probe()
     with pytest.warns(UserWarning, match="No cut was made after epoch 0"):
-        fit(first, [pruning], max_steps=4)
+        fit(first, [pruning, pl.callbacks.EarlyStopping("val_loss", stopping_threshold=1e9)])
     assert widths(first) == WIDTHS
     fit(second, [pruning, probe])
     assert probe.at("train_epoch_start", 0)[0][0] == WIDTHS

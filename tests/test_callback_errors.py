@@ -7,6 +7,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from helpers import (
+    ALL_HALVED,
     CLASSES,
     HALF,
     WIDTHS,
@@ -353,6 +354,15 @@ def test_classes_that_cannot_be_separated(fit: Fit, labels: list[int], message: 
         fit(module, [callback(1)], val=classes(labels))
     assert module.steps == 0
     assert hooks(module) == 0
+
+
+def test_steps_that_end_before_the_cut(fit: Fit) -> None:
+    module = Classifier()
+    with pytest.raises(ValueError, match=r"max_steps=8 and 4 steps in an epoch the fit ends before"):
+        fit(module, [callback(1)], max_epochs=4, max_steps=8)
+    assert module.steps == 0
+    fit(module, [callback(0)], max_epochs=4, max_steps=8)
+    assert widths(module) == ALL_HALVED
 
 
 def test_rows_that_are_not_samples(fit: Fit) -> None:
