@@ -81,7 +81,8 @@ class ACSPPruningCallback(pl.Callback):
             layers that read them; "none" leaves their weights as they are.
         batchnorm_batches: training batches, at most an epoch of them, on which BatchNorm statistics
             are estimated afresh right after a cut; 0: they stay as they are.
-        round_to: channel counts are multiples of this, at most the width of the narrowest layer.
+        round_to: channel counts are raised to multiples of this, or to the width of the layer; at most
+            the width of the narrowest layer.
         max_batches: at most this many validation batches are captured; None: all of them.
         read_batch: splits a batch into (inputs, labels), labels being integers of shape (B,); a
             function, from YAML its import path. Default: :func:`acsp_lightning.batches.read_batch`,
@@ -99,8 +100,9 @@ class ACSPPruningCallback(pl.Callback):
         ValueError: if an argument is out of its range.
 
     Note:
-        Tracing and FLOPs use ``example_input_array`` as it is, or else one sample of a validation
-        batch. Of several validation loaders the first is captured.
+        Tracing and FLOPs use ``example_input_array`` as it is, or else the first samples of a
+        validation batch (two to trace, one to count). Of several validation loaders the first is
+        captured.
     """
 
     def __init__(
@@ -189,7 +191,7 @@ class ACSPPruningCallback(pl.Callback):
             )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Read one validation batch, trace the network and measure it, before the first epoch."""
+        """Read the labels to be captured, trace the network and measure it, before the first epoch."""
         if is_dry_run(trainer):
             rank_zero_info("fast_dev_run has no second epoch: nothing will be pruned.")
             return
