@@ -13,6 +13,7 @@ from acsp_lightning.functional import (
     ChannelSelection,
     SelectionConfig,
     WidthDecision,
+    WidthReason,
     mean_separability,
     select_channels,
     separation_distances,
@@ -87,6 +88,7 @@ def select_groups(
     round_to: int = 1,
     layer_flops: Mapping[str, int],
     budget: float | None = None,
+    widths: Mapping[str, int] | None = None,
 ) -> dict[str, ChannelSelection]:
     """Select the channels of every group that stay.
 
@@ -99,6 +101,7 @@ def select_groups(
         layer_flops: FLOPs of every layer, as ``Complexity.by_layer``; read for a ``budget`` only.
         budget: FLOPs that all layers together may have after the cut: one level, shared by all
             curves, is lowered until they fit; None: each group decides for itself.
+        widths: channels to keep of every group, by name, from :func:`halved_widths`; None: decide.
 
     Returns:
         A selection for each group, by name.
@@ -114,7 +117,9 @@ def select_groups(
         for name, found in evidence.items()
     }
     decisions: dict[str, WidthDecision] = {}
-    if budget is not None:
+    if widths is not None:
+        decisions = {name: WidthDecision(k, None, WidthReason.HALVED) for name, k in widths.items()}
+    elif budget is not None:
         decisions = _meet_budget(groups, curves, config, round_to, layer_flops, budget)
     return {
         name: select_channels(
@@ -129,6 +134,19 @@ def select_groups(
         )
         for place, (name, found) in enumerate(evidence.items())
     }
+
+
+def halved_widths(selections: Mapping[str, ChannelSelection], round_to: int) -> dict[str, int]:
+    """Channels to keep of every group if half as many are removed; empty if that would be none.
+
+    Raised to multiples of ``round_to``, or to the width of the group.
+    """
+    widths = {}
+    for name, selection in selections.items():
+        kept = selection.width - (selection.width - selection.k) // 2
+        widths[name] = min(selection.width, -(-kept // round_to) * round_to)
+    deeper = any(widths[name] < selection.width for name, selection in selections.items())
+    return widths if deeper else {}
 
 
 def flops_budget(config: SelectionConfig, initial: Complexity, current: Complexity) -> float | None:

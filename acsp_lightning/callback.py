@@ -1,7 +1,8 @@
 """The conductor: when to capture, when to cut, what to log. It holds no formula and cuts no weight."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,23 +14,26 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
-from acsp_lightning.allocation import check_reachable, flops_budget, select_groups
+from acsp_lightning.allocation import (
+    check_reachable,
+    flops_budget,
+    halved_widths,
+    select_groups,
+)
 from acsp_lightning.batches import BatchReader, Example, check_classes, check_labels, read_batch
-from acsp_lightning.capture import ActivationCapture, Activations, merge_activations
+from acsp_lightning.capture import ActivationCapture, Captured, merge_activations
 from acsp_lightning.checkpoint import check_before_load, mend_progress, resize_on_load
-from acsp_lightning.companions import averaged_copies, reset_monitors, rewrap, save_uncut
+from acsp_lightning.companions import averaged_copies, save_uncut
 from acsp_lightning.complexity import Complexity, measure_complexity
-from acsp_lightning.functional import SelectionConfig, WidthReason
+from acsp_lightning.functional import SelectionConfig
+from acsp_lightning.guard import Guard, Outcome, Trial, Verdict
+from acsp_lightning.journal import announce_cut, announce_end, announce_verdict
 from acsp_lightning.loaders import training_batches, validation_batches
+from acsp_lightning.operation import cut_in_fit, settle, snapshot_of_fit, undo_in_fit
 from acsp_lightning.passes import count_correct, recalibrate_batchnorm
 from acsp_lightning.plain import from_plain, to_plain
 from acsp_lightning.ranks import agreed, decided_on_first, together
-from acsp_lightning.report import (
-    PruningStep,
-    step_table,
-    summary_table,
-    write_step,
-)
+from acsp_lightning.report import PruningStep
 from acsp_lightning.schedule import (
     check_count,
     check_epochs,
@@ -41,21 +45,9 @@ from acsp_lightning.schedule import (
 )
 from acsp_lightning.structure.fidelity import prunable_groups, unseen_layers
 from acsp_lightning.structure.groups import ChannelGroup, Tracing
-from acsp_lightning.structure.optimizer import carry_optimizer
 from acsp_lightning.structure.plan import PruningPlan, build_plan
-from acsp_lightning.structure.pruning import prune
-from acsp_lightning.structure.surgery import check_plan
 
 NO_BATCH = "The validation loader is empty; pruning captures validation batches."
-
-
-@dataclass(frozen=True, slots=True)
-class _Captured:
-    """What waits between a validation and the cut at the start of the next training epoch."""
-
-    epoch: int
-    groups: tuple[ChannelGroup, ...]
-    activations: Activations
 
 
 class ACSPPruningCallback(pl.Callback):
@@ -91,10 +83,19 @@ class ACSPPruningCallback(pl.Callback):
             directory, or in the trainer's.
         reset_monitors: let EarlyStopping, ReduceLROnPlateau and ModelCheckpoint forget at a cut how
             good the uncut network was.
+        max_drop: how much ``monitor`` may be worse after a cut and ``patience`` epochs of tuning than
+            in the validation that was captured, in its own units. If it is worse, weights, optimizer
+            state and averaged copies go back to what they were before the cut, and the same layers are
+            cut once more, at half the depth; if that is too much as well, they are left as they were.
+            Learning rates and schedules go on. Meanwhile the callback's state holds a copy of the
+            weights and of the optimizer's state. None: every cut stays.
+        monitor: a metric that the module logs in validation.
+        mode: "max" if more of it is better, "min" if less is.
+        patience: epochs of tuning after which ``monitor`` is looked at, at least 1.
 
     Attributes:
-        steps: one :class:`PruningStep` for each cut made so far, in all fits; after
-            ``fit(ckpt_path=...)`` those of the checkpoint, and what follows.
+        steps: one :class:`PruningStep` for each cut made so far, in all fits, also for those that
+            were undone; after ``fit(ckpt_path=...)`` those of the checkpoint, and what follows.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -120,6 +121,10 @@ class ACSPPruningCallback(pl.Callback):
         read_batch: BatchReader = read_batch,
         report_dir: str | Path | None = None,
         reset_monitors: bool = True,
+        max_drop: float | None = None,
+        monitor: str = "val_acc",
+        mode: Literal["max", "min"] = "max",
+        patience: int = 1,
     ) -> None:
         check_epochs(epochs)
         if layers_per_epoch is not None:
@@ -128,6 +133,7 @@ class ACSPPruningCallback(pl.Callback):
             check_count("max_batches", max_batches, at_least=1)
         check_count("batchnorm_batches", batchnorm_batches, at_least=0)
         check_count("round_to", round_to, at_least=1)
+        check_count("patience", patience, at_least=1)
         check_patterns("include", include)
         check_patterns("exclude", exclude)
         if not isinstance(selection, SelectionConfig):
@@ -150,6 +156,13 @@ class ACSPPruningCallback(pl.Callback):
         self.read_batch = read_batch
         self.report_dir = report_dir
         self.reset_monitors = reset_monitors
+        self.max_drop = max_drop
+        self.monitor = monitor
+        self.mode = mode
+        self.patience = patience
+        self._guard = None if max_drop is None else Guard(max_drop, monitor, mode, patience)
+        if self._guard is not None:
+            self._guard.check_epochs(self.epochs, max_epochs=None)
         self.steps: list[PruningStep] = []
         self._earlier = 0
         self._visited: list[str] = []
@@ -157,7 +170,8 @@ class ACSPPruningCallback(pl.Callback):
         self._initial: Complexity | None = None
         self._example: Example | None = None
         self._capture: ActivationCapture | None = None
-        self._captured: _Captured | None = None
+        self._captured: Captured | None = None
+        self._trial: Trial | None = None
         self._load_hooks: list[RemovableHandle] = []
 
     @property
@@ -182,6 +196,8 @@ class ACSPPruningCallback(pl.Callback):
         self._visited, self._initial, self._earlier = [], None, len(self.steps)
         self._settled = set()
         check_schedule(self.epochs, trainer)
+        if self._guard is not None:
+            self._guard.check_epochs(self.epochs, _epochs_in(trainer))
         # DistributedDataParallel would tell one rank of a mismatch, and let the others hang.
         agreed(lambda: _shapes(pl_module))
         if not any(parameter.requires_grad for parameter in pl_module.parameters()):
@@ -304,12 +320,30 @@ class ACSPPruningCallback(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remove the hooks, and keep the statistics of all processes for the cut."""
+        metric = self._read_monitor(trainer)
+        trial = self._trial
+        # The sanity check of a resumed fit measures nothing.
+        if trial is not None and metric is not None and trainer.current_epoch >= trial.due:
+            self._trial = replace(trial, after=metric)
         if self._capture is None:
             return
         capture = self._capture
         self._stop_capture()
         activations = merge_activations(together(capture.finish)).to(pl_module.device)
-        self._captured = _Captured(trainer.current_epoch, capture.groups, activations)
+        self._captured = Captured(trainer.current_epoch, capture.groups, activations, metric)
+
+    def _read_monitor(self, trainer: pl.Trainer) -> float | None:
+        """What the accuracy guard watches, as the first process has it; None without a guard."""
+        guard = self._guard
+        if guard is None or self._example is None or trainer.sanity_checking:
+            return None
+        value = together(lambda: guard.value(trainer.callback_metrics))[0]
+        if self._capture is not None and not math.isfinite(value):
+            raise ValueError(
+                f"{guard.monitor!r} is {value} in the validation that was captured, and max_drop needs "
+                "a finite value to compare with: look at the learning rate, or prune earlier."
+            )
+        return value
 
     def _stop_capture(self) -> None:
         if self._capture is not None:
@@ -330,6 +364,7 @@ class ACSPPruningCallback(pl.Callback):
     def _forget(self) -> None:
         self._stop_capture()
         self._captured = None  # or the next fit would cut by it
+        self._trial = None
         self._example = None
         for handle in self._load_hooks:
             handle.remove()
@@ -343,12 +378,16 @@ class ACSPPruningCallback(pl.Callback):
             save_uncut(trainer, self._captured.epoch)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Cut what the last validation captured."""
-        if self._captured is None:
-            return
-        # What came out of a checkpoint lies on the CPU.
-        activations = self._captured.activations.to(pl_module.device)
-        captured = replace(self._captured, activations=activations)
+        """Undo a cut that did not recover, and cut what the last validation captured."""
+        if self._trial is not None and self._trial.after is not None:
+            end = _epochs_in(trainer)
+            self._judge(trainer, again=end is None or trainer.current_epoch + self.patience <= end)
+        if self._captured is not None:
+            # What came out of a checkpoint lies on the CPU.
+            activations = self._captured.activations.to(pl_module.device)
+            self._prune(trainer, pl_module, replace(self._captured, activations=activations))
+
+    def _prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, captured: Captured) -> None:
         assert self._example is not None, "on_train_start comes first"
         before = measure_complexity(pl_module, self._example.counted)
         selections = decided_on_first(
@@ -360,6 +399,7 @@ class ACSPPruningCallback(pl.Callback):
                 round_to=self.round_to,
                 layer_flops=before.by_layer,
                 budget=flops_budget(self.selection, self._initial or before, before),
+                widths=captured.widths,
             )
         )
         groups = captured.groups[: self.layers_per_epoch]
@@ -367,13 +407,12 @@ class ACSPPruningCallback(pl.Callback):
         plan = build_plan(groups, {name: s.kept.tolist() for name, s in selections.items()})
 
         accuracy_before = self._accuracy(trainer, pl_module)
+        if captured.metric is not None:
+            due = trainer.current_epoch + self.patience - 1
+            self._trial = Trial(captured, snapshot_of_fit(trainer), captured.metric, due)
         together(lambda: self._cut(trainer, pl_module, plan, captured))
         self._captured = None
-        rewrap(trainer)
-        # After eight shapes of one function the compiler would give up.
-        torch.compiler.reset()
-        if self.reset_monitors:
-            reset_monitors(trainer)
+        settle(trainer, forget_monitors=self.reset_monitors)
         self._visited += [group.name for group in groups]
         step = PruningStep(
             epoch=captured.epoch,
@@ -391,41 +430,53 @@ class ACSPPruningCallback(pl.Callback):
             samples=captured.activations.samples,
         )
         self.steps.append(step)
-        self._report(trainer, pl_module, step)
+        announce_cut(trainer, step, self.report_dir)
 
     def _cut(
         self,
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
         plan: PruningPlan,
-        captured: _Captured,
+        captured: Captured,
     ) -> None:
         assert self._example is not None
-        fold = self.recovery == "least_squares"
-        moments = captured.activations.input_moments if fold else None
-        copies = list(averaged_copies(trainer))
-        for copy in copies:
-            check_plan(copy, plan)
-        replacements = prune(
-            pl_module, plan, self._example.traced, groups=captured.groups, input_moments=moments
-        )
-        for copy in copies:
-            prune(copy, plan, None, groups=captured.groups, input_moments=moments)
-        dropped = [
-            name for optimizer in trainer.optimizers for name in carry_optimizer(optimizer, replacements)
-        ]
-        if dropped:
-            rank_zero_warn(
-                f"The optimizer's state of {', '.join(dropped)} has another shape than the parameter "
-                "and cannot be cut with it; it was dropped and starts afresh."
-            )
-        if self.batchnorm_batches and replacements:
+        activations = captured.activations if self.recovery == "least_squares" else None
+        cut_in_fit(trainer, plan, captured.groups, self._example.traced, activations)
+        if self.batchnorm_batches and plan:
             with isolate_rng():
                 inputs = (self.read_batch(batch)[0] for batch in training_batches(trainer))
                 recalibrate_batchnorm(pl_module, inputs, self.batchnorm_batches)
 
+    # -- the accuracy guard --------------------------------------------------------------------------
+
+    def _judge(self, trainer: pl.Trainer, again: bool) -> None:
+        """Keep the last cut, or undo it, and let it be done again if ``again`` and at full depth."""
+        trial, guard, step = self._trial, self._guard, self.steps[-1]
+        assert trial is not None
+        assert guard is not None
+        self._trial = None
+        outcome = Outcome.UNJUDGED
+        if trial.after is not None:
+            before, after = trial.before, trial.after
+            accepted = decided_on_first(lambda: guard.accepts(before, after))
+            outcome = Outcome.RECOVERED if accepted else Outcome.LEFT
+        if outcome is Outcome.LEFT:
+            undo_in_fit(trainer, trial.snapshot)
+            settle(trainer, forget_monitors=self.reset_monitors)
+            widths = halved_widths(step.selections, self.round_to)
+            self._captured = None  # of the network that is no more
+            if again and widths and not step.again:
+                outcome = Outcome.HALVED
+                groups = tuple(group for group in trial.captured.groups if group.name in widths)
+                self._captured = replace(trial.captured, groups=groups, widths=widths)
+        verdict = Verdict(guard.monitor, trial.before, trial.after, outcome)
+        self.steps[-1] = replace(step, verdict=verdict)
+        announce_verdict(trainer, self.steps[-1], self.report_dir)
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Sum up the cuts of the run, and say which one is missing."""
+        if self._trial is not None:
+            self._judge(trainer, again=False)
         steps = self.steps[self._earlier :]
         done = self._settled | {step.epoch for step in steps}
         missed = [epoch for epoch in self.epochs if epoch not in done]
@@ -436,26 +487,7 @@ class ACSPPruningCallback(pl.Callback):
             )
         if steps and self._example is not None:
             final = measure_complexity(pl_module, self._example.counted)
-            accuracy = self._accuracy(trainer, pl_module)
-            pl_module.print("\n" + summary_table(steps, final, accuracy))
-
-    def _report(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: PruningStep) -> None:
-        # Through the progress bar, which would overwrite what a logger writes past it.
-        pl_module.print("\n" + step_table(step))
-        whole = [n for n, s in step.selections.items() if s.reason is WidthReason.NO_KNEE]
-        if whole:
-            rank_zero_warn(
-                f"The curve of {', '.join(whole)} has no knee; without one every channel is kept. Set "
-                "selection.keep or selection.flops to say how much to cut."
-            )
-        root = trainer.log_dir or trainer.default_root_dir  # a collective: every process asks
-        folder = Path(root, "acsp") if self.report_dir is None else Path(self.report_dir)
-        if not trainer.is_global_zero:
-            return
-        try:
-            write_step(step, folder)
-        except OSError as error:
-            rank_zero_warn(f"The record of the cut could not be written to {folder}: {error}.")
+            announce_end(trainer, steps, final, self._accuracy(trainer, pl_module))
 
     # -- data ------------------------------------------------------------------------------------------
 
@@ -474,19 +506,14 @@ class ACSPPruningCallback(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The steps so far and what waits for its cut, as plain data and tensors."""
-        captured = self._captured
-        waiting = captured and {
-            "epoch": captured.epoch,
-            "groups": captured.groups,
-            "activations": captured.activations,
-        }
         state: dict[str, Any] = to_plain(
             {
                 "steps": self.steps,
                 "earlier": self._earlier,
                 "visited": self._visited,
                 "initial": self._initial,
-                "captured": waiting,
+                "captured": self._captured,
+                "trial": self._trial,
             }
         )
         return state
@@ -495,7 +522,8 @@ class ACSPPruningCallback(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Let the Trainer pass over no validation that is to be captured, and no epoch after a cut."""
-        mend_progress(checkpoint, self.epochs)
+        judged = range(self.patience, 2 * self.patience + 1, self.patience) if self._guard else ()
+        mend_progress(checkpoint, {e + n for e in self.epochs for n in (0, *judged)})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The inverse of :meth:`state_dict`."""
@@ -504,9 +532,15 @@ class ACSPPruningCallback(pl.Callback):
         self._earlier = state["earlier"]
         self._visited = state["visited"]
         self._initial = state["initial"]
-        self._captured = state["captured"] and _Captured(**state["captured"])
+        self._captured = state["captured"]
+        self._trial = state["trial"]
 
 
 def _shapes(module: torch.nn.Module) -> dict[str, tuple[int, ...] | None]:
     """Shape of every parameter, by name; None for those that lazy layers have yet to make."""
     return {n: None if is_lazy(p) else tuple(p.shape) for n, p in module.named_parameters()}
+
+
+def _epochs_in(trainer: pl.Trainer) -> int | None:
+    """Number of epochs of a fit; None if it is not bounded."""
+    return None if trainer.max_epochs in (None, -1) else trainer.max_epochs

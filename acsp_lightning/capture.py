@@ -74,6 +74,25 @@ class Activations:
         return {layer: moments.mean for layer, moments in self.inputs.items()}
 
 
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """What waits between a validation and its cut.
+
+    Attributes:
+        epoch: zero-based epoch of the validation.
+        groups: groups of channels that the cut may take.
+        activations: what was captured of them.
+        metric: value of the accuracy guard's metric in this validation; None without a guard.
+        widths: channels to keep of every group, by name; None: yet to be decided.
+    """
+
+    epoch: int
+    groups: tuple[ChannelGroup, ...]
+    activations: Activations
+    metric: float | None = None
+    widths: Mapping[str, int] | None = None
+
+
 def merge_activations(parts: Iterable[Activations]) -> Activations:
     """The statistics of several captures of the same layers, of disjoint samples.
 

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import (
     WeightAveraging,
 )
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -36,10 +37,20 @@ def rewrap(trainer: pl.Trainer) -> None:
 
 
 def save_uncut(trainer: pl.Trainer, epoch: int) -> None:
-    """Write a checkpoint of the network before a cut beside those of the first ModelCheckpoint."""
+    """Write a checkpoint of the network before a cut beside those of the first ModelCheckpoint.
+
+    The fit goes on without it where the file cannot be written.
+    """
     checkpoint = trainer.checkpoint_callback
-    if isinstance(checkpoint, ModelCheckpoint) and checkpoint.dirpath is not None:
-        trainer.save_checkpoint(Path(checkpoint.dirpath, f"uncut-epoch={epoch}.ckpt"))
+    if not isinstance(checkpoint, ModelCheckpoint) or checkpoint.dirpath is None:
+        return
+    path = Path(checkpoint.dirpath, f"uncut-epoch={epoch}.ckpt")
+    try:
+        trainer.save_checkpoint(path)
+    except (OSError, RuntimeError) as error:  # torch.save says a full disk in a RuntimeError
+        rank_zero_warn(f"The network before the cut could not be saved to {path}: {error}.")
+        # The process that writes has failed; the others wait for it here.
+        trainer.strategy.barrier()
 
 
 def reset_monitors(trainer: pl.Trainer) -> None:

@@ -7,10 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
-from acsp_lightning.capture import Activations, InputMoments
+from acsp_lightning.capture import Activations, Captured, InputMoments
 from acsp_lightning.complexity import Complexity
 from acsp_lightning.functional import ChannelSelection, ClassMoments, WidthReason
+from acsp_lightning.guard import Outcome, Trial, Verdict
 from acsp_lightning.report import PruningStep
+from acsp_lightning.snapshot import Snapshot
 from acsp_lightning.structure.groups import ChannelGroup, LayerSide
 from acsp_lightning.structure.plan import PruningPlan, SideCut
 
@@ -19,15 +21,20 @@ RECORDS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
         Activations,
+        Captured,
         ChannelGroup,
         ChannelSelection,
         ClassMoments,
         Complexity,
         InputMoments,
         LayerSide,
+        Outcome,
         PruningPlan,
         PruningStep,
         SideCut,
+        Snapshot,
+        Trial,
+        Verdict,
         WidthReason,
     )
 }

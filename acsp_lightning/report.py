@@ -14,7 +14,8 @@ from rich.table import Table
 from torch import Tensor
 
 from acsp_lightning.complexity import Complexity
-from acsp_lightning.functional import ChannelSelection
+from acsp_lightning.functional import ChannelSelection, WidthReason
+from acsp_lightning.guard import Outcome, Verdict
 from acsp_lightning.structure.plan import PruningPlan
 
 TABLE_WIDTH = 80  # of the narrowest usual terminal
@@ -36,6 +37,7 @@ class PruningStep:
             None if forward does not give logits.
         accuracy_after: the same straight after the cut, before any training step.
         samples: validation samples that were captured.
+        verdict: what the accuracy guard found; None without a guard, and while it waits.
     """
 
     epoch: int
@@ -47,6 +49,17 @@ class PruningStep:
     accuracy_before: float | None
     accuracy_after: float | None
     samples: int
+    verdict: Verdict | None = None
+
+    @property
+    def again(self) -> bool:
+        """Whether this is the second cut of the same layers, at half the depth of the first."""
+        return any(s.reason is WidthReason.HALVED for s in self.selections.values())
+
+    @property
+    def undone(self) -> bool:
+        """Whether the network was put back as it had been before this cut."""
+        return self.verdict is not None and self.verdict.outcome in (Outcome.HALVED, Outcome.LEFT)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON: tensors become lists."""
@@ -60,6 +73,7 @@ class PruningStep:
             "accuracy_before": self.accuracy_before,
             "accuracy_after": self.accuracy_after,
             "samples": self.samples,
+            "verdict": self.verdict and asdict(self.verdict),
         }
 
 
@@ -69,7 +83,7 @@ def write_step(step: PruningStep, folder: Path) -> Path:
     The file appears whole or not at all: a process that dies leaves at most a ``.tmp`` beside it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"cut_after_epoch_{step.epoch}.json"
+    path = folder / f"cut_after_epoch_{step.epoch}{'_again' if step.again else ''}.json"
     draft = path.with_suffix(".tmp")
     try:
         draft.write_text(json.dumps(step.to_dict(), indent=1))
@@ -82,14 +96,21 @@ def write_step(step: PruningStep, folder: Path) -> Path:
 
 def step_table(step: PruningStep) -> str:
     """One cut as text: channels per layer, then the network before and straight after it."""
-    table = _table(f"Cut after epoch {step.epoch}", ("", "before", "straight after"))
+    title = f"Cut after epoch {step.epoch}{', again, at half the depth' if step.again else ''}"
+    table = _table(title, ("", "before", "straight after"))
     _add_layers(table, step.layers)
     _add_network(table, (step.before, step.after), (step.accuracy_before, step.accuracy_after))
     return _text(table, step.after)
 
 
 def summary_table(steps: Sequence[PruningStep], final: Complexity, final_accuracy: float | None) -> str:
-    """All cuts of a run as text: before the first, straight after the last, and at the end."""
+    """All cuts of a run as text: before the first, straight after the last, and at the end.
+
+    Args:
+        steps: the cuts that were not undone, at least one.
+        final: complexity of the network at the end.
+        final_accuracy: its top-1 accuracy, as in :class:`PruningStep`.
+    """
     first, last = steps[0], steps[-1]
     layers: dict[str, tuple[int, int]] = {}
     for step in steps:
@@ -106,6 +127,15 @@ def summary_table(steps: Sequence[PruningStep], final: Complexity, final_accurac
         (first.accuracy_before, last.accuracy_after, final_accuracy),
     )
     return _text(table, final)
+
+
+def verdict_line(step: PruningStep) -> str:
+    """What the accuracy guard did with a cut, as one line of text; for a cut that has a verdict."""
+    verdict = step.verdict
+    assert verdict is not None, "a cut without a verdict"
+    name = f"cut after epoch {step.epoch}{', again,' if step.again else ''}"
+    after = "?" if verdict.after is None else f"{verdict.after:.4g}"
+    return f"Guard: {name} {verdict.outcome} ({verdict.monitor} {verdict.before:.4g} -> {after})"
 
 
 def _plain(selection: ChannelSelection) -> dict[str, Any]:

@@ -9,7 +9,17 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
-from helpers import Classifier, callback, conv_net, pictures, train_loader, val_loader
+from helpers import (
+    Classifier,
+    Scripted,
+    at_least_six,
+    callback,
+    conv_net,
+    pictures,
+    train_loader,
+    val_loader,
+)
+from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, Subset
@@ -93,12 +103,14 @@ def fit(
     pruning: ACSPPruningCallback,
     val: Any = None,
     wrapper: dict[str, Any] | None = None,
+    others: Sequence[pl.Callback] = (),
+    ckpt_path: Path | None = None,
     **options: Any,
 ) -> None:
     """Train in two gloo processes, and write down what this one has in the end."""
     pl.seed_everything(0, verbose=False)
     trainer = pl.Trainer(
-        callbacks=[pruning],
+        callbacks=[pruning, *others],
         default_root_dir=folder,
         strategy=DDPStrategy(**(wrapper or {})),
         devices=2,
@@ -111,8 +123,11 @@ def fit(
     )
     optimizers: list[dict[str, Any]] = []
     module.on_fit_end = lambda: optimizers.extend(o.state_dict() for o in trainer.optimizers)
-    trainer.fit(module, train_loader(), val_loader(SAMPLES) if val is None else val)
+    batches = val_loader(SAMPLES) if val is None else val
+    trainer.fit(module, train_loader(shuffle=False), batches, ckpt_path=ckpt_path, weights_only=True)
     found = {"state": module.state_dict(), "optimizers": optimizers, **evidence(pruning)}
+    copies = [c._average_model for c in others if isinstance(c, EMAWeightAveraging)]
+    found["averages"] = [copy.state_dict() for copy in copies if copy is not None]
     found["collectives"] = getattr(pruning, "collectives", [])
     torch.save(found, folder / f"found{trainer.global_rank}.pt")
 
@@ -157,6 +172,35 @@ def option(folder: Path, name: str) -> None:
         module.spare = nn.Linear(2, 2)
     pruning = callback(0, 2, layers_per_epoch=2, batchnorm_batches=2)
     fit(folder, module, pruning, wrapper=wrapper.get(name), max_epochs=5, **trainer.get(name, {}))
+
+
+def averaged(folder: Path, name: str) -> None:
+    """Averages of the weights, over a cut."""
+    swa = StochasticWeightAveraging(0.01, swa_epoch_start=1)
+    other = EMAWeightAveraging(decay=0.7) if name == "ema" else swa
+    fit(folder, Classifier(), callback(1), others=[other], max_epochs=4)
+
+
+def guarded(folder: Path) -> None:
+    """A cut that is undone and made again at half the depth."""
+    pruning = callback(0, max_drop=0.1, monitor="quality", report_dir=folder / "records")
+    fit(folder, Scripted(at_least_six), pruning, others=[EMAWeightAveraging(decay=0.7)], max_epochs=4)
+
+
+def resumed(folder: Path, moment: str) -> None:
+    """A fit, and another that goes on from a checkpoint of the first."""
+
+    class Save(pl.Callback):
+        def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+            trainer.save_checkpoint(folder / f"epoch{trainer.current_epoch}.ckpt")
+
+    ema = EMAWeightAveraging(decay=0.7)
+    fit(folder, Classifier(configure=adam), callback(1), others=[ema, Save()], max_epochs=4)
+    (folder / f"found{rank()}.pt").rename(folder / f"whole{rank()}.pt")
+    dist.barrier()
+    ema, file = EMAWeightAveraging(decay=0.7), folder / f"{moment}.ckpt"
+    module = Classifier(configure=adam)
+    fit(folder, module, callback(1), others=[ema], max_epochs=4, ckpt_path=file)
 
 
 def failure(folder: Path, name: str) -> None:
@@ -215,6 +259,9 @@ JOBS: dict[str, Callable[..., None]] = {
     "several": several,
     "shares": shares,
     "option": option,
+    "averaged": averaged,
+    "guarded": guarded,
+    "resumed": resumed,
     "failure": failure,
 }
 

@@ -18,16 +18,20 @@ RANKS = {
     "checkpoint": 2,
     "companions": 2,
     "complexity": 2,
+    "guard": 2,
+    "journal": 2,
     "loaders": 2,
+    "operation": 2,
     "passes": 2,
     "plain": 3,
     "ranks": 2,
     "report": 2,
     "schedule": 2,
+    "snapshot": 2,
     "callback": 4,
     "cli": 5,
 }
-WITH_LIGHTNING = {"callback", "cli", "companions", "loaders", "schedule", "zoo"}
+WITH_LIGHTNING = {"callback", "cli", "companions", "journal", "loaders", "operation", "schedule", "zoo"}
 
 
 def part(path: Path) -> str:

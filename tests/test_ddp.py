@@ -153,6 +153,29 @@ def test_options_of_ddp(tmp_path: Path, name: str) -> None:
     assert all(tensor.isfinite().all() for tensor in first["state"].values())
 
 
+@pytest.mark.parametrize("name", ["ema", "swa"])
+def test_averages_under_ddp(tmp_path: Path, name: str) -> None:
+    (first, second), _ = succeed("averaged", tmp_path, name)
+    assert_same(first, second)
+    assert widths_of(first).items() >= ALL_HALVED.items()
+
+
+def test_the_guard_under_ddp(tmp_path: Path) -> None:
+    (first, second), _ = succeed("guarded", tmp_path)
+    assert_same(first, second)
+    assert widths_of(first)["net.conv1"] == 6
+    assert len(first["kept"]) == 2
+    assert len(list((tmp_path / "records").iterdir())) == 2
+
+
+@pytest.mark.parametrize("moment", ["epoch0", "epoch1", "epoch2"])
+def test_resume_under_ddp(tmp_path: Path, moment: str) -> None:
+    (first, second), _ = succeed("resumed", tmp_path, moment)
+    assert_same(first, second)
+    assert widths_of(first).items() >= ALL_HALVED.items()
+    assert_same(first, torch.load(tmp_path / "whole0.pt"))
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

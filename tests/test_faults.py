@@ -20,6 +20,7 @@ import pytest
 import torch
 from helpers import ALL_HALVED, Classifier, Fit, ResumableLoader, callback, same_state, snapshot, widths
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from acsp_lightning import load_pruned
 from acsp_lightning.plain import to_plain
@@ -335,6 +336,24 @@ def test_a_full_disk_does_not_stop_training(
     assert module.steps == STEPS
     assert len(pruning.steps) == 1
     assert not list(tmp_path.rglob("*.json"))
+
+
+class FullDisk(TorchCheckpointIO):
+    """Has no room for the network before a cut."""
+
+    def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
+        if "uncut" in str(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        super().save_checkpoint(checkpoint, path, storage_options)
+
+
+def test_training_goes_on_where_the_uncut_network_cannot_be_saved(fit: Fit, tmp_path: Path) -> None:
+    module, checkpoints = Classifier(), ModelCheckpoint(tmp_path / "files")
+    with pytest.warns(UserWarning, match="before the cut could not be saved to .*No space left"):
+        fit(module, [callback(), checkpoints], enable_checkpointing=True, plugins=[FullDisk()])
+    assert widths(module) == ALL_HALVED
+    assert module.steps == STEPS
+    assert not list(tmp_path.rglob("uncut*"))
 
 
 def test_a_half_written_draft_is_removed(fit: Fit, tmp_path: Path, monkeypatch) -> None:

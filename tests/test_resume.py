@@ -18,7 +18,10 @@ from helpers import (
     Classifier,
     Fit,
     ResumableLoader,
+    Scripted,
+    at_least_six,
     callback,
+    only_whole,
     same_state,
     snapshot,
     widths,
@@ -80,12 +83,15 @@ def job(
     module: Classifier | None = None,
     ckpt_path: Path | str | None = None,
     configure: Any = sgd,
+    quality: Callable[[int], float] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """A fit of a fresh module; all that it leaves behind, as plain data."""
     trainer = make_trainer(pruning, *others, **options)
+    if module is None:
+        module = Scripted(quality, configure=configure) if quality else Classifier(configure=configure)
     trainer.fit(
-        module or Classifier(configure=configure),
+        module,
         ResumableLoader(helpers.pictures(24, seed=1), batch_size=6),
         helpers.val_loader(),
         ckpt_path=ckpt_path,
@@ -149,6 +155,16 @@ VARIANTS: dict[str, tuple[Make, dict[str, Any], tuple[str, ...] | None]] = {
         {"accumulate_grad_batches": 2},
         ("epoch0-batch1", "epoch0-batch3", "epoch1-batch1"),
     ),
+    "a guard that cuts again": (
+        partial(callback, max_drop=0.1, monitor="quality"),
+        {"quality": at_least_six, "max_epochs": 4},
+        (*TURNING_POINTS, "epoch1-step8-validated", "epoch2-start", "epoch2-end", "epoch3-batch1"),
+    ),
+    "a guard that gives up": (
+        partial(callback, max_drop=0.1, monitor="quality", patience=2),
+        {"quality": only_whole, "max_epochs": 7, "configure": adam},
+        (*TURNING_POINTS, "epoch2-step12-validated", "epoch3-start", "epoch4-end", "epoch5-batch1"),
+    ),
     "max_steps": (callback, {"max_epochs": -1, "max_steps": 11}, TURNING_POINTS),
 }
 
@@ -157,7 +173,7 @@ VARIANTS: dict[str, tuple[Make, dict[str, Any], tuple[str, ...] | None]] = {
 def test_interrupted_equals_uninterrupted(variant: str, make_trainer: Fit, tmp_path: Path) -> None:
     make, options, moments = VARIANTS[variant]
     whole = job(make_trainer, make(), Saver(tmp_path), **options)
-    assert len(whole["steps"]) == len(make().epochs)
+    assert len(whole["steps"]) == len(make().epochs) * (2 if "quality" in options else 1)
     names = [path.stem for path in tmp_path.glob("*.ckpt")] if moments is None else moments
     assert len(names) == (33 if moments is None else len(moments))
     for name in names:

@@ -25,6 +25,7 @@ class WidthReason(StrEnum):
     SHARE = "fixed share of the channels"
     LEVEL = "one level of all curves that meets the FLOPs target"
     GIVEN = "number of channels given by the caller"
+    HALVED = "half the depth of a cut that did not recover"
     TOO_NARROW = "too narrow to cluster: every channel is kept"
 
 
