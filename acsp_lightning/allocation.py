@@ -3,80 +3,40 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from acsp_lightning.capture import Activations
 from acsp_lightning.complexity import Complexity
+from acsp_lightning.damage import damage_curve
+from acsp_lightning.evidence import gather_evidence
 from acsp_lightning.functional import (
     ChannelCurves,
     ChannelSelection,
     SelectionConfig,
     WidthDecision,
     WidthReason,
-    mean_separability,
     select_channels,
-    separation_distances,
     trace_curves,
     width_at_level,
 )
-from acsp_lightning.structure.groups import ChannelGroup, LayerSide
-from acsp_lightning.structure.layers import side_layout
-from acsp_lightning.structure.plan import PruningPlan, build_plan
+from acsp_lightning.structure.groups import ChannelGroup
+from acsp_lightning.structure.refit import Target
+from acsp_lightning.volume import LayerCosts, NetworkCurve, Stage, cheapest_path, widths_within
 
 BISECTION_STEPS = 40
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
-    """What speaks for and against the N channels of one group.
+class Allocation:
+    """What stays of every group, and why.
 
     Attributes:
-        distances: distances between the channels' separability vectors, (N, N), over the outputs of
-            all layers that make the channels.
-        contributions: (N,), mean 1 (all ones if nothing is contributed): root mean square of the
-            channel where it is read, times the norm of the weights that read it.
-        magnitudes: (N,), L1 norm of the filters that make the channel.
-        separability: (N,), mean JM distance over classes and positions, in [0, 2].
+        selections: a selection for each group, by name.
+        network: the curve of the whole network; None if every group was decided by itself.
     """
 
-    distances: Tensor
-    contributions: Tensor
-    magnitudes: Tensor
-    separability: Tensor
-
-
-def gather_evidence(model: nn.Module, group: ChannelGroup, activations: Activations) -> Evidence:
-    """Collect the evidence for one group from a capture on the uncut ``model``.
-
-    Raises:
-        ValueError: if classes are missing or seen too rarely; names the layer.
-    """
-    squares: list[Tensor] = []
-    separability: list[Tensor] = []
-    magnitudes: list[Tensor] = []
-    for side in group.producers:
-        order = torch.tensor(side.channels).argsort()
-        moments = activations.moments[side.layer]
-        order = order.to(moments.mean.device)
-        try:
-            distances = separation_distances(moments)
-            separability.append(mean_separability(moments)[order])
-        except ValueError as error:
-            raise ValueError(f"Layer {side.layer!r}: {error}") from error
-        squares.append(distances[order][:, order].square())
-        magnitudes.append(_filter_norms(model, side).to(order.device)[order])
-    contributions = torch.stack(
-        [_contributions(model, side, group.width, activations) for side in group.consumers]
-    )
-    total = contributions.square().sum(0).sqrt()
-    mean = total.mean()
-    return Evidence(
-        distances=torch.stack(squares).sum(0).sqrt(),
-        contributions=total / mean if mean > 0 else torch.ones_like(total),
-        magnitudes=torch.stack(magnitudes).sum(0),
-        separability=torch.stack(separability).mean(0),
-    )
+    selections: Mapping[str, ChannelSelection]
+    network: NetworkCurve | None = None
 
 
 def select_groups(
@@ -85,11 +45,12 @@ def select_groups(
     activations: Activations,
     config: SelectionConfig,
     *,
-    round_to: int = 1,
     layer_flops: Mapping[str, int],
+    targets: Mapping[str, Target] | None = None,
+    round_to: int = 1,
     budget: float | None = None,
     widths: Mapping[str, int] | None = None,
-) -> dict[str, ChannelSelection]:
+) -> Allocation:
     """Select the channels of every group that stay.
 
     Args:
@@ -97,18 +58,19 @@ def select_groups(
         groups: the groups to decide on.
         activations: what was captured for them.
         config: how to decide; a FLOPs target needs a ``budget``.
+        layer_flops: FLOPs of every layer, as ``Complexity.by_layer``.
+        targets: outputs of consumers, by layer, which say how much an error in them matters; None:
+            every output counts by its own energy.
         round_to: every width is raised to a multiple of this.
-        layer_flops: FLOPs of every layer, as ``Complexity.by_layer``; read for a ``budget`` only.
-        budget: FLOPs that all layers together may have after the cut: one level, shared by all
-            curves, is lowered until they fit; None: each group decides for itself.
+        budget: FLOPs that all layers together may have after the cut; None: a knee decides.
         widths: channels to keep of every group, by name, from :func:`halved_widths`; None: decide.
 
     Returns:
-        A selection for each group, by name.
+        The selections, with the curve of the network where ``config.curve`` is "damage".
 
     Raises:
         ValueError: if the budget cannot be met even at the smallest widths, or as
-            :func:`gather_evidence`.
+            :func:`acsp_lightning.evidence.gather_evidence`.
     """
     evidence = {group.name: gather_evidence(model, group, activations) for group in groups}
     weighted = config.weighting == "contribution"
@@ -116,12 +78,36 @@ def select_groups(
         name: trace_curves(found.distances, found.contributions if weighted else None)
         for name, found in evidence.items()
     }
-    decisions: dict[str, WidthDecision] = {}
+    decisions: Mapping[str, WidthDecision] = {}
+    network: NetworkCurve | None = None
     if widths is not None:
         decisions = {name: WidthDecision(k, None, WidthReason.HALVED) for name, k in widths.items()}
+    elif config.looks_at_network and config.curve == "damage":
+        damage = {
+            group.name: damage_curve(
+                model,
+                group,
+                activations,
+                curves[group.name],
+                targets or {},
+                at_least=config.min_channels,
+                round_to=round_to,
+            )
+            for group in groups
+        }
+        costs = LayerCosts(groups, layer_flops)
+        stages = cheapest_path(damage, costs)
+        if budget is None:
+            network, decisions = _network_knee(stages)
+        else:
+            network = NetworkCurve.of(stages)
+            reached = widths_within(stages, damage, costs, budget)
+            if reached is None:
+                raise ValueError(_unreachable(config, budget, stages[-1].flops))
+            decisions = _decided(reached, WidthReason.LEAST_DAMAGE)
     elif budget is not None:
-        decisions = _meet_budget(groups, curves, config, round_to, layer_flops, budget)
-    return {
+        decisions = _one_level(curves, LayerCosts(groups, layer_flops), config, round_to, budget)
+    selections = {
         name: select_channels(
             found.distances,
             # Layers of one width must not draw the same channels at random.
@@ -134,6 +120,27 @@ def select_groups(
         )
         for place, (name, found) in enumerate(evidence.items())
     }
+    return Allocation(selections, network)
+
+
+def _network_knee(stages: Sequence[Stage]) -> tuple[NetworkCurve, dict[str, WidthDecision]]:
+    network = NetworkCurve.of(stages)
+    knee = network.knee
+    if knee is None:
+        return network, _decided(stages[0].widths, WidthReason.NO_NETWORK_KNEE)
+    return network, _decided(stages[knee].widths, WidthReason.NETWORK_KNEE)
+
+
+def _decided(widths: Mapping[str, int], reason: WidthReason) -> dict[str, WidthDecision]:
+    return {name: WidthDecision(k, None, reason) for name, k in widths.items()}
+
+
+def _unreachable(config: SelectionConfig, budget: float, least: float) -> str:
+    return (
+        f"flops={config.flops} asks for at most {budget:.4g} FLOPs, but the layers that may be cut "
+        f"leave {least:.4g} at their smallest. Raise flops, lower min_channels or round_to, "
+        "include more layers, or set residual=True."
+    )
 
 
 def halved_widths(selections: Mapping[str, ChannelSelection], round_to: int) -> dict[str, int]:
@@ -183,7 +190,7 @@ def check_reachable(
             )
     floor = -(-config.min_channels // round_to) * round_to
     smallest = {group.name: min(group.width, floor) for group in groups}
-    least = _flops_after(groups, smallest, complexity.by_layer)
+    least = LayerCosts(groups, complexity.by_layer).total(smallest)
     if budget is not None and least > budget:
         raise ValueError(
             f"flops={config.flops} cannot be reached: cut as far as min_channels and round_to allow, "
@@ -192,14 +199,15 @@ def check_reachable(
         )
 
 
-def _meet_budget(
-    groups: Sequence[ChannelGroup],
+def _one_level(
     curves: Mapping[str, ChannelCurves],
+    costs: LayerCosts,
     config: SelectionConfig,
     round_to: int,
-    layer_flops: Mapping[str, int],
     budget: float,
 ) -> dict[str, WidthDecision]:
+    """The highest level of all curves, found by bisection, at which the FLOPs fit the budget."""
+
     def widths(level: float) -> dict[str, WidthDecision]:
         return {
             name: width_at_level(curve, level, config, round_to=round_to)
@@ -207,50 +215,15 @@ def _meet_budget(
         }
 
     def flops(level: float) -> float:
-        return _flops_after(groups, {n: d.k for n, d in widths(level).items()}, layer_flops)
+        return costs.total({name: decision.k for name, decision in widths(level).items()})
 
     # Below and above every value of every curve: the smallest widths, and every channel.
     low, high = -1.0, 1.0 + 1e-9
     if flops(high) <= budget:
         return widths(high)
     if flops(low) > budget:
-        raise ValueError(
-            f"flops={config.flops} asks for at most {budget:.4g} FLOPs, but the layers that may be cut "
-            f"leave {flops(low):.4g} at their smallest. Raise flops, lower min_channels or round_to, "
-            "include more layers, or set residual=True."
-        )
+        raise ValueError(_unreachable(config, budget, flops(low)))
     for _ in range(BISECTION_STEPS):
         middle = (low + high) / 2
         low, high = (middle, high) if flops(middle) <= budget else (low, middle)
     return widths(low)
-
-
-def _flops_after(
-    groups: Iterable[ChannelGroup], widths: Mapping[str, int], layer_flops: Mapping[str, int]
-) -> float:
-    plan: PruningPlan = build_plan(tuple(groups), {n: range(k) for n, k in widths.items()})
-    shares = plan.layer_shares()
-    return sum(flops * shares.get(layer, 1.0) for layer, flops in layer_flops.items())
-
-
-def _filter_norms(model: nn.Module, side: LayerSide) -> Tensor:
-    module = model.get_submodule(side.layer)
-    ((_, dim), *_) = side_layout(module, "out").tensors
-    weight = module.get_parameter("weight").detach().double()
-    return weight.abs().movedim(dim, 0).flatten(1).sum(1)
-
-
-def _contributions(model: nn.Module, side: LayerSide, width: int, activations: Activations) -> Tensor:
-    """What each channel of a group contributes through one consumer, (N,)."""
-    module = model.get_submodule(side.layer)
-    ((_, dim),) = side_layout(module, "in").tensors
-    energy = activations.inputs[side.layer].mean.diagonal()
-    weight = module.get_parameter("weight").detach().to(energy)
-    norms = weight.movedim(dim, 0).reshape(len(energy), -1).square().sum(1)
-    spread = side.width // len(energy)
-    positions = torch.tensor(side.positions, device=energy.device)[::spread] // spread
-    channels = torch.tensor(side.channels, device=energy.device)[::spread]
-    power = (energy * norms)[positions]
-    return (
-        torch.zeros(width, dtype=power.dtype, device=power.device).index_add_(0, channels, power).sqrt()
-    )

@@ -29,10 +29,16 @@ from acsp_lightning.functional import SelectionConfig
 from acsp_lightning.guard import Guard, Outcome, Trial, Verdict
 from acsp_lightning.journal import announce_cut, announce_end, announce_verdict
 from acsp_lightning.loaders import training_batches, validation_batches
-from acsp_lightning.operation import cut_in_fit, settle, snapshot_of_fit, undo_in_fit
-from acsp_lightning.passes import count_correct, recalibrate_batchnorm
+from acsp_lightning.operation import (
+    cut_in_fit,
+    settle,
+    share_consumers,
+    snapshot_of_fit,
+    undo_in_fit,
+)
+from acsp_lightning.passes import collect_inputs, count_correct, recalibrate_batchnorm
 from acsp_lightning.plain import from_plain, to_plain
-from acsp_lightning.ranks import agreed, decided_on_first, together
+from acsp_lightning.ranks import agreed, decided_on_first, is_first, together
 from acsp_lightning.report import PruningStep
 from acsp_lightning.schedule import (
     check_count,
@@ -46,7 +52,9 @@ from acsp_lightning.schedule import (
 from acsp_lightning.structure.fidelity import prunable_groups, unseen_layers
 from acsp_lightning.structure.groups import ChannelGroup, Tracing
 from acsp_lightning.structure.plan import PruningPlan, build_plan
+from acsp_lightning.structure.refit import Refit, prepare_refit
 
+RECOVERIES = ("least_squares", "fold", "none")
 NO_BATCH = "The validation loader is empty; pruning captures validation batches."
 
 
@@ -69,8 +77,11 @@ class ACSPPruningCallback(pl.Callback):
         residual: also cut channels that run through residual sums; all layers that write into a sum
             lose the same ones.
         selection: how many channels stay, and which.
-        recovery: "least_squares" folds what the kept channels tell about the removed ones into the
-            layers that read them; "none" leaves their weights as they are.
+        recovery: "least_squares" fits the layers that read removed channels, one after the other, to
+            what they gave before the cut; "fold" only folds what the kept channels tell about the
+            removed ones into them, which needs no further pass; "none" leaves their weights as they are.
+        recovery_samples: at most this many of the captured validation samples are looked at by
+            "least_squares" and by the "damage" curve, all at once: memory grows with it.
         batchnorm_batches: training batches, at most an epoch of them, on which BatchNorm statistics
             are estimated afresh right after a cut; 0: they stay as they are.
         round_to: channel counts are raised to multiples of this, or to the width of the layer; at most
@@ -114,7 +125,8 @@ class ACSPPruningCallback(pl.Callback):
         exclude: Sequence[str] = (),
         residual: bool = False,
         selection: SelectionConfig = SelectionConfig(),  # noqa: B008 - frozen, hence safe to share
-        recovery: Literal["least_squares", "none"] = "least_squares",
+        recovery: Literal["least_squares", "fold", "none"] = "least_squares",
+        recovery_samples: int = 512,
         batchnorm_batches: int = 0,
         round_to: int = 1,
         max_batches: int | None = None,
@@ -141,8 +153,9 @@ class ACSPPruningCallback(pl.Callback):
                 f"selection is {selection!r}; it must be a SelectionConfig, such as "
                 "SelectionConfig(keep=0.5)."
             )
-        if recovery not in ("least_squares", "none"):
-            raise ValueError(f"recovery is {recovery!r}; it must be 'least_squares' or 'none'.")
+        if recovery not in RECOVERIES:
+            raise ValueError(f"recovery is {recovery!r}; it must be one of {', '.join(RECOVERIES)}.")
+        check_count("recovery_samples", recovery_samples, at_least=1)
         self.epochs = tuple(epochs)
         self.layers_per_epoch = layers_per_epoch
         self.include = tuple(include)
@@ -150,6 +163,7 @@ class ACSPPruningCallback(pl.Callback):
         self.residual = residual
         self.selection = selection
         self.recovery = recovery
+        self.recovery_samples = recovery_samples
         self.batchnorm_batches = batchnorm_batches
         self.round_to = round_to
         self.max_batches = max_batches
@@ -286,8 +300,8 @@ class ACSPPruningCallback(pl.Callback):
         if self.layers_per_epoch is None:
             return groups
         groups = tuple(group for group in groups if group.name not in self._visited)
-        # A FLOPs target looks at all that is left.
-        return groups if self.selection.flops is not None else groups[: self.layers_per_epoch]
+        # What decides for the network looks at all that is left of it.
+        return groups if self.selection.looks_at_network else groups[: self.layers_per_epoch]
 
     def on_validation_batch_start(
         self,
@@ -390,27 +404,30 @@ class ACSPPruningCallback(pl.Callback):
     def _prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, captured: Captured) -> None:
         assert self._example is not None, "on_train_start comes first"
         before = measure_complexity(pl_module, self._example.counted)
-        selections = decided_on_first(
+        refit = self._prepare_refit(trainer, pl_module, captured.groups)
+        allocation = decided_on_first(
             lambda: select_groups(
                 pl_module,
                 captured.groups,
                 captured.activations,
                 self.selection,
-                round_to=self.round_to,
                 layer_flops=before.by_layer,
+                targets=None if refit is None else refit.targets,
+                round_to=self.round_to,
                 budget=flops_budget(self.selection, self._initial or before, before),
                 widths=captured.widths,
             )
         )
         groups = captured.groups[: self.layers_per_epoch]
-        selections = {group.name: selections[group.name] for group in groups}
+        selections = {group.name: allocation.selections[group.name] for group in groups}
         plan = build_plan(groups, {name: s.kept.tolist() for name, s in selections.items()})
 
         accuracy_before = self._accuracy(trainer, pl_module)
         if captured.metric is not None:
             due = trainer.current_epoch + self.patience - 1
             self._trial = Trial(captured, snapshot_of_fit(trainer), captured.metric, due)
-        together(lambda: self._cut(trainer, pl_module, plan, captured))
+        together(lambda: self._cut(trainer, pl_module, plan, captured, refit))
+        share_consumers(trainer, plan)
         self._captured = None
         settle(trainer, forget_monitors=self.reset_monitors)
         self._visited += [group.name for group in groups]
@@ -428,9 +445,31 @@ class ACSPPruningCallback(pl.Callback):
             accuracy_before=accuracy_before,
             accuracy_after=self._accuracy(trainer, pl_module),
             samples=captured.activations.samples,
+            network=allocation.network,
         )
         self.steps.append(step)
         announce_cut(trainer, step, self.report_dir)
+
+    def _prepare_refit(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, groups: Sequence[ChannelGroup]
+    ) -> Refit | None:
+        """What consumers give now, on the first process; None on the others, and if nobody asks."""
+        if self.recovery != "least_squares" and not self.selection.looks_at_network:
+            return None
+        found: list[Refit] = []
+
+        def prepare() -> None:
+            if not is_first():
+                return
+            with isolate_rng():
+                batches = validation_batches(trainer, self.max_batches)
+                inputs = collect_inputs(pl_module, batches, self.read_batch, self.recovery_samples)
+            if inputs is not None:
+                layers = dict.fromkeys(side.layer for group in groups for side in group.consumers)
+                found.append(prepare_refit(pl_module, layers, inputs))
+
+        together(prepare)
+        return found[0] if found else None
 
     def _cut(
         self,
@@ -438,10 +477,12 @@ class ACSPPruningCallback(pl.Callback):
         pl_module: pl.LightningModule,
         plan: PruningPlan,
         captured: Captured,
+        refit: Refit | None,
     ) -> None:
         assert self._example is not None
-        activations = captured.activations if self.recovery == "least_squares" else None
-        cut_in_fit(trainer, plan, captured.groups, self._example.traced, activations)
+        activations = None if self.recovery == "none" else captured.activations
+        refit = refit if self.recovery == "least_squares" else None
+        cut_in_fit(trainer, plan, captured.groups, self._example.traced, activations, refit)
         if self.batchnorm_batches and plan:
             with isolate_rng():
                 inputs = (self.read_batch(batch)[0] for batch in training_batches(trainer))

@@ -20,7 +20,13 @@ from acsp_lightning.report import (
 def announce_cut(trainer: pl.Trainer, step: PruningStep, report_dir: str | Path | None) -> None:
     """Print the table of a cut, warn of layers without a knee, and write the record."""
     _print(trainer, step_table(step))
-    whole = [name for name, s in step.selections.items() if s.reason is WidthReason.NO_KNEE]
+    reasons = {name: selection.reason for name, selection in step.selections.items()}
+    if WidthReason.NO_NETWORK_KNEE in reasons.values():
+        rank_zero_warn(
+            "The network's damage over its FLOPs has no knee; without one every channel is kept. Set "
+            "selection.keep or selection.flops to say how much to cut."
+        )
+    whole = [name for name, reason in reasons.items() if reason is WidthReason.NO_KNEE]
     if whole:
         rank_zero_warn(
             f"The curve of {', '.join(whole)} has no knee; without one every channel is kept. Set "

@@ -9,12 +9,13 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from acsp_lightning.capture import Activations
 from acsp_lightning.companions import averaged_copies, reset_monitors, rewrap
-from acsp_lightning.ranks import together
+from acsp_lightning.ranks import decided_on_first, together
 from acsp_lightning.snapshot import Snapshot, restore_snapshot, take_snapshot
 from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.optimizer import carry_optimizer
 from acsp_lightning.structure.plan import PruningPlan
 from acsp_lightning.structure.pruning import prune
+from acsp_lightning.structure.refit import Refit, prepare_refit
 from acsp_lightning.structure.surgery import check_plan
 
 
@@ -24,6 +25,7 @@ def cut_in_fit(
     groups: Sequence[ChannelGroup],
     example: tuple[Any, ...],
     activations: Activations | None,
+    refit: Refit | None = None,
 ) -> None:
     """Cut the network and its averaged copies, and let the optimizers follow.
 
@@ -32,7 +34,9 @@ def cut_in_fit(
         plan: what to keep; the same on every process.
         groups: the groups that the plan was built from.
         example: arguments of forward, to try the network with after the cut.
-        activations: what was captured; the consumers recover by it. None: no recovery.
+        activations: what was captured, to be folded into the consumers; None: nothing is.
+        refit: what the consumers are fitted to afterwards, on the first process; None on the others,
+            which get their weights by :func:`share_consumers`, and where nothing is fitted.
 
     Raises:
         ValueError: if the plan does not fit the network or one of its copies; nothing is cut then.
@@ -42,9 +46,11 @@ def cut_in_fit(
     for copy in copies:
         check_plan(copy, plan)
     moments = None if activations is None else activations.input_moments
-    replacements = prune(trainer.lightning_module, plan, example, groups=groups, input_moments=moments)
+    module = trainer.lightning_module
+    replacements = prune(module, plan, example, groups=groups, input_moments=moments, refit=refit)
     for copy in copies:
-        prune(copy, plan, None, groups=groups, input_moments=moments)
+        own = refit and prepare_refit(copy, refit.targets, refit.inputs)
+        prune(copy, plan, None, groups=groups, input_moments=moments, refit=own)
     dropped = [
         name for optimizer in trainer.optimizers for name in carry_optimizer(optimizer, replacements)
     ]
@@ -53,6 +59,17 @@ def cut_in_fit(
             f"The optimizer's state of {', '.join(dropped)} has another shape than the parameter "
             "and cannot be cut with it; it was dropped and starts afresh."
         )
+
+
+def share_consumers(trainer: pl.Trainer, plan: PruningPlan) -> None:
+    """Let every process have the first one's weights in the layers whose inputs a plan has cut."""
+    layers = [cut.layer for cut in plan if cut.side == "in"]
+    networks = (trainer.lightning_module, *averaged_copies(trainer))
+    tensors = [t for net in networks for layer in layers for t in net.get_submodule(layer).parameters()]
+    first = decided_on_first(lambda: [tensor.detach() for tensor in tensors])
+    with torch.no_grad():
+        for tensor, weight in zip(tensors, first, strict=True):
+            tensor.copy_(weight)
 
 
 def snapshot_of_fit(trainer: pl.Trainer) -> Snapshot:

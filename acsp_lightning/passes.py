@@ -1,12 +1,14 @@
 """Extra passes over the user's data: a network's accuracy, and its BatchNorm statistics."""
 
 from collections.abc import Iterable
+from functools import partial
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_leaves, tree_map
 
 from acsp_lightning.batches import BatchReader, as_arguments, check_labels
 from acsp_lightning.structure.forward import evaluation_state
@@ -36,6 +38,46 @@ def count_correct(
             right += int((logits.argmax(1) == labels).sum())
             seen += len(labels)
     return right, seen
+
+
+def collect_inputs(
+    model: nn.Module, batches: Iterable[Any], read_batch: BatchReader, samples: int
+) -> tuple[Any, ...] | None:
+    """Arguments of ``model`` for the first samples of some batches, all at once.
+
+    Args:
+        model: whose arguments they are.
+        batches: read until there are enough samples; those whose tensors are of another size than the
+            first batch's are passed over.
+        read_batch: splits a batch into inputs and labels.
+        samples: at most this many.
+
+    Returns:
+        The arguments; None if there is no batch.
+    """
+    taken: list[Any] = []
+    shapes: list[Any] = []
+    left = samples
+    for batch in batches:
+        inputs, labels = read_batch(batch)
+        arguments = tree_map(partial(_first, count=left), as_arguments(model, inputs))
+        found = [leaf.shape[1:] for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
+        if not taken or found == shapes:
+            shapes = found
+            taken.append(arguments)
+            left -= len(labels)
+        if left <= 0:
+            break
+    if not taken:
+        return None
+    joined: tuple[Any, ...] = tree_map(
+        lambda *leaves: torch.cat(leaves) if isinstance(leaves[0], Tensor) else leaves[0], *taken
+    )
+    return joined
+
+
+def _first(leaf: Any, count: int) -> Any:
+    return leaf[:count] if isinstance(leaf, Tensor) else leaf
 
 
 def recalibrate_batchnorm(model: nn.Module, inputs: Iterable[Any], batches: int) -> None:

@@ -15,6 +15,7 @@ from acsp_lightning.report import PruningStep
 from acsp_lightning.snapshot import Snapshot
 from acsp_lightning.structure.groups import ChannelGroup, LayerSide
 from acsp_lightning.structure.plan import PruningPlan, SideCut
+from acsp_lightning.volume import NetworkCurve
 
 KIND = "__kind__"
 RECORDS: dict[str, type] = {
@@ -28,6 +29,7 @@ RECORDS: dict[str, type] = {
         Complexity,
         InputMoments,
         LayerSide,
+        NetworkCurve,
         Outcome,
         PruningPlan,
         PruningStep,

@@ -18,6 +18,11 @@ def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+def is_first() -> bool:
+    """Whether this process is the first, or the only one."""
+    return not is_distributed() or dist.get_rank() == 0
+
+
 def gather(value: T) -> list[T]:
     """``value`` of every rank, in the order of ranks, on every rank: one collective call.
 
@@ -63,8 +68,7 @@ def together(work: Callable[[], T]) -> list[T]:
 
 def decided_on_first(work: Callable[[], T]) -> T:
     """Do ``work`` on rank 0 alone and give its result to all; if it fails, it fails on all ranks."""
-    first = not is_distributed() or dist.get_rank() == 0
-    return together(lambda: work() if first else None)[0]  # type: ignore[return-value]
+    return together(lambda: work() if is_first() else None)[0]  # type: ignore[return-value]
 
 
 def agreed(work: Callable[[], Mapping[str, T]]) -> Mapping[str, T]:

@@ -17,6 +17,7 @@ from acsp_lightning.complexity import Complexity
 from acsp_lightning.functional import ChannelSelection, WidthReason
 from acsp_lightning.guard import Outcome, Verdict
 from acsp_lightning.structure.plan import PruningPlan
+from acsp_lightning.volume import NetworkCurve
 
 TABLE_WIDTH = 80  # of the narrowest usual terminal
 
@@ -37,6 +38,7 @@ class PruningStep:
             None if forward does not give logits.
         accuracy_after: the same straight after the cut, before any training step.
         samples: validation samples that were captured.
+        network: damage to the whole network against its FLOPs, where it decided; else None.
         verdict: what the accuracy guard found; None without a guard, and while it waits.
     """
 
@@ -49,6 +51,7 @@ class PruningStep:
     accuracy_before: float | None
     accuracy_after: float | None
     samples: int
+    network: NetworkCurve | None = None
     verdict: Verdict | None = None
 
     @property
@@ -73,6 +76,7 @@ class PruningStep:
             "accuracy_before": self.accuracy_before,
             "accuracy_after": self.accuracy_after,
             "samples": self.samples,
+            "network": self.network and asdict(self.network),
             "verdict": self.verdict and asdict(self.verdict),
         }
 

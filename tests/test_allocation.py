@@ -9,8 +9,9 @@ from helpers import CLASSES, conv_net, pictures
 from torch import Tensor, nn
 
 from acsp_lightning import SelectionConfig, apply_plan, measure_complexity
-from acsp_lightning.allocation import check_reachable, gather_evidence, select_groups
+from acsp_lightning.allocation import check_reachable, select_groups
 from acsp_lightning.capture import ActivationCapture, Activations
+from acsp_lightning.evidence import gather_evidence
 from acsp_lightning.functional import separability_vectors
 from acsp_lightning.structure.groups import ChannelGroup, trace_groups
 from acsp_lightning.structure.plan import build_plan
@@ -134,27 +135,30 @@ def test_what_is_in_reach_is_a_network_cut_as_far_as_it_may_be(minimum: int, rou
         check_reachable(groups, config, round_to, whole, flops(model) - 1)
 
 
+@pytest.mark.parametrize("curve", ["damage", "coverage", "mss"])
 @pytest.mark.parametrize("share", [0.2, 0.4, 0.7, 1.0])
-def test_a_budget_is_met_by_the_network_that_comes_out(share: float) -> None:
+def test_a_budget_is_met_by_the_network_that_comes_out(share: float, curve: Any) -> None:
     model = conv_net()
     groups, activations = captured(model)
     whole = flops(model)
-    selections = select_groups(
+    allocation = select_groups(
         model,
         tuple(groups.values()),
         activations,
-        SelectionConfig(flops=share),
+        SelectionConfig(flops=share, curve=curve),
         layer_flops=measure_complexity(model, IMAGES[:1]).by_layer,
         budget=share * whole,
     )
-    kept = {name: selection.kept.tolist() for name, selection in selections.items()}
+    assert (allocation.network is None) is (curve != "damage")
+    kept = {name: selection.kept.tolist() for name, selection in allocation.selections.items()}
     apply_plan(model, build_plan(tuple(groups.values()), kept))
     assert flops(model) <= share * whole
     if share == 1.0:
         assert flops(model) == whole
 
 
-def test_a_budget_out_of_reach() -> None:
+@pytest.mark.parametrize("curve", ["damage", "coverage"])
+def test_a_budget_out_of_reach(curve: Any) -> None:
     model = conv_net()
     groups, activations = captured(model)
     with pytest.raises(ValueError, match=r"flops=0\.5 asks for at most 10 FLOPs, .* Raise flops"):
@@ -162,7 +166,7 @@ def test_a_budget_out_of_reach() -> None:
             model,
             tuple(groups.values()),
             activations,
-            SelectionConfig(flops=0.5),
+            SelectionConfig(flops=0.5, curve=curve),
             layer_flops=measure_complexity(model, IMAGES[:1]).by_layer,
             budget=10,
         )
@@ -174,5 +178,5 @@ def test_weighting_none_counts_all_channels_alike() -> None:
     for weighting, alike in (("none", True), ("contribution", False)):
         config = SelectionConfig(keep=0.5, weighting=weighting)
         found = select_groups(model, (groups["conv1"],), activations, config, layer_flops={})
-        weights = found["conv1"].weights
+        weights = found.selections["conv1"].weights
         assert bool((weights == weights[0]).all()) is alike

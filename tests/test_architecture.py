@@ -18,6 +18,8 @@ RANKS = {
     "checkpoint": 2,
     "companions": 2,
     "complexity": 2,
+    "damage": 2,
+    "evidence": 2,
     "guard": 2,
     "journal": 2,
     "loaders": 2,
@@ -28,6 +30,7 @@ RANKS = {
     "report": 2,
     "schedule": 2,
     "snapshot": 2,
+    "volume": 2,
     "callback": 4,
     "cli": 5,
 }

@@ -177,13 +177,23 @@ def test_duplicates_go_and_cost_nothing(fit: Fit) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The curve of .* has no knee")
-def test_the_default_finds_knees(fit: Fit) -> None:
+def test_a_curve_of_every_layer_finds_knees(fit: Fit) -> None:
     module = Classifier(wide_net())
-    pruning = ACSPPruningCallback([0])
+    pruning = ACSPPruningCallback([0], selection=SelectionConfig(curve="coverage"))
     fit(module, [pruning])
     reasons = {s.reason for s in pruning.steps[0].selections.values()}
     assert WidthReason.KNEE in reasons
     assert reasons <= {WidthReason.KNEE, WidthReason.NO_KNEE}
+    assert pruning.steps[0].network is None
+    assert sum(widths(module).values()) < sum(widths(Classifier(wide_net())).values())
+
+
+def test_the_default_finds_the_knee_of_the_network(fit: Fit) -> None:
+    module = Classifier(wide_net())
+    pruning = ACSPPruningCallback([0])
+    fit(module, [pruning])
+    reasons = {s.reason for s in pruning.steps[0].selections.values()}
+    assert reasons == {WidthReason.NETWORK_KNEE}
     assert sum(widths(module).values()) < sum(widths(Classifier(wide_net())).values())
 
 
@@ -203,9 +213,19 @@ def test_a_layer_without_a_knee_stays_whole_and_is_named(fit: Fit) -> None:
     """A straight curve: channels that are all equally far from each other."""
     net = nn.Sequential(nn.Flatten(), nn.Linear(36, 3), nn.ReLU(), nn.Linear(3, CLASSES))
     module = Classifier(net)
+    by_layer = ACSPPruningCallback([0], selection=SelectionConfig(curve="coverage"))
     with pytest.warns(UserWarning, match=r"The curve of net\.1 has no knee; .* selection\.keep"):
-        fit(module, [ACSPPruningCallback([0])])
+        fit(module, [by_layer])
     assert widths(module)["net.1"] == 3
+
+
+def test_a_network_without_a_knee_stays_whole_and_is_told(fit: Fit) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(36, 3), nn.ReLU(), nn.Linear(3, CLASSES))
+    module, pruning = Classifier(net), ACSPPruningCallback([0])
+    with pytest.warns(UserWarning, match=r"The network's damage over its FLOPs has no knee; .*selection\.keep"):
+        fit(module, [pruning])
+    assert widths(module)["net.1"] == 3
+    assert {s.reason for s in pruning.steps[0].selections.values()} == {WidthReason.NO_NETWORK_KNEE}
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from acsp_lightning.functional.clustering import (
 from acsp_lightning.functional.config import SelectionConfig
 from acsp_lightning.functional.knee import find_knee
 from acsp_lightning.functional.moments import ClassMoments, class_moments, merge_moments
-from acsp_lightning.functional.recovery import fold_input, reconstruction_map
+from acsp_lightning.functional.recovery import fold_input, reconstruction_map, refit_weight
 from acsp_lightning.functional.selection import ChannelSelection, select_channels
 from acsp_lightning.functional.separation import (
     jeffries_matusita,
@@ -48,6 +48,7 @@ __all__ = [
     "mean_simplified_silhouette",
     "merge_moments",
     "reconstruction_map",
+    "refit_weight",
     "select_channels",
     "separability_vectors",
     "separation_distances",

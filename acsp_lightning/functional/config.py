@@ -13,8 +13,10 @@ class SelectionConfig:
             None: every pixel, as in the paper.
         weighting: "contribution" clusters with each channel weighted by what it contributes to the
             next layer; "none" counts all channels alike, as in the paper.
-        curve: curve over k whose knee decides: "coverage", the share of the weighted deviation that
-            k medoids take away, or "mss", the paper's mean simplified silhouette.
+        curve: curve whose knee decides. "damage" is one curve for the whole network: what the layers
+            that read the channels lose, against the FLOPs that are kept; it spends FLOPs where they do
+            the most. "coverage", the share of the weighted deviation that k medoids take away, and
+            "mss", the paper's mean simplified silhouette, have one knee for every layer.
         interpolation: "interp1d" looks for the knee on the curve itself; "polynomial" on a
             polynomial fitted to it, as in the paper.
         degree: degree of that polynomial, at least 1. Degree 2 keeps about half of every layer,
@@ -22,8 +24,9 @@ class SelectionConfig:
         representative: what stays of each cluster: its "medoid", or the channel of the largest
             "weight" (L1 norm of its filter), as in the paper.
         keep: fixed share of the channels to keep, in (0, 1], instead of the knee.
-        flops: share of the network's FLOPs to keep, in (0, 1], instead of the knee: one level
-            for the curves of all layers. Not together with ``keep``.
+        flops: share of the network's FLOPs to keep, in (0, 1], instead of the knee: the least damage
+            at that many FLOPs, or with the other curves one level for all layers. Not together with
+            ``keep``.
         min_channels: channels that stay in any case, at least 2; a narrower layer stays whole.
         criterion: "acsp" keeps the representatives of the clusters; for ablation, at the same
             number of channels, "l1" keeps the largest filters, "mean_jm" those that separate the
@@ -37,7 +40,7 @@ class SelectionConfig:
 
     grid: int | None = 4
     weighting: Literal["contribution", "none"] = "contribution"
-    curve: Literal["coverage", "mss"] = "coverage"
+    curve: Literal["damage", "coverage", "mss"] = "damage"
     interpolation: Literal["interp1d", "polynomial"] = "interp1d"
     degree: int = 2
     representative: Literal["weight", "medoid"] = "medoid"
@@ -61,6 +64,11 @@ class SelectionConfig:
             raise ValueError(
                 f"keep={self.keep} and flops={self.flops} both fix the volume; set one of them"
             )
+
+    @property
+    def looks_at_network(self) -> bool:
+        """Whether the width of a layer depends on the others."""
+        return self.keep is None and (self.flops is not None or self.curve == "damage")
 
     @classmethod
     def paper(cls) -> Self:

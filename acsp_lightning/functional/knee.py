@@ -21,7 +21,7 @@ def find_knee(
     *,
     interpolation: Literal["interp1d", "polynomial"] = "interp1d",
     degree: int = 2,
-) -> int | None:
+) -> int | float | None:
     """Knee of an increasing concave curve by Kneedle.
 
     Kneedle scales both axes to [0, 1] and takes the first clear maximum of curve minus diagonal.
@@ -32,7 +32,7 @@ def find_knee(
     (3: about 0.3). "interp1d" looks at the curve itself.
 
     Args:
-        ks: numbers of clusters, ascending, shape (K,).
+        ks: numbers of clusters, or whatever the curve runs over, ascending, shape (K,).
         curve: value at each k, finite, shape (K,).
         interpolation: "interp1d", or "polynomial" to fit a polynomial before looking.
         degree: of that polynomial; not used by "interp1d".
@@ -76,4 +76,5 @@ def find_knee(
     # on the chord by construction: nothing has been gained there, so it is no knee.
     if located.knee is None or located.knee == x[0]:
         return None
-    return int(located.knee)
+    knee: int | float = located.knee.item()
+    return knee

@@ -9,6 +9,11 @@ from torch import Tensor
 # while a removed channel that is an exact multiple of a kept one is recovered to 1e-5.
 RIDGE = 1e-5
 
+# Ridge of a refit, on the unit diagonal of its inputs: enough for directions that the samples hardly
+# show; between 1e-6 and 1e-2 the accuracy of a refitted ResNet-56 did not change.
+REFIT_RIDGE = 1e-4
+CHUNK = 4096  # rows in double precision at a time
+
 
 def reconstruction_map(second_moments: Tensor, kept: Tensor) -> Tensor:
     """Map from the kept channels to all channels that errs least: x ~ x[kept] @ M.
@@ -93,3 +98,47 @@ def fold_input(weight: Tensor, reconstruction: Tensor, *, dim: int = 1, spread: 
     folded: Tensor = reconstruction.to(by_channel) @ by_channel
     folded = folded.reshape(len(reconstruction) * spread, *channels_first.shape[1:])
     return folded.movedim(0, dim).contiguous().to(weight.dtype)
+
+
+def refit_weight(
+    inputs: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Weight of a linear map that comes closest to targets: least squares, from a weight close by.
+
+    Minimises the mean of ||W x + b - y||^2 plus a ridge on W - ``weight``, in units of the inputs' own
+    sizes, so that what the samples do not tell stays as it was. Normal equations, in float64.
+
+    Args:
+        inputs: x, shape (S, D).
+        targets: y, shape (S, O).
+        weight: shape (O, D).
+        bias: shape (O,); None: there is none, and none is fitted.
+
+    Returns:
+        New weight and bias, in the dtypes of the old ones. Those of before, if the samples hold NaN or
+        infinite values.
+    """
+    features, outputs = weight.shape[1], weight.shape[0]
+    total = torch.zeros(features + outputs + 1, features + outputs + 1, dtype=torch.float64)
+    total = total.to(weight.device)
+    for start in range(0, len(inputs), CHUNK):
+        x, y = inputs[start : start + CHUNK], targets[start : start + CHUNK]
+        rows = torch.cat([x, y, torch.ones_like(x[:, :1])], 1).double()
+        total.addmm_(rows.T, rows)
+    if not bool(total.isfinite().all()):
+        return weight, bias
+    moments = total[:-1, :-1] / total[-1, -1]
+    mean = total[-1, :-1] / total[-1, -1]
+    if bias is not None:
+        moments = moments - mean[:, None] * mean
+    gram, product = moments[:features, :features], moments[:features, features:]
+    size = gram.diagonal().clamp_min(0)
+    # A dead input has no size; it keeps its weight.
+    ridge = torch.where(size > 0, REFIT_RIDGE * size, 1.0)
+    factor = torch.linalg.cholesky(gram + ridge.diag())
+    old = weight.double().T
+    refitted = torch.cholesky_solve(product + ridge[:, None] * old, factor).T
+    if bias is None:
+        return refitted.to(weight.dtype), None
+    shift = mean[features:] - refitted @ mean[:features]
+    return refitted.to(weight.dtype), shift.to(bias.dtype)

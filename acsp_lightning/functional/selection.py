@@ -24,7 +24,7 @@ class ChannelSelection:
         ks: numbers of clusters looked at, int64, shape (K,); empty for N <= 2.
         coverage: weighted coverage at each k, shape (K,).
         mss: mean simplified silhouette at each k, shape (K,).
-        decided_by: the curve that decides.
+        decided_by: the layer's own curve that decides, where one does.
         knee: its knee; None where there is none or none was looked for.
         k: channels that stay.
         reason: why it is this many.
@@ -112,7 +112,7 @@ def select_channels(
         ks=curves.ks,
         coverage=curves.coverage.cpu(),
         mss=curves.mss.cpu(),
-        decided_by=config.curve,
+        decided_by="mss" if config.curve == "mss" else "coverage",
         knee=decision.knee,
         k=decision.k,
         reason=decision.reason,

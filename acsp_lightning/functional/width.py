@@ -23,6 +23,9 @@ class WidthReason(StrEnum):
     KNEE = "knee of the curve"
     NO_KNEE = "no knee: every channel is kept"
     SHARE = "fixed share of the channels"
+    NETWORK_KNEE = "knee of the network's damage against its FLOPs"
+    NO_NETWORK_KNEE = "no knee of the network's damage: every channel is kept"
+    LEAST_DAMAGE = "least damage that meets the FLOPs target"
     LEVEL = "one level of all curves that meets the FLOPs target"
     GIVEN = "number of channels given by the caller"
     HALVED = "half the depth of a cut that did not recover"
@@ -82,7 +85,10 @@ def trace_curves(distances: Tensor, weights: Tensor | None = None) -> ChannelCur
 
 
 def decide_width(curves: ChannelCurves, config: SelectionConfig, *, round_to: int = 1) -> WidthDecision:
-    """How many channels to keep: a fixed share, or the knee of the deciding curve.
+    """How many channels of one layer to keep: a fixed share, or the knee of the deciding curve.
+
+    The damage to a network cannot be seen from one layer; where the configuration asks for it, the
+    coverage decides.
 
     Without a knee every channel is kept. The number is raised to ``config.min_channels`` and up to
     a multiple of ``round_to``, but never above N.
@@ -118,7 +124,7 @@ def decide_width(curves: ChannelCurves, config: SelectionConfig, *, round_to: in
     )
     if knee is None:
         return WidthDecision(_allowed(width, width, config, round_to), None, WidthReason.NO_KNEE)
-    return WidthDecision(_allowed(knee, width, config, round_to), knee, WidthReason.KNEE)
+    return WidthDecision(_allowed(int(knee), width, config, round_to), int(knee), WidthReason.KNEE)
 
 
 def width_at_level(
@@ -148,7 +154,7 @@ def width_at_level(
 
 
 def _deciding(curves: ChannelCurves, config: SelectionConfig) -> Tensor:
-    return curves.coverage if config.curve == "coverage" else curves.mss
+    return curves.mss if config.curve == "mss" else curves.coverage
 
 
 def _allowed(k: int, width: int, config: SelectionConfig, round_to: int) -> int:

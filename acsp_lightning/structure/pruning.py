@@ -9,6 +9,7 @@ from acsp_lightning.structure.forward import evaluation_state, output_tensors, r
 from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.plan import PruningPlan
 from acsp_lightning.structure.recovery import recover_consumers
+from acsp_lightning.structure.refit import Refit, refit_consumers
 from acsp_lightning.structure.surgery import Replacement, check_plan, reversible_cut
 
 
@@ -19,6 +20,7 @@ def prune(
     *,
     groups: Sequence[ChannelGroup] = (),
     input_moments: Mapping[str, Tensor] | None = None,
+    refit: Refit | None = None,
 ) -> tuple[Replacement, ...]:
     """Cut ``model`` in place, let consumers recover, and check that forward still works.
 
@@ -27,7 +29,9 @@ def prune(
         plan: what to keep.
         inputs: example arguments of ``forward``; None: forward is not tried.
         groups: the groups that the plan was built from; needed for the recovery.
-        input_moments: second moments of the consumers' inputs, by layer; None: no recovery.
+        input_moments: second moments of the consumers' inputs, by layer; None: nothing is folded into
+            them.
+        refit: samples and what the consumers gave for them before the cut; None: they are not fitted.
 
     Returns:
         One entry for every parameter that was replaced.
@@ -43,6 +47,8 @@ def prune(
         with reversible_cut(model, plan) as replacements:
             if input_moments is not None:
                 recover_consumers(model, plan, groups, replacements, input_moments)
+            if refit is not None:
+                refit_consumers(model, plan, refit)
             found = None if inputs is None else _output_shapes(model, inputs)
             if found != shapes:
                 raise RuntimeError(f"it gives outputs of shape {found} instead of {shapes}")

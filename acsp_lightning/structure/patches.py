@@ -1,0 +1,65 @@
+"""A convolution or linear layer as a matrix product: its inputs and outputs as rows."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from acsp_lightning.structure.layers import is_consumer
+
+
+def has_rows(module: nn.Module) -> bool:
+    """Whether ``module`` is a linear layer, or a convolution that reads patches of its input."""
+    return is_consumer(module) and not isinstance(module, _ConvTransposeNd)
+
+
+def output_rows(module: nn.Module, output: Tensor) -> Tensor:
+    """What ``module`` gave, one row per sample and position: (R, out channels)."""
+    channels_last = output.movedim(1, -1) if isinstance(module, _ConvNd) else output
+    return channels_last.flatten(0, -2)
+
+
+def random_rows(module: nn.Module, output: Tensor, per_sample: int, seed: int) -> Tensor:
+    """Distinct rows of :func:`output_rows`, at most ``per_sample`` of every sample: int64, (S,)."""
+    samples = len(output)
+    positions = len(output_rows(module, output)) // samples
+    if positions <= per_sample:
+        return torch.arange(samples * positions, device=output.device)
+    # Drawn on the CPU, so that every device draws the same.
+    noise = torch.rand(samples, positions, generator=torch.Generator().manual_seed(seed))
+    chosen = noise.topk(per_sample, dim=1).indices + positions * torch.arange(samples)[:, None]
+    return chosen.flatten().to(output.device)
+
+
+def input_rows(module: nn.Module, inputs: Tensor, output_shape: torch.Size, rows: Tensor) -> Tensor:
+    """What ``module`` reads for some rows of its output.
+
+    Args:
+        module: one with :func:`has_rows`.
+        inputs: what it is given.
+        output_shape: shape of what it gives.
+        rows: which rows of :func:`output_rows`, int64, (S,).
+
+    Returns:
+        (S, D), in the order of ``module.weight.flatten(1)``: ``rows @ weight.flatten(1).T + bias`` is
+        the output.
+    """
+    if not isinstance(module, _ConvNd):
+        return inputs.flatten(0, -2)[rows]
+    padding: list[int] = list(module._reversed_padding_repeated_twice)
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    padded = pad(inputs, padding, mode=mode) if any(padding) else inputs
+    table = padded.movedim(1, -1).flatten(0, -2)
+    spatial, outputs = padded.shape[2:], output_shape[2:]
+    # Row of the table at which the patch of every output begins, and how far its taps are from it.
+    sample, position = rows // math.prod(outputs), rows % math.prod(outputs)
+    start, taps = sample, torch.zeros(1, dtype=torch.int64, device=rows.device)
+    for axis, size in enumerate(spatial):
+        place = position // math.prod(outputs[axis + 1 :]) % outputs[axis]
+        start = start * size + place * module.stride[axis]
+        steps = torch.arange(module.kernel_size[axis], device=rows.device) * module.dilation[axis]
+        taps = (taps[:, None] * size + steps).flatten()
+    patches = table[start[:, None] + taps]
+    return patches.transpose(1, 2).flatten(1)

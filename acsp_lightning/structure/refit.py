@@ -1,0 +1,255 @@
+"""Recovery without training, layer by layer: consumers learn to give again what they gave before.
+
+Folding what removed channels said into the layers that read them corrects every layer by itself; what
+is left of the error grows from layer to layer. Here each consumer is fitted, in the order of the
+forward pass, to the outputs of the uncut network, on the inputs that the cut network really gives it.
+Where its output is added to something else (a residual sum), it also makes up for the error of that.
+
+All samples run through the network in one pass, and a hook before every consumer fits it at the moment
+its inputs are complete: nothing needs to be known of what lies between.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import WeakIdKeyDictionary
+
+from acsp_lightning.functional import refit_weight
+from acsp_lightning.structure.forward import evaluation_state, run_forward
+from acsp_lightning.structure.patches import has_rows, input_rows, output_rows, random_rows
+from acsp_lightning.structure.plan import PruningPlan
+
+# Positions of each sample at which a convolution is compared.
+POSITIONS = 64
+ADDITIONS = {torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__}
+# BatchNorm channels of less than this share of the largest scale cannot make up for anything.
+LEAST_SCALE = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a consumer of the uncut network gave.
+
+    Attributes:
+        shape: of its output.
+        rows: at which samples and positions, int64, (S,).
+        outputs: what it gave there, (S, O).
+        other: what was added to it there, in its own units, (S, O); None if nothing was.
+        scale: what the BatchNorm that reads it, if one does, multiplies it by, (O,).
+    """
+
+    shape: torch.Size
+    rows: Tensor
+    outputs: Tensor
+    other: Tensor | None = None
+    scale: Tensor | None = None
+
+    @property
+    def power(self) -> float:
+        """Variance of the output together with what is added to it, summed over channels, scaled."""
+        total = self.outputs if self.other is None else self.outputs + self.other
+        spread = total.double().var(0, correction=0)
+        return float((spread if self.scale is None else spread * self.scale.square()).sum())
+
+
+@dataclass(frozen=True, slots=True)
+class Refit:
+    """What consumers are fitted to.
+
+    Attributes:
+        inputs: arguments of ``forward``, for all samples at once.
+        targets: what consumers of the uncut network gave for them, by layer.
+    """
+
+    inputs: tuple[Any, ...]
+    targets: Mapping[str, Target]
+
+
+@dataclass(frozen=True, slots=True)
+class _Branch:
+    """A tensor that is a consumer's output, or what one BatchNorm made of it."""
+
+    layer: str
+    module: nn.Module
+    norm: nn.Module | None = None
+
+    @property
+    def scale(self) -> Tensor | None:
+        """What the BatchNorm multiplies channels by, (O,)."""
+        if not isinstance(self.norm, _BatchNorm) or self.norm.running_var is None:
+            return None
+        scale = (self.norm.running_var + self.norm.eps).rsqrt()
+        return scale if self.norm.weight is None else scale * self.norm.weight
+
+    def in_own_units(self, rows: Tensor) -> Tensor:
+        """Rows of something that is added to the tensor, as the consumer would have to give them."""
+        scale = self.scale
+        if scale is None:
+            return rows
+        usable = scale.abs() > LEAST_SCALE * scale.abs().max()
+        return torch.where(usable, rows / torch.where(usable, scale, 1.0), 0.0)
+
+
+class _Sums(TorchFunctionMode):
+    """Calls back before two tensors of one shape are added, one of them being a branch."""
+
+    def __init__(self, found: Callable[[_Branch, Tensor, Tensor], None]) -> None:
+        super().__init__()
+        self.branches = WeakIdKeyDictionary()
+        self._found = found
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func in ADDITIONS and not kwargs and len(args) == 2:
+            left, right = args
+            if isinstance(left, Tensor) and isinstance(right, Tensor) and left.shape == right.shape:
+                for own, other in ((left, right), (right, left)):
+                    if own in self.branches:
+                        self._found(self.branches[own], own, other)
+                        break
+        return func(*args, **(kwargs or {}))
+
+
+def prepare_refit(
+    model: nn.Module, layers: Iterable[str], inputs: tuple[Any, ...], seed: int = 0
+) -> Refit:
+    """Note what the consumers of an uncut network give.
+
+    Args:
+        model: the uncut network; run once, in eval mode.
+        layers: the consumers; transposed convolutions are passed over.
+        inputs: arguments of ``forward``, for all samples at once.
+        seed: of the choice of positions.
+
+    Returns:
+        The samples with a target for every layer.
+    """
+    targets: dict[str, Target] = {}
+
+    def seen(branch: _Branch, output: Tensor) -> None:
+        if branch.norm is not None:
+            targets[branch.layer] = replace(targets[branch.layer], scale=branch.scale)
+            return
+        rows = random_rows(branch.module, output, POSITIONS, seed + len(targets))
+        given = output_rows(branch.module, output)[rows]
+        targets[branch.layer] = Target(output.shape, rows, given)
+
+    def add(branch: _Branch, own: Tensor, other: Tensor) -> None:
+        target = targets[branch.layer]
+        if own.shape == target.shape and target.other is None:
+            beside = output_rows(branch.module, other)[target.rows]
+            targets[branch.layer] = replace(target, other=branch.in_own_units(beside))
+
+    with _watched(model, layers, _Sums(add), after=seen):
+        run_forward(model, inputs)
+    return Refit(inputs, targets)
+
+
+def refit_consumers(model: nn.Module, plan: PruningPlan, refit: Refit) -> None:
+    """Fit the layers whose inputs a plan has cut, in place, to what they gave before.
+
+    Args:
+        model: the cut network.
+        plan: the cut.
+        refit: what :func:`prepare_refit` found before the cut.
+    """
+    targets = refit.targets
+    waiting: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def fit(layer: str, module: nn.Module, rows: Tensor, gap: Tensor | float = 0.0) -> None:
+        wanted = targets[layer].outputs
+        kept = plan.kept(layer, "out")
+        if kept is not None:
+            wanted = wanted[:, list(kept)]
+        weight, bias = module.get_parameter("weight"), module._parameters.get("bias")
+        new, shift = refit_weight(rows, wanted + gap, weight.flatten(1), bias)
+        weight.copy_(new.view_as(weight))
+        if bias is not None and shift is not None:
+            bias.copy_(shift)
+
+    def before(layer: str, module: nn.Module, given: Tensor) -> None:
+        target = targets[layer]
+        rows = input_rows(module, given, target.shape, target.rows)
+        if target.other is None:
+            fit(layer, module, rows)
+        else:
+            waiting[layer] = (given, rows)
+
+    def add(branch: _Branch, own: Tensor, other: Tensor) -> None:
+        layer, module = branch.layer, branch.module
+        if layer not in waiting:
+            return
+        given, rows = waiting.pop(layer)
+        expected = targets[layer].other
+        assert expected is not None
+        kept = plan.kept(layer, "out")
+        if kept is not None:
+            expected = expected[:, list(kept)]
+        found = branch.in_own_units(output_rows(module, other)[targets[layer].rows])
+        fit(layer, module, rows, expected - found)
+        # Past the hooks, which are for the network's own calls.
+        refitted = module.forward(given)
+        own.copy_(refitted if branch.norm is None else branch.norm.forward(refitted))
+
+    layers = [cut.layer for cut in plan if cut.side == "in" and cut.layer in targets]
+    with _watched(model, layers, _Sums(add), before=before):
+        run_forward(model, refit.inputs)
+
+
+@contextmanager
+def _watched(
+    model: nn.Module,
+    layers: Iterable[str],
+    sums: _Sums,
+    before: Callable[[str, nn.Module, Tensor], None] | None = None,
+    after: Callable[[_Branch, Tensor], None] | None = None,
+) -> Iterator[None]:
+    """Hooks on consumers, and on the sums that they write into."""
+    handles: list[RemovableHandle] = []
+
+    def hook_in(layer: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if before is not None:
+                before(layer, module, args[0] if args else kwargs["input"])
+
+        return hook
+
+    def note(branch: _Branch, output: Tensor) -> None:
+        if after is not None:
+            after(branch, output)
+        sums.branches[output] = branch
+
+    def hook_out(layer: str) -> Callable[..., None]:
+        def hook(module: nn.Module, _: object, output: Tensor) -> None:
+            note(_Branch(layer, module), output)
+
+        return hook
+
+    def hook_norm(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        source = sums.branches.get(args[0]) if args else None  # type: ignore[no-untyped-call]
+        if source is not None and source.norm is None:
+            note(_Branch(source.layer, source.module, module), output)
+
+    with evaluation_state(model):
+        try:
+            for layer in layers:
+                module = model.get_submodule(layer)
+                if has_rows(module):
+                    handles.append(module.register_forward_pre_hook(hook_in(layer), with_kwargs=True))
+                    handles.append(module.register_forward_hook(hook_out(layer)))
+            for module in model.modules():
+                if isinstance(module, _BatchNorm):
+                    handles.append(module.register_forward_hook(hook_norm))
+            with sums:
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
