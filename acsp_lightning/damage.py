@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from acsp_lightning.capture import Activations
 from acsp_lightning.evidence import read_channels
-from acsp_lightning.functional import ChannelCurves, reconstruction_map
+from acsp_lightning.functional import RIDGE, ChannelCurves
 from acsp_lightning.structure.groups import ChannelGroup, LayerSide
 from acsp_lightning.structure.layers import side_layout
 from acsp_lightning.structure.refit import Target
@@ -75,9 +75,14 @@ def _thinned(ks: list[int]) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class _Reader:
-    """One consumer: second moments of its input (D, D), and how much each error in them weighs."""
+    """One consumer, its D input channels in units of their own sizes.
 
-    moments: Tensor
+    ``precision`` is the inverse of their second moments, (D, D): the block of it that belongs to some
+    channels is the inverse of what the others cannot explain of them. ``sensitivity``, (D, D), says
+    how much errors in two channels weigh together.
+    """
+
+    precision: Tensor
     sensitivity: Tensor
     positions: Tensor
     channels: Tensor
@@ -94,21 +99,28 @@ class _Reader:
             # After the inputs come the outputs, in every layout.
             shape = (1, -1) + (1,) * (weight.ndim - 2)
             weight = weight * target.scale.to(moments).view(shape)
-        by_channel = weight.reshape(len(moments), -1)
+        size = moments.diagonal().sqrt()
+        by_channel = weight.reshape(len(moments), -1) * size[:, None]
         sensitivity = by_channel @ by_channel.T
+        inverse_size = torch.where(size > 0, size.reciprocal(), 0.0)
+        scaled = moments * inverse_size[:, None] * inverse_size
         power = 0.0 if target is None else target.power
-        power = power or float((sensitivity * moments).sum())
+        power = power or float((sensitivity * scaled).sum())
         positions, channels = read_channels(side)
-        return cls(moments, sensitivity / power if power > 0 else sensitivity, positions, channels)
+        return cls(
+            torch.linalg.inv(scaled + RIDGE * torch.eye(len(scaled)).to(scaled)),
+            sensitivity / power if power > 0 else sensitivity,
+            positions,
+            channels,
+        )
 
     def unexplained(self, kept: Tensor) -> float:
         """Share of the output's power that is lost if of the group only ``kept`` remain."""
-        stays = torch.ones(len(self.moments), dtype=torch.bool)
-        stays[self.positions] = torch.isin(self.channels, kept)
-        rows = stays.nonzero().flatten()
-        known = self.moments[rows.to(self.moments.device)]
-        residual = self.moments - known.T @ reconstruction_map(self.moments, rows)
-        return max(0.0, float((self.sensitivity * residual).sum()))
+        gone = self.positions[~torch.isin(self.channels, kept)].to(self.precision.device)
+        block = self.precision[gone][:, gone]
+        # Less the ridge, which nothing can explain.
+        residual = torch.linalg.inv(block) - RIDGE * torch.eye(len(gone)).to(block)
+        return max(0.0, float((self.sensitivity[gone][:, gone] * residual).sum()))
 
 
 def total_damage(curves: Mapping[str, DamageCurve], widths: Mapping[str, int]) -> float:

@@ -1,7 +1,6 @@
 """Extra passes over the user's data: a network's accuracy, and its BatchNorm statistics."""
 
 from collections.abc import Iterable
-from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -43,41 +42,53 @@ def count_correct(
 def collect_inputs(
     model: nn.Module, batches: Iterable[Any], read_batch: BatchReader, samples: int
 ) -> tuple[Any, ...] | None:
-    """Arguments of ``model`` for the first samples of some batches, all at once.
+    """Arguments of ``model`` for samples from all over some batches, all at once.
+
+    Evenly spaced, because loaders often give one class after the other.
 
     Args:
         model: whose arguments they are.
-        batches: read until there are enough samples; those whose tensors are of another size than the
-            first batch's are passed over.
+        batches: read to the end; those whose tensors are of another size than the first batch's are
+            passed over.
         read_batch: splits a batch into inputs and labels.
-        samples: at most this many.
+        samples: at most this many, at least 1.
 
     Returns:
         The arguments; None if there is no batch.
     """
-    taken: list[Any] = []
-    shapes: list[Any] = []
-    left = samples
+    kept: tuple[Any, ...] | None = None
+    count, seen, stride = 0, 0, 1
     for batch in batches:
         inputs, labels = read_batch(batch)
-        arguments = tree_map(partial(_first, count=left), as_arguments(model, inputs))
-        found = [leaf.shape[1:] for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
-        if not taken or found == shapes:
-            shapes = found
-            taken.append(arguments)
-            left -= len(labels)
-        if left <= 0:
-            break
-    if not taken:
+        arguments = as_arguments(model, inputs)
+        if kept is not None and _shapes(arguments) != _shapes(kept):
+            continue
+        chosen = torch.arange(-seen % stride, len(labels), stride)
+        seen += len(labels)
+        arguments = _rows(arguments, chosen)
+        kept = arguments if kept is None else tree_map(_joined, kept, arguments)
+        count += len(chosen)
+        while count >= 2 * samples:
+            kept, stride = _rows(kept, torch.arange(0, count, 2)), 2 * stride
+            count = (count + 1) // 2
+    if kept is None:
         return None
-    joined: tuple[Any, ...] = tree_map(
-        lambda *leaves: torch.cat(leaves) if isinstance(leaves[0], Tensor) else leaves[0], *taken
+    return _rows(kept, torch.linspace(0, count - 1, min(count, samples)).round().long())
+
+
+def _shapes(arguments: tuple[Any, ...]) -> list[torch.Size]:
+    return [leaf.shape[1:] for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
+
+
+def _rows(arguments: tuple[Any, ...], rows: Tensor) -> tuple[Any, ...]:
+    picked: tuple[Any, ...] = tree_map(
+        lambda leaf: leaf[rows.to(leaf.device)] if isinstance(leaf, Tensor) else leaf, arguments
     )
-    return joined
+    return picked
 
 
-def _first(leaf: Any, count: int) -> Any:
-    return leaf[:count] if isinstance(leaf, Tensor) else leaf
+def _joined(first: Any, second: Any) -> Any:
+    return torch.cat([first, second]) if isinstance(first, Tensor) else first
 
 
 def recalibrate_batchnorm(model: nn.Module, inputs: Iterable[Any], batches: int) -> None:

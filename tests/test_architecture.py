@@ -30,6 +30,7 @@ RANKS = {
     "report": 2,
     "schedule": 2,
     "snapshot": 2,
+    "study": 3,
     "volume": 2,
     "callback": 4,
     "cli": 5,

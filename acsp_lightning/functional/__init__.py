@@ -13,7 +13,12 @@ from acsp_lightning.functional.clustering import (
 from acsp_lightning.functional.config import SelectionConfig
 from acsp_lightning.functional.knee import find_knee
 from acsp_lightning.functional.moments import ClassMoments, class_moments, merge_moments
-from acsp_lightning.functional.recovery import fold_input, reconstruction_map, refit_weight
+from acsp_lightning.functional.recovery import (
+    RIDGE,
+    fold_input,
+    reconstruction_map,
+    refit_weight,
+)
 from acsp_lightning.functional.selection import ChannelSelection, select_channels
 from acsp_lightning.functional.separation import (
     jeffries_matusita,
@@ -31,6 +36,7 @@ from acsp_lightning.functional.width import (
 )
 
 __all__ = [
+    "RIDGE",
     "ChannelCurves",
     "ChannelSelection",
     "ClassMoments",

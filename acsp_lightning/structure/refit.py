@@ -74,10 +74,14 @@ class Refit:
 
 @dataclass(frozen=True, slots=True)
 class _Branch:
-    """A tensor that is a consumer's output, or what one BatchNorm made of it."""
+    """A tensor that is a consumer's output, or what one BatchNorm made of it.
+
+    Only as long as its version is the same: an activation may have been applied in place.
+    """
 
     layer: str
     module: nn.Module
+    version: int
     norm: nn.Module | None = None
 
     @property
@@ -112,8 +116,9 @@ class _Sums(TorchFunctionMode):
             left, right = args
             if isinstance(left, Tensor) and isinstance(right, Tensor) and left.shape == right.shape:
                 for own, other in ((left, right), (right, left)):
-                    if own in self.branches:
-                        self._found(self.branches[own], own, other)
+                    branch = self.branches.get(own)  # type: ignore[no-untyped-call]
+                    if branch is not None and branch.version == own._version:
+                        self._found(branch, own, other)
                         break
         return func(*args, **(kwargs or {}))
 
@@ -229,14 +234,14 @@ def _watched(
 
     def hook_out(layer: str) -> Callable[..., None]:
         def hook(module: nn.Module, _: object, output: Tensor) -> None:
-            note(_Branch(layer, module), output)
+            note(_Branch(layer, module, output._version), output)
 
         return hook
 
     def hook_norm(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         source = sums.branches.get(args[0]) if args else None  # type: ignore[no-untyped-call]
-        if source is not None and source.norm is None:
-            note(_Branch(source.layer, source.module, module), output)
+        if source is not None and source.norm is None and source.version == args[0]._version:
+            note(_Branch(source.layer, source.module, output._version, module), output)
 
     with evaluation_state(model):
         try:

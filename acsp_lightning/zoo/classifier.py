@@ -1,5 +1,7 @@
 """The Lightning module that trains and tests any picture classifier."""
 
+from pathlib import Path
+
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.cli import LightningCLI, LRSchedulerCallable, OptimizerCallable
@@ -7,6 +9,9 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics.classification import MulticlassAccuracy
+
+from acsp_lightning.zoo.distillation import Teacher
+from acsp_lightning.zoo.weights import load_weights
 
 __all__ = ["ImageClassifier"]
 
@@ -20,6 +25,10 @@ class ImageClassifier(pl.LightningModule):
     ``train_loss`` at every step, and over the whole epoch ``val_loss``, ``val_acc``, ``test_loss``
     and ``test_acc``; accuracies are the share of pictures classified rightly, in [0, 1].
 
+    With a ``teacher`` the training loss is ``(1 - w) cross-entropy + w T^2 KL(teacher || network)``,
+    both outputs softened by the temperature T. The teacher is no part of the module: it is neither
+    trained nor pruned nor saved, and it stays in eval mode.
+
     Args:
         network: maps images to logits of shape (B, num_classes).
         num_classes: number of classes, at least 2.
@@ -27,6 +36,18 @@ class ImageClassifier(pl.LightningModule):
             momentum 0.9 and weight decay 5e-4.
         lr_scheduler: builds the scheduler, stepped once per epoch, from the optimizer; None keeps
             the learning rate. `lightning.pytorch.cli.ReduceLROnPlateau` names its own monitor.
+        weights: file of a state dict or checkpoint that ``network`` starts from; None leaves it as it
+            is. See :func:`acsp_lightning.zoo.weights.load_weights`.
+        teacher: maps images to logits of shape (B, num_classes); None: no teacher. An uncut network
+            that was trained.
+        teacher_weights: file of a state dict or checkpoint for the teacher; None leaves it as it is.
+        teacher_weight: w, in [0, 1].
+        temperature: T, above 0.
+
+    Raises:
+        FileNotFoundError: if a file of weights is missing.
+        ValueError: if a file of weights is of another network, there are weights but no teacher, or a
+            number is out of its range.
     """
 
     def __init__(
@@ -37,13 +58,44 @@ class ImageClassifier(pl.LightningModule):
             parameters, lr=0.1, momentum=0.9, weight_decay=5e-4
         ),
         lr_scheduler: LRSchedulerCallable | None = None,
+        weights: str | Path | None = None,
+        teacher: nn.Module | None = None,
+        teacher_weights: str | Path | None = None,
+        teacher_weight: float = 0.9,
+        temperature: float = 4.0,
     ) -> None:
         super().__init__()
+        if weights is not None:
+            load_weights(network, weights)
+        if teacher is None and teacher_weights is not None:
+            raise ValueError(
+                f"teacher_weights is {str(teacher_weights)!r}, but there is no teacher. Pass the "
+                "network as teacher, or leave its weights out."
+            )
+        if teacher is not None and teacher_weights is not None:
+            load_weights(teacher, teacher_weights)
         self.network = network
+        self.num_classes = num_classes
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
+        self.teacher = None if teacher is None else Teacher(teacher, teacher_weight, temperature)
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
+
+    def setup(self, stage: str) -> None:
+        """Checks that data and network have as many classes.
+
+        Raises:
+            ValueError: if the data module has a ``num_classes`` and it is another number.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        found = getattr(data, "num_classes", self.num_classes)
+        if found != self.num_classes:
+            raise ValueError(
+                f"{type(data).__name__} has {found} classes, and {type(self).__name__} was built for "
+                f"num_classes={self.num_classes}. Set num_classes of the module, and of its network, to "
+                f"{found}, or name other data."
+            )
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, shape (B, num_classes)."""
@@ -51,9 +103,12 @@ class ImageClassifier(pl.LightningModule):
         return logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Mean cross-entropy of the batch, a scalar."""
+        """Mean loss of the batch, a scalar."""
         images, labels = batch
-        loss = functional.cross_entropy(self(images), labels)
+        logits = self._logits(images)
+        loss = functional.cross_entropy(logits, labels)
+        if self.teacher is not None:
+            loss = self.teacher.blend(loss, logits, images)
         self.log("train_loss", loss, prog_bar=True)
         return loss
 
@@ -80,8 +135,18 @@ class ImageClassifier(pl.LightningModule):
 
     def _evaluate(self, stage: str, accuracy: MulticlassAccuracy, batch: Batch) -> None:
         images, labels = batch
-        logits = self(images)
+        logits = self._logits(images)
         accuracy.update(logits, labels)
         loss = functional.cross_entropy(logits, labels)
         self.log(f"{stage}_loss", loss, batch_size=len(labels), sync_dist=True)
         self.log(f"{stage}_acc", accuracy, batch_size=len(labels), prog_bar=True)
+
+    def _logits(self, images: Tensor) -> Tensor:
+        logits: Tensor = self(images)
+        if logits.shape != (len(images), self.num_classes):
+            raise ValueError(
+                f"{type(self.network).__name__} gives outputs of shape {tuple(logits.shape)} for "
+                f"{len(images)} pictures; with num_classes={self.num_classes} they must be "
+                f"{(len(images), self.num_classes)}. Give both the same number of classes."
+            )
+        return logits

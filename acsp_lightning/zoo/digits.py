@@ -28,6 +28,8 @@ class DigitsDataModule(pl.LightningDataModule):
         seed: decides the split and nothing else; equal seeds give equal parts.
     """
 
+    num_classes = 10
+
     def __init__(self, batch_size: int = 64, num_workers: int = 0, seed: int = 0) -> None:
         super().__init__()
         self.batch_size = batch_size

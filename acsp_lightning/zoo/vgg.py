@@ -5,17 +5,15 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-__all__ = ["VGG"]
+__all__ = ["VGG", "vgg16_bn", "vgg19_bn"]
 
 
 class VGG(nn.Module):
     """Stages of 3x3 convolutions, each stage halving the picture; then one linear layer.
 
     Every convolution is followed by BatchNorm and ReLU, every stage by a 2x2 max-pool, and the last
-    stage by global average pooling. VGG-16 for 32x32 pictures is
-    ``VGG([[64, 64], [128, 128], [256] * 3, [512] * 3, [512] * 3])``; VGG-19 has fours for the
-    threes. Convolutions have no bias, since BatchNorm subtracts it again. Layers are named by their
-    place, counted from one: ``features.stage2.conv1``.
+    stage by global average pooling. Convolutions have no bias, since BatchNorm subtracts it again.
+    Layers are named by their place, counted from one: ``features.stage2.conv1``.
 
     Args:
         stages: output channels of every convolution, stage by stage; each at least 1.
@@ -55,6 +53,16 @@ class VGG(nn.Module):
         """
         logits: Tensor = self.classifier(self.flatten(self.pool(self.features(images))))
         return logits
+
+
+def vgg16_bn(num_classes: int = 10) -> VGG:
+    """VGG-16 with batch normalisation for 32x32 pictures: 13 convolutions, 14.7 million parameters."""
+    return VGG([[64] * 2, [128] * 2, [256] * 3, [512] * 3, [512] * 3], num_classes)
+
+
+def vgg19_bn(num_classes: int = 10) -> VGG:
+    """VGG-19 with batch normalisation for 32x32 pictures: 16 convolutions, 20.0 million parameters."""
+    return VGG([[64] * 2, [128] * 2, [256] * 4, [512] * 4, [512] * 4], num_classes)
 
 
 def _stage(in_channels: int, widths: Sequence[int]) -> nn.Sequential:

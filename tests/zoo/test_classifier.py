@@ -76,3 +76,17 @@ def test_a_plateau_scheduler_keeps_its_monitor() -> None:
     configured = module.configure_optimizers()
     assert isinstance(configured, dict)
     assert configured["lr_scheduler"]["monitor"] == "val_loss"
+
+
+def test_a_network_with_another_number_of_outputs_is_refused() -> None:
+    module = ImageClassifier(nn.Linear(2, 7), num_classes=10)
+    with pytest.raises(ValueError, match=r"Linear gives outputs of shape \(4, 7\) .* \(4, 10\)"):
+        module.training_step((torch.zeros(4, 2), torch.zeros(4, dtype=torch.int64)), 0)
+
+
+def test_data_with_another_number_of_classes_is_refused_before_training() -> None:
+    trainer = quiet_trainer(epochs=1)
+    module = ImageClassifier(VGG([[4]], num_classes=7, in_channels=1), num_classes=7)
+    with pytest.raises(ValueError, match=r"DigitsDataModule has 10 classes, .*num_classes=7"):
+        trainer.fit(module, datamodule=DigitsDataModule())
+    assert trainer.global_step == 0

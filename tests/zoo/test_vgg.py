@@ -1,8 +1,9 @@
 import pytest
 import torch
+import torchvision
 from torch import nn
 
-from acsp_lightning.zoo import VGG
+from acsp_lightning.zoo import VGG, vgg16_bn, vgg19_bn
 
 
 @pytest.mark.parametrize(
@@ -21,13 +22,24 @@ def test_logits_have_one_column_per_class(
     assert network(torch.rand(2, channels, side, side)).shape == (2, classes)
 
 
-def test_vgg16_for_32x32_has_the_published_convolutions() -> None:
-    network = VGG([[64, 64], [128, 128], [256] * 3, [512] * 3, [512] * 3])
-    convolutions = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
-    weights = sum(layer.weight.numel() for layer in convolutions)
+@pytest.mark.parametrize(
+    ("build", "official"),
+    [(vgg16_bn, torchvision.models.vgg16_bn), (vgg19_bn, torchvision.models.vgg19_bn)],
+)
+def test_convolutions_are_those_of_torchvision(build, official) -> None:
+    with torch.device("meta"):  # the large classifier of the official one is of no interest
+        networks = build(num_classes=7), official()
+    shapes, expected = (
+        [m.weight.shape for m in network.modules() if isinstance(m, nn.Conv2d)] for network in networks
+    )
+    assert shapes == expected
+
+
+def test_vgg16_for_32x32_has_the_published_weights() -> None:
+    convolutions = [layer for layer in vgg16_bn().modules() if isinstance(layer, nn.Conv2d)]
     # 3x3 weights of configuration D in Simonyan and Zisserman: 14.71 million with the biases.
     assert len(convolutions) == 13
-    assert weights == 14_710_464
+    assert sum(layer.weight.numel() for layer in convolutions) == 14_710_464
 
 
 def test_layers_are_named_by_place() -> None:

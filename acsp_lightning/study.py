@@ -1,0 +1,135 @@
+"""What a cut would be, from a network and some batches alone: no Trainer, nothing changed."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from acsp_lightning.allocation import Allocation, flops_budget, select_groups
+from acsp_lightning.batches import (
+    BatchReader,
+    Example,
+    as_arguments,
+    check_classes,
+    check_labels,
+    read_batch,
+)
+from acsp_lightning.capture import ActivationCapture, Activations
+from acsp_lightning.complexity import Complexity, measure_complexity
+from acsp_lightning.functional import SelectionConfig
+from acsp_lightning.passes import collect_inputs
+from acsp_lightning.structure.fidelity import prunable_groups
+from acsp_lightning.structure.forward import evaluation_state
+from acsp_lightning.structure.groups import ChannelGroup
+from acsp_lightning.structure.plan import PruningPlan, build_plan
+from acsp_lightning.structure.refit import Refit, prepare_refit
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """A cut that could be made, with all that it rests on.
+
+    Attributes:
+        example: arguments of forward that the network was looked at with.
+        groups: the groups that were looked at.
+        activations: what was captured of them.
+        refit: what their consumers give now.
+        allocation: what stays of every group, and why.
+        plan: the cut.
+        before: complexity of the network as it is.
+    """
+
+    example: Example
+    groups: tuple[ChannelGroup, ...]
+    activations: Activations
+    refit: Refit
+    allocation: Allocation
+    plan: PruningPlan
+    before: Complexity
+
+
+def study_cut(
+    model: nn.Module,
+    batches: Sequence[object],
+    selection: SelectionConfig,
+    *,
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+    residual: bool = False,
+    round_to: int = 1,
+    recovery_samples: int = 512,
+    read_batch: BatchReader = read_batch,
+    visited: Iterable[str] = (),
+    layers: int | None = None,
+    initial: Complexity | None = None,
+    widths: Mapping[str, int] | None = None,
+) -> Study:
+    """Capture, select and plan, as :class:`acsp_lightning.ACSPPruningCallback` would, and cut nothing.
+
+    Args:
+        model: the network, on the device of the batches.
+        batches: labelled batches; read twice.
+        selection: how many channels stay, and which.
+        include: as in the callback, as are ``exclude``, ``residual``, ``round_to``,
+            ``recovery_samples`` and ``read_batch``.
+        exclude: see there.
+        residual: see there.
+        round_to: see there.
+        recovery_samples: see there.
+        read_batch: see there.
+        visited: names of groups that are not looked at any more.
+        layers: the plan cuts this many groups, first layer to last; None: all.
+        initial: complexity that ``selection.flops`` is a share of; None: that of ``model``.
+        widths: channels to keep of every group, instead of what ``selection`` says of the volume.
+
+    Returns:
+        The study; to make the cut, pass its plan, groups and refit to
+        :func:`acsp_lightning.structure.pruning.prune`.
+
+    Raises:
+        ValueError: if there is no batch, labels are no classes, a class is missing, or the volume that
+            is asked for cannot be had.
+    """
+    if not batches:
+        raise ValueError("there is no batch to look at; pass at least one.")
+    labels = [check_labels(read_batch(batch)[1]) for batch in batches]
+    check_classes(torch.cat(labels))
+    example = Example.of(model, read_batch(batches[0])[0])
+    before = measure_complexity(model, example.counted)
+    found = prunable_groups(
+        model, example.traced, include=include, exclude=exclude, residual=residual
+    ).groups
+    done = set(visited)
+    groups = tuple(group for group in found if group.name not in done)
+    looked_at = groups if selection.looks_at_network and widths is None else groups[:layers]
+
+    capture = ActivationCapture(model, looked_at, selection.grid)
+    capture.attach()
+    try:
+        with evaluation_state(model):
+            for batch, known in zip(batches, labels, strict=True):
+                capture.expect(known)
+                model(*as_arguments(model, read_batch(batch)[0]))
+    finally:
+        capture.detach()
+    activations = capture.finish()
+
+    inputs = collect_inputs(model, batches, read_batch, recovery_samples)
+    assert inputs is not None, "there are batches"
+    consumers = dict.fromkeys(side.layer for group in looked_at for side in group.consumers)
+    refit = prepare_refit(model, consumers, inputs)
+    allocation = select_groups(
+        model,
+        looked_at,
+        activations,
+        selection,
+        layer_flops=before.by_layer,
+        targets=refit.targets,
+        round_to=round_to,
+        budget=flops_budget(selection, initial or before, before),
+        widths=widths and {group.name: widths[group.name] for group in looked_at},
+    )
+    cut = looked_at[:layers]
+    kept = {group.name: allocation.selections[group.name].kept.tolist() for group in cut}
+    return Study(example, looked_at, activations, refit, allocation, build_plan(cut, kept), before)

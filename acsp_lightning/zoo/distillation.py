@@ -1,0 +1,52 @@
+"""A trained network that another one learns from."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+__all__ = ["Teacher"]
+
+
+class Teacher:
+    """Hides a network from the module that holds it, and makes a loss of its outputs.
+
+    Not a module itself, so that a module can hold it without training, pruning, saving or counting
+    it. It follows the pictures to their device.
+
+    Args:
+        network: maps images to logits; frozen and put in eval mode here, for good.
+        weight: share w of the distillation in the loss, in [0, 1].
+        temperature: T, above 0; the higher, the more the classes beside the likeliest count.
+
+    Raises:
+        ValueError: if a number is out of its range.
+
+    References:
+        G. Hinton, O. Vinyals, J. Dean, "Distilling the Knowledge in a Neural Network", 2015.
+    """
+
+    def __init__(self, network: nn.Module, weight: float = 0.9, temperature: float = 4.0) -> None:
+        if not 0 <= weight <= 1:
+            raise ValueError(f"The teacher's weight is {weight}; it must lie between 0 and 1.")
+        if not temperature > 0:
+            raise ValueError(f"The temperature is {temperature}; it must be above 0, such as 4.")
+        self.network = network.eval().requires_grad_(False)
+        self.weight = weight
+        self.temperature = temperature
+
+    def blend(self, loss: Tensor, logits: Tensor, images: Tensor) -> Tensor:
+        """``(1 - w) loss + w T^2 KL(teacher || student)``, a scalar.
+
+        The factor T^2 keeps the gradients of both parts comparable when T changes.
+
+        Args:
+            loss: of the student, a scalar.
+            logits: of the student, shape (B, C).
+            images: what the logits were computed from.
+        """
+        self.network.to(images.device)
+        with torch.no_grad():
+            wanted = functional.log_softmax(self.network(images) / self.temperature, dim=1)
+        found = functional.log_softmax(logits / self.temperature, dim=1)
+        distance = functional.kl_div(found, wanted, reduction="batchmean", log_target=True)
+        return (1 - self.weight) * loss + self.weight * self.temperature**2 * distance

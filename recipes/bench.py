@@ -1,0 +1,436 @@
+r"""Is it better than what I would have done? Two tables and a picture for one network and data set.
+
+    python recipes/bench.py choice --network acsp_lightning.zoo.resnet56 --weights FILE \
+        --data DIR --out OUT
+    python recipes/bench.py whole  ...the same...  --tuning oneshot --epochs 8
+    python recipes/bench.py whole  ...the same...  --tuning layerwise --layers 3
+    python recipes/bench.py report --out OUT
+
+DIR holds train/CLASS/*.png and test/CLASS/*.png, all 32 x 32. "choice" cuts the same number of
+channels in every layer by different criteria, and recovers alike. "whole" runs every method as its
+users do, at equal FLOPs. Test pictures are never used for choosing. Every run adds a row to
+OUT/runs.csv; what is there already is not run again. "report" prints means and standard deviations
+and draws OUT/bench.png.
+"""
+
+import argparse
+import copy
+import csv
+import importlib
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from acsp_lightning import Complexity, SelectionConfig, measure_complexity
+from acsp_lightning.structure.fidelity import prunable_groups
+from acsp_lightning.structure.groups import ChannelGroup
+from acsp_lightning.structure.pruning import prune
+from acsp_lightning.study import Study, study_cut
+from acsp_lightning.volume import LayerCosts
+from acsp_lightning.zoo import ImageClassifier, ImageFolderDataModule
+
+COLUMNS = [
+    "table",
+    "method",
+    "tuning",
+    "target",
+    "seed",
+    "flops",
+    "parameters",
+    "base",
+    "cut",
+    "tuned",
+    "seconds",
+    "epochs",
+    "captured",
+    "machine",
+]
+DEFAULT = SelectionConfig()
+CRITERIA = {
+    "default": DEFAULT,
+    "largest weight per cluster": replace(DEFAULT, representative="weight"),
+    "paper": replace(SelectionConfig.paper(), criterion="acsp"),
+    "l1": replace(DEFAULT, criterion="l1"),
+    "mean jm": replace(DEFAULT, criterion="mean_jm"),
+    "random": replace(DEFAULT, criterion="random"),
+}
+WHOLE = {
+    "paper": SelectionConfig.paper(),
+    "l1": SelectionConfig(criterion="l1"),
+    "random": SelectionConfig(criterion="random"),
+}
+Batches = list[tuple[Tensor, Tensor]]
+Cut = Callable[[nn.Module], None]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One network, its data with one seed of captured pictures, and how to tune."""
+
+    network: nn.Module
+    data: ImageFolderDataModule
+    captured: Batches
+    test: Batches
+    seed: int
+    options: argparse.Namespace
+
+    @property
+    def example(self) -> Tensor:
+        """One picture."""
+        return self.captured[0][0][:1]
+
+    @property
+    def groups(self) -> tuple[ChannelGroup, ...]:
+        """What the default may cut."""
+        return prunable_groups(self.network, (self.captured[0][0][:2],)).groups
+
+    def accuracy(self, network: nn.Module) -> float:
+        """Top-1 on the test pictures, in percent."""
+        network.eval()
+        right = seen = 0
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=self.options.bf16):
+            for images, labels in self.test:
+                right += int((network(images).argmax(1) == labels).sum())
+                seen += len(labels)
+        return 100 * right / seen
+
+    def tune(self, network: nn.Module, epochs: int, share: float, halved: bool) -> None:
+        """SGD on a random share of the training pictures in every epoch; halved or on a cosine."""
+        schedule: Callable[[Any], Any] = (
+            partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5)
+            if halved
+            else partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=epochs)
+        )
+        module = ImageClassifier(
+            network.train(),
+            optimizer=partial(torch.optim.SGD, lr=0.01, momentum=0.9, weight_decay=1e-4),
+            lr_scheduler=schedule,
+            teacher=copy.deepcopy(self.network) if self.options.teacher else None,
+        )
+        trainer = pl.Trainer(
+            max_epochs=epochs,
+            limit_train_batches=share,
+            limit_val_batches=0,
+            accelerator="auto",
+            precision="bf16-mixed" if self.options.bf16 else "32-true",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(module, self.data)
+
+
+def keep_for(groups: Sequence[ChannelGroup], whole: Complexity, target: float) -> float:
+    """The share of every layer's channels that keeps a share of the FLOPs, by bisection."""
+    costs = LayerCosts(groups, whole.by_layer)
+    budget = target * whole.flops - (whole.flops - sum(whole.by_layer.values()))
+    low, high = 0.0, 1.0
+    for _ in range(20):
+        middle = (low + high) / 2
+        widths = {group.name: max(2, round(middle * group.width)) for group in groups}
+        low, high = (middle, high) if costs.total(widths) <= budget else (low, middle)
+    return low
+
+
+def apply(network: nn.Module, study: Study, recovery: bool) -> None:
+    """Make the cut that was studied."""
+    moments = study.activations.input_moments if recovery else None
+    refit = study.refit if recovery else None
+    prune(
+        network,
+        study.plan,
+        study.example.traced,
+        groups=study.groups,
+        input_moments=moments,
+        refit=refit,
+    )
+
+
+def our_steps(bench: Bench, name: str, target: float, layers: int | None) -> Iterator[Cut]:
+    """The default, the paper's preset, L1 or random: cuts of ``layers`` groups, first to last."""
+    initial = measure_complexity(bench.network, (bench.example,))
+    groups = bench.groups
+    if name == "default":
+        selection = replace(DEFAULT, flops=target)
+    else:
+        selection = replace(WHOLE[name], keep=keep_for(groups, initial, target))
+    names = [group.name for group in groups]
+    for start in range(0, len(names), layers or len(names)):
+
+        def cut(network: nn.Module, start: int = start) -> None:
+            study = study_cut(
+                network,
+                bench.captured,
+                replace(selection, seed=bench.seed),
+                visited=names[:start],
+                layers=layers,
+                initial=initial,
+            )
+            apply(network, study, recovery=name == "default")
+
+        yield cut
+
+
+def group_norm_steps(bench: Bench, target: float, steps: int) -> Iterator[Cut]:
+    """Torch-Pruning's own pruner with its group norm, the last layer left alone, in equal steps."""
+    import torch_pruning as tp
+
+    def pruner(network: nn.Module, ratio: float) -> Any:
+        last = [m for m in network.modules() if isinstance(m, nn.Linear)][-1]
+        return tp.pruner.BasePruner(
+            network,
+            bench.example,
+            importance=tp.importance.GroupMagnitudeImportance(p=2),
+            pruning_ratio=ratio,
+            iterative_steps=steps,
+            ignored_layers=[last],
+        )
+
+    def flops(ratio: float) -> int:
+        network = copy.deepcopy(bench.network)
+        made = pruner(network, ratio)
+        for _ in range(steps):
+            made.step()
+        return measure_complexity(network, (bench.example,)).flops
+
+    whole = measure_complexity(bench.network, (bench.example,)).flops
+    low, high = 0.0, 0.95
+    for _ in range(8):
+        middle = (low + high) / 2
+        low, high = (low, middle) if flops(middle) <= target * whole else (middle, high)
+    made: list[Any] = []
+    for _ in range(steps):
+
+        def cut(network: nn.Module) -> None:
+            if not made:
+                made.append(pruner(network, high))
+            made[0].step()
+
+        yield cut
+
+
+def run_choice(bench: Bench, name: str, target: float) -> dict[str, Any]:
+    """One row of the first table: the channels alone."""
+    widths_by = study_cut(bench.network, bench.captured, replace(DEFAULT, flops=target))
+    widths = {n: s.k for n, s in widths_by.allocation.selections.items()}
+    network, start = copy.deepcopy(bench.network), time.perf_counter()
+    selection = replace(CRITERIA[name], seed=bench.seed)
+    apply(network, study_cut(network, bench.captured, selection, widths=widths), recovery=True)
+    seconds = time.perf_counter() - start
+    return {"cut": bench.accuracy(network), "seconds": seconds} | measured(bench, network)
+
+
+def run_whole(bench: Bench, name: str, target: float) -> dict[str, Any]:
+    """One row of the second table: a method as its users run it."""
+    options, network = bench.options, copy.deepcopy(bench.network)
+    layers = options.layers if options.tuning == "layerwise" else None
+    steps = 1 if layers is None else -(-len(bench.groups) // layers)
+    cuts: Iterator[Cut]
+    if name == "control":
+        cuts = iter([lambda network: None] * steps)
+    elif name == "group norm":
+        cuts = group_norm_steps(bench, target, steps)
+    else:
+        cuts = our_steps(bench, name, target, layers)
+    found: dict[str, Any] = {"seconds": 0.0, "epochs": 0}
+    for place, cut in enumerate(cuts):
+        start = time.perf_counter()
+        cut(network.eval())
+        found["seconds"] += time.perf_counter() - start
+        if place == steps - 1:
+            found["cut"] = bench.accuracy(network)
+        if options.tuning == "layerwise":
+            bench.tune(network, epochs=2, share=0.25, halved=True)
+            found["epochs"] += 0.5
+        if options.tuning == "oneshot":
+            bench.tune(network, options.epochs, share=1.0, halved=False)
+            found["epochs"] += options.epochs
+    if options.tuning != "none":
+        found["tuned"] = bench.accuracy(network)
+    return found | measured(bench, network)
+
+
+def measured(bench: Bench, network: nn.Module) -> dict[str, Any]:
+    """How much smaller the network is, and how good the uncut one."""
+    before, after = (measure_complexity(n.eval(), (bench.example,)) for n in (bench.network, network))
+    return {
+        "flops": before.flops / after.flops,
+        "parameters": before.parameters / after.parameters,
+        "base": bench.accuracy(bench.network),
+    }
+
+
+def benches(options: argparse.Namespace) -> Iterator[Bench]:
+    """One for every seed."""
+    module, _, attribute = options.network.rpartition(".")
+    for seed in options.seeds:
+        pl.seed_everything(seed, verbose=False)
+        network = getattr(importlib.import_module(module), attribute)(num_classes=options.classes)
+        ImageClassifier(network, num_classes=options.classes, weights=options.weights)
+        data = ImageFolderDataModule(
+            options.data,
+            val=None,
+            test="test",
+            size=32,
+            augmentation="padded_crop",
+            val_share=options.captured_share,
+            seed=seed,
+        )
+        data.setup("fit")
+        data.setup("test")
+        captured, test = list(data.val_dataloader()), list(data.test_dataloader())
+        network = network.eval().to(memory_format=torch.channels_last)
+        yield Bench(network, data, captured, test, seed, options)
+
+
+def known(path: Path) -> list[dict[str, str]]:
+    """The rows that are there already."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Every run that is missing, each adding its row."""
+    path = options.out / "runs.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    everything = list(CRITERIA) if options.table == "choice" else ["default", *WHOLE, "group norm"]
+    methods = options.methods or everything
+    tuning = "none" if options.table == "choice" else options.tuning
+    if tuning == "layerwise":
+        tuning = f"layerwise {options.layers}"
+    if tuning == "oneshot":
+        tuning = f"oneshot {options.epochs}"
+    tuning += " with teacher" if options.teacher else ""
+    for bench in benches(options):
+        for target in options.flops:
+            for name in methods:
+                key = {
+                    "table": options.table,
+                    "method": name,
+                    "tuning": tuning,
+                    "target": f"{target:.3f}",
+                    "seed": str(bench.seed),
+                }
+                if any(key.items() <= row.items() for row in known(path)):
+                    continue
+                pl.seed_everything(bench.seed, verbose=False)
+                work = run_choice if options.table == "choice" else run_whole
+                found = work(bench, name, target)
+                numbers = {k: f"{v:.3f}" if isinstance(v, float) else v for k, v in found.items()}
+                row = key | numbers | {"captured": sum(len(y) for _, y in bench.captured)}
+                row["machine"] = (
+                    f"{platform.machine()} x{torch.get_num_threads()} torch {torch.__version__}"
+                )
+                write_row(path, row)
+                print(row, flush=True)
+
+
+def write_row(path: Path, row: dict[str, Any]) -> None:
+    """Add a row."""
+    fresh = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        if fresh:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def report(options: argparse.Namespace) -> None:
+    """Means and standard deviations over the seeds, and the picture."""
+    cells: dict[tuple[str, ...], list[dict[str, str]]] = {}
+    for row in known(options.out / "runs.csv"):
+        cells.setdefault(tuple(row[c] for c in ("table", "tuning", "target", "method")), []).append(row)
+    print("| table | tuning | method | FLOPs | straight after | tuned | seconds | epochs | seeds |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for (table, tuning, _, method), rows in sorted(cells.items()):
+        flops = statistics.mean(float(row["flops"]) for row in rows)
+        columns = [spread([row[c] for row in rows]) for c in ("cut", "tuned", "seconds")]
+        epochs = rows[0]["epochs"] or "-"
+        line = [table, tuning, method, f"{flops:.2f}x", *columns, epochs, str(len(rows))]
+        print("| " + " | ".join(line) + " |")
+    draw(cells, options.out / "bench.png")
+
+
+def spread(values: Sequence[str]) -> str:
+    """Mean and standard deviation as text."""
+    numbers = [float(value) for value in values if value]
+    if not numbers:
+        return "-"
+    deviation = f" ± {statistics.stdev(numbers):.2f}" if len(numbers) > 1 else ""
+    return f"{statistics.mean(numbers):.2f}{deviation}"
+
+
+def draw(cells: dict[tuple[str, ...], list[dict[str, str]]], path: Path) -> None:
+    """One panel for each kind of tuning: accuracy against FLOPs, one line per method."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    panels = sorted({(table, tuning) for table, tuning, *_ in cells})
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(5.5 * len(panels), 4.5), squeeze=False)
+    for axis, panel in zip(axes[0], panels, strict=True):
+        column = "cut" if panel[1].startswith("none") else "tuned"
+        for method in sorted({key[3] for key in cells if key[:2] == panel}):
+            points = sorted(
+                (
+                    statistics.mean(float(row["flops"]) for row in rows),
+                    statistics.mean(float(row[column]) for row in rows),
+                )
+                for key, rows in cells.items()
+                if key[:2] == panel and key[3] == method
+            )
+            axis.plot(*zip(*points, strict=True), marker="o", label=method)
+        axis.set_title(f"{panel[0]}, tuning: {panel[1]}")
+        axis.set_xlabel("FLOPs, times fewer")
+        axis.set_ylabel("test accuracy, %")
+        axis.legend(fontsize="small")
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """See the top of this file."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("table", choices=["choice", "whole", "report"])
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--network", default="acsp_lightning.zoo.resnet56", help="import path")
+    parser.add_argument("--classes", type=int, default=10)
+    parser.add_argument("--weights", type=Path, help="state dict of the trained network")
+    parser.add_argument("--data", type=Path, help="folder of train/ and test/")
+    parser.add_argument("--captured-share", type=float, default=0.08, help="of the training pictures")
+    parser.add_argument("--flops", type=float, nargs="+", default=[1 / 1.4, 1 / 2.1, 1 / 3])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--methods", nargs="+", help="rows; all by default; whole also has control")
+    parser.add_argument("--tuning", choices=["none", "oneshot", "layerwise"], default="none")
+    parser.add_argument("--epochs", type=int, default=8, help="of one-shot tuning")
+    parser.add_argument("--layers", type=int, default=1, help="groups in a step of layerwise tuning")
+    parser.add_argument("--teacher", action="store_true", help="tune with the uncut network as teacher")
+    parser.add_argument("--bf16", action="store_true", help="train and test in bfloat16")
+    options = parser.parse_args(arguments)
+    if options.table == "report":
+        report(options)
+        return
+    for needed in ("weights", "data"):
+        if getattr(options, needed) is None:
+            parser.error(f"--{needed} is needed for {options.table}")
+    run(options)
+
+
+if __name__ == "__main__":
+    main()
