@@ -7,7 +7,7 @@ from torch import nn
 
 from acsp_lightning.capture import Activations
 from acsp_lightning.complexity import Complexity
-from acsp_lightning.damage import damage_curve
+from acsp_lightning.damage import candidate_widths, damage_curve
 from acsp_lightning.evidence import gather_evidence
 from acsp_lightning.functional import (
     ChannelCurves,
@@ -74,8 +74,17 @@ def select_groups(
     """
     evidence = {group.name: gather_evidence(model, group, activations) for group in groups}
     weighted = config.weighting == "contribution"
+    candidates = {
+        group.name: candidate_widths(group.width, config.min_channels, round_to) for group in groups
+    }
+    # A layer's own knee wants all of its curve.
+    everywhere = widths is None and not (config.looks_at_network and config.curve == "damage")
     curves = {
-        name: trace_curves(found.distances, found.contributions if weighted else None)
+        name: trace_curves(
+            found.distances,
+            found.contributions if weighted else None,
+            None if everywhere else _with(candidates[name], len(found.distances), widths, name),
+        )
         for name, found in evidence.items()
     }
     decisions: Mapping[str, WidthDecision] = {}
@@ -90,8 +99,7 @@ def select_groups(
                 activations,
                 curves[group.name],
                 targets or {},
-                at_least=config.min_channels,
-                round_to=round_to,
+                candidates[group.name],
             )
             for group in groups
         }
@@ -121,6 +129,12 @@ def select_groups(
         for place, (name, found) in enumerate(evidence.items())
     }
     return Allocation(selections, network)
+
+
+def _with(ks: list[int], width: int, widths: Mapping[str, int] | None, name: str) -> list[int]:
+    """Numbers of channels to look at, with the one that is asked for."""
+    asked = set() if widths is None or widths[name] == width else {widths[name]}
+    return sorted({*ks, *asked})
 
 
 def _network_knee(stages: Sequence[Stage]) -> tuple[NetworkCurve, dict[str, WidthDecision]]:

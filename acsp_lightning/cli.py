@@ -17,6 +17,19 @@ class ACSPCommandLine(LightningCLI):
     the module has no ``test_step`` or the data no ``test_dataloader``.
     """
 
+    def instantiate_classes(self) -> None:
+        """Builds everything; what a class says of its arguments is not buried in a list of types."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            # jsonargparse takes a constructor's error for one of several types that do not fit.
+            reason = error.__cause__
+            while isinstance(reason, ValueError) and reason.__cause__ is not None:
+                reason = reason.__cause__
+            if reason is None:
+                raise
+            raise reason from None
+
     def after_fit(self) -> None:
         """Tests the network as training left it."""
         data = self.model if self.datamodule is None else self.datamodule

@@ -1,6 +1,6 @@
 """What it costs a network to keep fewer channels of a group, before anything is cut."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,11 +38,9 @@ def damage_curve(
     activations: Activations,
     curves: ChannelCurves,
     targets: Mapping[str, Target],
-    *,
-    at_least: int,
-    round_to: int = 1,
+    ks: Sequence[int],
 ) -> DamageCurve:
-    """The damage at up to :data:`STEPS` widths of one group, all other channels being there.
+    """The damage at some widths of one group, all other channels being there.
 
     Args:
         model: the uncut network.
@@ -50,27 +48,26 @@ def damage_curve(
         activations: what was captured.
         curves: the clusterings of the group's channels.
         targets: outputs of consumers, by layer; without one, an output counts by its own energy.
-        at_least: the smallest width allowed.
-        round_to: widths are multiples of this, or the full width.
+        ks: numbers of channels, ascending, each one that ``curves`` were traced at.
     """
     readers = [_Reader.of(model, side, activations, targets.get(side.layer)) for side in group.consumers]
-    smallest = -(-at_least // round_to) * round_to
-    known = set(curves.ks.tolist())
-    allowed = [k for k in range(smallest, group.width, round_to) if k in known]
     damage = []
-    ks = _thinned(allowed)
+    known = curves.ks.tolist()
     for k in ks:
-        kept = curves.sweep.medoids[curves.ks.tolist().index(k)].cpu()
+        kept = curves.sweep.medoids[known.index(k)].cpu()
         damage.append(sum(reader.unexplained(kept) for reader in readers))
     # Medoids of fewer clusters may by chance explain more; fewer channels are then the better choice.
     falling = torch.tensor([*damage, 0.0], dtype=torch.float64).cummin(0).values
     return DamageCurve((*ks, group.width), tuple(falling.tolist()))
 
 
-def _thinned(ks: list[int]) -> list[int]:
-    if len(ks) <= STEPS:
-        return ks
-    return [ks[place * (len(ks) - 1) // (STEPS - 1)] for place in range(STEPS)]
+def candidate_widths(width: int, at_least: int, round_to: int) -> list[int]:
+    """Up to :data:`STEPS` widths below the full one, evenly spaced: multiples of ``round_to``."""
+    smallest = -(-at_least // round_to) * round_to
+    allowed = range(smallest, width, round_to)
+    if len(allowed) <= STEPS:
+        return list(allowed)
+    return [allowed[place * (len(allowed) - 1) // (STEPS - 1)] for place in range(STEPS)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,3 +87,17 @@ def test_fit_help_names_the_trainer(acsp, capsys) -> None:
 
 class NoTestData(DigitsDataModule):
     test_dataloader = pl.LightningDataModule.test_dataloader
+
+
+@pytest.mark.parametrize(
+    ("argument", "error", "message"),
+    [
+        ("--model.weights=nowhere.pt", FileNotFoundError, "There is no file of weights at nowhere.pt"),
+        ("--model.teacher_weight=2", ValueError, "must lie between 0 and 1"),
+    ],
+)
+def test_what_a_class_says_of_its_arguments_is_heard(acsp, argument, error, message) -> None:
+    teacher = ["--model.teacher=acsp_lightning.zoo.resnet20"]
+    recipe = RECIPE.parent / "cifar10_resnet56.yaml"
+    with pytest.raises(error, match=message):
+        acsp("fit", "--config", recipe, *teacher, argument)

@@ -1,12 +1,14 @@
 """The search behind the k-medoids sweep: greedy moves along k, swaps at every k."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-# Steps along k of the passes after the first. A forward pass alone can be caught in the local
-# optimum it inherits from k - 1. Coming down from k + 4 and up from k - 4 crosses such optima,
-# because the swaps in between act on another number of clusters, and the last pass hands on from
-# k + 1 what the two found.
+# Steps along the list of k of the passes after the first. A forward pass alone can be caught in the
+# local optimum it inherits from the k before. Coming down and up by four places crosses such optima,
+# because the swaps in between act on another number of clusters, and the last pass hands on what the
+# two found.
 STRIDES = (-4, 4, -1)
 
 # Relative to the deviation of the best single medoid. A swap must gain more than the sums kept in
@@ -26,34 +28,34 @@ class MedoidSearch:
         self.single = self.costs.sum(dim=0)
         self.tolerance = SWAP_TOLERANCE * self.single.min().item()
 
-    def run(self, largest: int) -> dict[int, Tensor]:
-        """Search k = 2..largest.
+    def run(self, ks: Sequence[int]) -> dict[int, Tensor]:
+        """Search some k.
 
         Args:
-            largest: in 2..N-1.
+            ks: ascending, without repeats, each in 2..N-1, at least one.
 
         Returns:
-            For each k the medoids, ascending, shape (k,). Some k above ``largest`` are there too.
+            For each k the medoids, ascending, shape (k,).
         """
-        top = min(largest + max(map(abs, STRIDES)), len(self.costs) - 1)
+        top = ks[-1]
         state = Clustering(self.costs, self._best_two(), top, self.tolerance)
         found: dict[int, Tensor] = {}
         deviation: dict[int, float] = {}
-        for k in range(2, top + 1):
-            if k > 2:
+        for k in ks:
+            while len(state.slots) < k:
                 state.add()
             state.swap()
             found[k], deviation[k] = state.medoids(), state.deviation()
         for stride in STRIDES:
-            for start in self._starts(stride, top):
+            for start in self._starts(stride, len(ks)):
                 # Steps of one chain share their state; the chains do not touch each other.
-                state = Clustering(self.costs, found[start], top, self.tolerance)
-                for k in range(start + stride, top + 1 if stride > 0 else 1, stride):
-                    if stride > 0:
-                        for _ in range(stride):
-                            state.add()
-                    else:
-                        state.drop(-stride)
+                state = Clustering(self.costs, found[ks[start]], top, self.tolerance)
+                for place in range(start + stride, len(ks) if stride > 0 else -1, stride):
+                    k = ks[place]
+                    while len(state.slots) < k:
+                        state.add()
+                    if len(state.slots) > k:
+                        state.drop(len(state.slots) - k)
                     if state.medoids().equal(found[k]):
                         continue
                     state.swap()
@@ -72,11 +74,11 @@ class MedoidSearch:
         return torch.stack([one, deviation.argmin()])
 
     @staticmethod
-    def _starts(stride: int, top: int) -> range:
-        """First k of each chain of steps that stays within 2..top."""
+    def _starts(stride: int, count: int) -> range:
+        """First place of each chain of steps that stays among ``count`` places."""
         if stride > 0:
-            return range(2, min(2 + stride, top - stride + 1))
-        return range(top, max(top + stride, 1 - stride), -1)
+            return range(min(stride, count - stride))
+        return range(count - 1, max(count - 1 + stride, -1 - stride), -1)
 
 
 class Clustering:

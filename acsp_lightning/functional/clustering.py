@@ -40,8 +40,8 @@ def sweep_k_medoids(
         distances: symmetric, non-negative, zero diagonal, shape (N, N).
         weights: importance of each channel, non-negative, shape (N,); None: all equal.
         ks: numbers of clusters wanted, each in 2..N-1; None: all of them, none at all for N <= 2.
-            A shorter list costs less, since k beyond its largest are hardly visited, and may for
-            the same reason end in a slightly different local optimum.
+            A shorter list costs less, since others are passed over on the way, and may for the same
+            reason end in a slightly different local optimum.
 
     Returns:
         The clusterings, in ascending order of k, on the device of the distances (``ks`` on the
@@ -60,7 +60,7 @@ def sweep_k_medoids(
             f"ks contains {outside[0]}; {num_channels} channels can be clustered into "
             f"2 to {num_channels - 1} clusters: leave the others out"
         )
-    found = MedoidSearch(distances, weights).run(max(wanted)) if wanted else {}
+    found = MedoidSearch(distances, weights).run(wanted) if wanted else {}
     medoids = tuple(found[k] for k in wanted)
     labels, deviation = _assigned(distances, weights, medoids)
     return KMedoidsSweep(torch.tensor(wanted, dtype=torch.int64), medoids, labels, deviation)

@@ -1,6 +1,7 @@
 """How many channels of a layer stay."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -60,20 +61,23 @@ class WidthDecision:
     reason: WidthReason
 
 
-def trace_curves(distances: Tensor, weights: Tensor | None = None) -> ChannelCurves:
-    """Sweep every k once and take both curves.
+def trace_curves(
+    distances: Tensor, weights: Tensor | None = None, ks: Sequence[int] | None = None
+) -> ChannelCurves:
+    """Sweep k once and take both curves.
 
     Args:
         distances: distances between the channels, shape (N, N).
         weights: importance of the channels, shape (N,); None: all equal.
+        ks: numbers of clusters to look at, each in 2..N-1; None: all of them.
 
     Returns:
-        Curves over k = 2..N-1, on the device of the distances.
+        Curves over ``ks``, ascending, on the device of the distances.
 
     Raises:
         ValueError: as ``sweep_k_medoids``.
     """
-    sweep = sweep_k_medoids(distances, weights)
+    sweep = sweep_k_medoids(distances, weights, ks)
     used = torch.ones(len(distances)) if weights is None else weights
     return ChannelCurves(
         ks=sweep.ks,
