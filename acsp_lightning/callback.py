@@ -426,8 +426,7 @@ class ACSPPruningCallback(pl.Callback):
         if captured.metric is not None:
             due = trainer.current_epoch + self.patience - 1
             self._trial = Trial(captured, snapshot_of_fit(trainer), captured.metric, due)
-        together(lambda: self._cut(trainer, pl_module, plan, captured, refit))
-        share_consumers(trainer, plan)
+        self._cut(trainer, plan, captured, refit)
         self._captured = None
         settle(trainer, forget_monitors=self.reset_monitors)
         self._visited += [group.name for group in groups]
@@ -472,21 +471,22 @@ class ACSPPruningCallback(pl.Callback):
         return found[0] if found else None
 
     def _cut(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        plan: PruningPlan,
-        captured: Captured,
-        refit: Refit | None,
+        self, trainer: pl.Trainer, plan: PruningPlan, captured: Captured, refit: Refit | None
     ) -> None:
-        assert self._example is not None
+        example = self._example
+        assert example is not None
         activations = None if self.recovery == "none" else captured.activations
-        refit = refit if self.recovery == "least_squares" else None
-        cut_in_fit(trainer, plan, captured.groups, self._example.traced, activations, refit)
+        fitted = refit if self.recovery == "least_squares" else None
+        together(lambda: cut_in_fit(trainer, plan, captured.groups, example.traced, activations, fitted))
+        if self.recovery == "least_squares":
+            share_consumers(trainer, plan)
         if self.batchnorm_batches and plan:
-            with isolate_rng():
-                inputs = (self.read_batch(batch)[0] for batch in training_batches(trainer))
-                recalibrate_batchnorm(pl_module, inputs, self.batchnorm_batches)
+            together(lambda: self._recalibrate(trainer))
+
+    def _recalibrate(self, trainer: pl.Trainer) -> None:
+        with isolate_rng():
+            inputs = (self.read_batch(batch)[0] for batch in training_batches(trainer))
+            recalibrate_batchnorm(trainer.lightning_module, inputs, self.batchnorm_batches)
 
     # -- the accuracy guard --------------------------------------------------------------------------
 

@@ -25,7 +25,8 @@ class DamageCurve:
         ks: numbers of channels, ascending, the last being all, (K,).
         damage: (K,), at least 0 and falling, the last being 0: over all consumers of the group, the
             variance of the output that the kept channels cannot explain, as a share of the variance of
-            what the output becomes part of (a residual sum, or else itself).
+            what the output becomes part of (a residual sum, or else itself). The taps of a kernel count
+            one by one, as if they saw unrelated values.
     """
 
     ks: tuple[int, ...]

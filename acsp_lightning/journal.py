@@ -23,8 +23,9 @@ def announce_cut(trainer: pl.Trainer, step: PruningStep, report_dir: str | Path 
     reasons = {name: selection.reason for name, selection in step.selections.items()}
     if WidthReason.NO_NETWORK_KNEE in reasons.values():
         rank_zero_warn(
-            "The network's damage over its FLOPs has no knee; without one every channel is kept. Set "
-            "selection.keep or selection.flops to say how much to cut."
+            "The network's damage over its FLOPs has no knee (a few small layers have too few steps for "
+            "one); without one every channel is kept. Set selection.keep or selection.flops to say how "
+            "much to cut."
         )
     whole = [name for name, reason in reasons.items() if reason is WidthReason.NO_KNEE]
     if whole:

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from acsp_lightning.capture import Activations
 from acsp_lightning.companions import averaged_copies, reset_monitors, rewrap
-from acsp_lightning.ranks import decided_on_first, together
+from acsp_lightning.ranks import copy_of_first, together
 from acsp_lightning.snapshot import Snapshot, restore_snapshot, take_snapshot
 from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.optimizer import carry_optimizer
@@ -65,11 +65,9 @@ def share_consumers(trainer: pl.Trainer, plan: PruningPlan) -> None:
     """Let every process have the first one's weights in the layers whose inputs a plan has cut."""
     layers = [cut.layer for cut in plan if cut.side == "in"]
     networks = (trainer.lightning_module, *averaged_copies(trainer))
-    tensors = [t for net in networks for layer in layers for t in net.get_submodule(layer).parameters()]
-    first = decided_on_first(lambda: [tensor.detach() for tensor in tensors])
-    with torch.no_grad():
-        for tensor, weight in zip(tensors, first, strict=True):
-            tensor.copy_(weight)
+    for network in networks:
+        for layer in layers:
+            copy_of_first(network.get_submodule(layer).parameters())
 
 
 def snapshot_of_fit(trainer: pl.Trainer) -> Snapshot:

@@ -63,7 +63,7 @@ def collect_inputs(
         arguments = as_arguments(model, inputs)
         if kept is not None and _shapes(arguments) != _shapes(kept):
             continue
-        chosen = torch.arange(-seen % stride, len(labels), stride)
+        chosen = torch.arange(min(-seen % stride, len(labels)), len(labels), stride)
         seen += len(labels)
         arguments = _rows(arguments, chosen)
         kept = arguments if kept is None else tree_map(_joined, kept, arguments)

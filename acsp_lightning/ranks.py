@@ -2,11 +2,12 @@
 
 import io
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 T = TypeVar("T")
 
@@ -69,6 +70,13 @@ def together(work: Callable[[], T]) -> list[T]:
 def decided_on_first(work: Callable[[], T]) -> T:
     """Do ``work`` on rank 0 alone and give its result to all; if it fails, it fails on all ranks."""
     return together(lambda: work() if is_first() else None)[0]  # type: ignore[return-value]
+
+
+def copy_of_first(tensors: Iterable[Tensor]) -> None:
+    """Let every rank have rank 0's values in tensors, in place."""
+    if is_distributed():
+        for tensor in tensors:
+            dist.broadcast(tensor.detach(), src=0)
 
 
 def agreed(work: Callable[[], Mapping[str, T]]) -> Mapping[str, T]:

@@ -14,7 +14,7 @@ class LayerCosts:
     """FLOPs of the layers as a function of the widths of groups.
 
     Exact for layers whose cost is proportional to the channels on both sides, which all that can be
-    cut are.
+    cut are. Never too small: others (a pooling layer) are counted as if they stayed whole.
 
     Args:
         groups: the groups whose widths vary.
@@ -94,7 +94,7 @@ class NetworkCurve:
         rising = [
             place
             for place in range(len(stages) - 1, -1, -1)
-            if place == len(stages) - 1 or flops[place] > flops[place + 1]
+            if place == 0 or flops[place] < flops[place - 1]
         ]
         kept = torch.tensor([flops[place] for place in rising], dtype=torch.float64)
         lost = torch.tensor([damage[place] for place in rising], dtype=torch.float64)

@@ -9,6 +9,9 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from acsp_lightning.structure.layers import is_consumer
 
+# Share of its size by which an output may differ from the product, for half precision's sake.
+ROUNDING = 0.05
+
 
 def has_rows(module: nn.Module) -> bool:
     """Whether ``module`` is a linear layer, or a convolution that reads patches of its input."""
@@ -48,7 +51,7 @@ def input_rows(module: nn.Module, inputs: Tensor, output_shape: torch.Size, rows
     """
     if not isinstance(module, _ConvNd):
         return inputs.flatten(0, -2)[rows]
-    padding: list[int] = list(module._reversed_padding_repeated_twice)
+    padding = _padding(module)
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     padded = pad(inputs, padding, mode=mode) if any(padding) else inputs
     table = padded.movedim(1, -1).flatten(0, -2)
@@ -63,3 +66,37 @@ def input_rows(module: nn.Module, inputs: Tensor, output_shape: torch.Size, rows
         taps = (taps[:, None] * size + steps).flatten()
     patches = table[start[:, None] + taps]
     return patches.transpose(1, 2).flatten(1)
+
+
+def _padding(module: _ConvNd) -> list[int]:
+    """Last axis first, before and after each."""
+    # What torch notes at construction counts where padding has a mode or is "same"; else the attribute.
+    if module.padding_mode == "zeros" and not isinstance(module.padding, str):
+        return [size for size in reversed(module.padding) for _ in range(2)]
+    return list(module._reversed_padding_repeated_twice)
+
+
+def gives_rows(module: nn.Module, inputs: Tensor, output: Tensor, rows: Tensor) -> bool:
+    """Whether some rows of the output are the product of the weight and what was read for them.
+
+    They are not where a layer has a forward of its own, or a hook changes what it gives.
+    """
+    if isinstance(module, _ConvNd) and output.shape[2:] != _output_sizes(module, inputs):
+        return False
+    weight, bias = module.get_parameter("weight").double(), module._parameters.get("bias")
+    found = input_rows(module, inputs, output.shape, rows).double() @ weight.flatten(1).T
+    found = found if bias is None else found + bias
+    wanted = output_rows(module, output)[rows].double()
+    return bool((found - wanted).norm() <= ROUNDING * wanted.norm())
+
+
+def _output_sizes(module: _ConvNd, inputs: Tensor) -> torch.Size:
+    padding = _padding(module)[::-1]
+    ends = zip(padding[::2], padding[1::2], strict=True)
+    geometry = zip(
+        inputs.shape[2:], ends, module.kernel_size, module.dilation, module.stride, strict=True
+    )
+    return torch.Size(
+        (size + sum(both) - dilation * (kernel - 1) - 1) // stride + 1
+        for size, both, kernel, dilation, stride in geometry
+    )

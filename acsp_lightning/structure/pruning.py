@@ -1,8 +1,10 @@
 """One cut of a live network: sliced, recovered and checked, or put back as it was."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from acsp_lightning.structure.forward import evaluation_state, output_tensors, run_forward
@@ -47,18 +49,34 @@ def prune(
         with reversible_cut(model, plan) as replacements:
             if input_moments is not None:
                 recover_consumers(model, plan, groups, replacements, input_moments)
-            if refit is not None:
-                refit_consumers(model, plan, refit)
-            found = None if inputs is None else _output_shapes(model, inputs)
-            if found != shapes:
-                raise RuntimeError(f"it gives outputs of shape {found} instead of {shapes}")
+            with _biases_put_back(model, plan):
+                if refit is not None:
+                    refit_consumers(model, plan, refit)
+                found = None if inputs is None else _output_shapes(model, inputs)
+                if found != shapes:
+                    raise RuntimeError(f"it gives outputs of shape {found} instead of {shapes}")
     except Exception as error:
         layers = ", ".join(dict.fromkeys(cut.layer for cut in plan if cut.side == "out"))
         raise RuntimeError(
             f"{type(model).__name__} does not work after the cut of {layers}: {error}. It was put back "
-            "as it was. Exclude the layers whose width forward takes for granted."
+            "as it was. If forward takes the width of these layers for granted, exclude them."
         ) from error
     return replacements
+
+
+@contextmanager
+def _biases_put_back(model: nn.Module, plan: PruningPlan) -> Iterator[None]:
+    """If the body raises, consumers' biases are what they were: no cut of inputs replaces them."""
+    layers = [model.get_submodule(cut.layer) for cut in plan if cut.side == "in"]
+    biases = [bias for layer in layers if (bias := layer._parameters.get("bias")) is not None]
+    before = [bias.detach().clone() for bias in biases]
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for bias, value in zip(biases, before, strict=True):
+                bias.copy_(value)
+        raise
 
 
 def _output_shapes(model: nn.Module, inputs: tuple[Any, ...]) -> list[tuple[int, ...]]:

@@ -3,7 +3,8 @@
 Folding what removed channels said into the layers that read them corrects every layer by itself; what
 is left of the error grows from layer to layer. Here each consumer is fitted, in the order of the
 forward pass, to the outputs of the uncut network, on the inputs that the cut network really gives it.
-Where its output is added to something else (a residual sum), it also makes up for the error of that.
+Where its output is added to something else (a residual sum), it also makes up for the error of that;
+of two consumers that are added to each other, one does.
 
 All samples run through the network in one pass, and a hook before every consumer fits it at the moment
 its inputs are complete: nothing needs to be known of what lies between.
@@ -18,16 +19,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
 from acsp_lightning.functional import refit_weight
 from acsp_lightning.structure.forward import evaluation_state, run_forward
-from acsp_lightning.structure.patches import has_rows, input_rows, output_rows, random_rows
+from acsp_lightning.structure.patches import gives_rows, has_rows, input_rows, output_rows, random_rows
 from acsp_lightning.structure.plan import PruningPlan
 
-# Positions of each sample at which a convolution is compared.
-POSITIONS = 64
+# Positions of each sample at which a convolution is compared: on a ResNet-56 as good as 64.
+POSITIONS = 32
 ADDITIONS = {torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__}
 # BatchNorm channels of less than this share of the largest scale cannot make up for anything.
 LEAST_SCALE = 1e-3
@@ -86,41 +88,75 @@ class _Branch:
 
     @property
     def scale(self) -> Tensor | None:
-        """What the BatchNorm multiplies channels by, (O,)."""
+        """What the BatchNorm multiplies channels by, (O,); None without one."""
         if not isinstance(self.norm, _BatchNorm) or self.norm.running_var is None:
             return None
         scale = (self.norm.running_var + self.norm.eps).rsqrt()
         return scale if self.norm.weight is None else scale * self.norm.weight
 
-    def in_own_units(self, rows: Tensor) -> Tensor:
-        """Rows of something that is added to the tensor, as the consumer would have to give them."""
+    def in_own_units(self, rows: Tensor, uncut: Tensor | None = None) -> Tensor:
+        """Rows of something that is added to the tensor, as the consumer would have to give them.
+
+        Channels whose scale is tiny beside those of the ``uncut`` network make up for nothing.
+        """
         scale = self.scale
         if scale is None:
             return rows
-        usable = scale.abs() > LEAST_SCALE * scale.abs().max()
+        usable = scale.abs() > LEAST_SCALE * (scale if uncut is None else uncut).abs().max()
         return torch.where(usable, rows / torch.where(usable, scale, 1.0), 0.0)
 
 
 class _Sums(TorchFunctionMode):
-    """Calls back before two tensors of one shape are added, one of them being a branch."""
+    """Calls back before two tensors of one shape are added, one of them being a branch.
+
+    Of two branches the one counts that the other is not made of; if neither is, the left one.
+    """
 
     def __init__(self, found: Callable[[_Branch, Tensor, Tensor], None]) -> None:
         super().__init__()
-        self.branches = WeakIdKeyDictionary()
         self._found = found
+        self._branches = WeakIdKeyDictionary()
+        self._sources = WeakIdKeyDictionary()  # layers that a tensor was made of
+
+    def note(self, branch: _Branch, output: Tensor) -> None:
+        """Take ``output`` for a branch."""
+        self._branches[output] = branch
+        self._sources[output] = self._made_of(output) | {branch.layer}
+
+    def branch(self, tensor: Tensor) -> _Branch | None:
+        """The branch that a tensor is, unless it was changed in place since."""
+        branch: _Branch | None = self._branches.get(tensor)  # type: ignore[no-untyped-call]
+        return branch if branch is not None and branch.version == tensor._version else None
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         if func in ADDITIONS and not kwargs and len(args) == 2:
-            left, right = args
-            if isinstance(left, Tensor) and isinstance(right, Tensor) and left.shape == right.shape:
-                for own, other in ((left, right), (right, left)):
-                    branch = self.branches.get(own)  # type: ignore[no-untyped-call]
-                    if branch is not None and branch.version == own._version:
-                        self._found(branch, own, other)
-                        break
-        return func(*args, **(kwargs or {}))
+            self._add(*args)
+        result = func(*args, **(kwargs or {}))
+        sources = frozenset[str]().union(*map(self._made_of, tree_leaves((args, kwargs))))
+        if sources:
+            # What works in place and returns nothing changes its first argument.
+            for leaf in tree_leaves(args[:1] if result is None else result):
+                if isinstance(leaf, Tensor):
+                    self._sources[leaf] = sources
+        return result
+
+    def _add(self, left: Any, right: Any) -> None:
+        if not isinstance(left, Tensor) or not isinstance(right, Tensor) or left.shape != right.shape:
+            return
+        for own, other in ((left, right), (right, left)):
+            branch = self.branch(own)
+            # What is made of the output itself cannot be made up for by it.
+            if branch is not None and branch.layer not in self._made_of(other):
+                self._found(branch, own, other)
+                return
+
+    def _made_of(self, leaf: Any) -> frozenset[str]:
+        if not isinstance(leaf, Tensor):
+            return frozenset()
+        sources: frozenset[str] = self._sources.get(leaf, frozenset())  # type: ignore[no-untyped-call]
+        return sources
 
 
 def prepare_refit(
@@ -130,7 +166,8 @@ def prepare_refit(
 
     Args:
         model: the uncut network; run once, in eval mode.
-        layers: the consumers; transposed convolutions are passed over.
+        layers: the consumers; passed over are those that are no product of patches and a weight
+            (transposed convolutions, layers with a forward of their own).
         inputs: arguments of ``forward``, for all samples at once.
         seed: of the choice of positions.
 
@@ -139,17 +176,18 @@ def prepare_refit(
     """
     targets: dict[str, Target] = {}
 
-    def seen(branch: _Branch, output: Tensor) -> None:
-        if branch.norm is not None:
+    def seen(branch: _Branch, given: Tensor, output: Tensor) -> None:
+        if branch.norm is None:
+            rows = random_rows(branch.module, output, POSITIONS, seed + len(targets))
+            if gives_rows(branch.module, given, output, rows[:POSITIONS]):
+                outputs = output_rows(branch.module, output)[rows]
+                targets[branch.layer] = Target(output.shape, rows, outputs)
+        elif branch.layer in targets:
             targets[branch.layer] = replace(targets[branch.layer], scale=branch.scale)
-            return
-        rows = random_rows(branch.module, output, POSITIONS, seed + len(targets))
-        given = output_rows(branch.module, output)[rows]
-        targets[branch.layer] = Target(output.shape, rows, given)
 
     def add(branch: _Branch, own: Tensor, other: Tensor) -> None:
-        target = targets[branch.layer]
-        if own.shape == target.shape and target.other is None:
+        target = targets.get(branch.layer)
+        if target is not None and own.shape == target.shape and target.other is None:
             beside = output_rows(branch.module, other)[target.rows]
             targets[branch.layer] = replace(target, other=branch.in_own_units(beside))
 
@@ -198,7 +236,9 @@ def refit_consumers(model: nn.Module, plan: PruningPlan, refit: Refit) -> None:
         kept = plan.kept(layer, "out")
         if kept is not None:
             expected = expected[:, list(kept)]
-        found = branch.in_own_units(output_rows(module, other)[targets[layer].rows])
+        found = branch.in_own_units(
+            output_rows(module, other)[targets[layer].rows], targets[layer].scale
+        )
         fit(layer, module, rows, expected - found)
         # Past the hooks, which are for the network's own calls.
         refitted = module.forward(given)
@@ -215,9 +255,17 @@ def _watched(
     layers: Iterable[str],
     sums: _Sums,
     before: Callable[[str, nn.Module, Tensor], None] | None = None,
-    after: Callable[[_Branch, Tensor], None] | None = None,
+    after: Callable[[_Branch, Tensor, Tensor], None] | None = None,
 ) -> Iterator[None]:
-    """Hooks on consumers, and on the sums that they write into."""
+    """Hooks on consumers, and on the sums that they write into.
+
+    Args:
+        model: run by the body, in eval mode.
+        layers: names of the consumers.
+        sums: is told of all branches.
+        before: called with the name, the layer and what it is given.
+        after: called with every branch, what its layer or norm was given, and what that gave.
+    """
     handles: list[RemovableHandle] = []
 
     def hook_in(layer: str) -> Callable[..., None]:
@@ -227,21 +275,26 @@ def _watched(
 
         return hook
 
-    def note(branch: _Branch, output: Tensor) -> None:
+    def note(branch: _Branch, given: Tensor, output: Tensor) -> None:
         if after is not None:
-            after(branch, output)
-        sums.branches[output] = branch
+            after(branch, given, output)
+        sums.note(branch, output)
 
     def hook_out(layer: str) -> Callable[..., None]:
-        def hook(module: nn.Module, _: object, output: Tensor) -> None:
-            note(_Branch(layer, module, output._version), output)
+        def hook(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+        ) -> None:
+            given = args[0] if args else kwargs["input"]
+            note(_Branch(layer, module, output._version), given, output)
 
         return hook
 
     def hook_norm(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        source = sums.branches.get(args[0]) if args else None  # type: ignore[no-untyped-call]
-        if source is not None and source.norm is None and source.version == args[0]._version:
-            note(_Branch(source.layer, source.module, output._version, module), output)
+        source = sums.branch(args[0]) if args else None
+        # A norm of the batch scales by what it is given.
+        if source is not None and source.norm is None and module.running_var is not None:
+            branch = _Branch(source.layer, source.module, output._version, module)
+            note(branch, args[0], output)
 
     with evaluation_state(model):
         try:
@@ -249,7 +302,7 @@ def _watched(
                 module = model.get_submodule(layer)
                 if has_rows(module):
                     handles.append(module.register_forward_pre_hook(hook_in(layer), with_kwargs=True))
-                    handles.append(module.register_forward_hook(hook_out(layer)))
+                    handles.append(module.register_forward_hook(hook_out(layer), with_kwargs=True))
             for module in model.modules():
                 if isinstance(module, _BatchNorm):
                     handles.append(module.register_forward_hook(hook_norm))

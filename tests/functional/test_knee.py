@@ -76,6 +76,30 @@ def test_seven_points_suffice():
     assert find_knee(ks, torch.tensor([0.0, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0])) == 3
 
 
+@pytest.mark.parametrize("scale", [1.0, 1 / 64, 0.37, 1.3e9])
+@pytest.mark.parametrize("rate", [3.0, 8.0, 20.0])
+def test_the_knee_of_any_axis_is_the_knee_of_the_places_on_it(rate, scale):
+    """FLOPs are no integers, and neither are shares of them."""
+    curve = saturating(KS, rate)
+    axis = KS.double() * scale
+    knee = find_knee(axis, curve)
+    assert knee == axis[find_knee(KS, curve) - 2]  # one of the points, to the bit
+
+
+def test_the_type_of_a_knee_is_that_of_its_axis():
+    curve = saturating(KS, 8.0)
+    assert type(find_knee(KS, curve)) is int
+    assert type(find_knee(KS.double(), curve)) is float
+
+
+def test_an_axis_of_uneven_steps():
+    """Two straight lines that meet at 0.3, seen at points that lie anywhere."""
+    drawn = torch.rand(60, generator=torch.Generator().manual_seed(0)).double()
+    axis = torch.cat([torch.tensor([0.0, 0.3, 1.0]).double(), drawn]).sort().values
+    curve = torch.minimum(axis / 0.3, 1 + 0.1 * (axis - 0.3))
+    assert find_knee(axis, curve) == axis[(axis - 0.3).abs().argmin()]
+
+
 @pytest.mark.parametrize(
     ("curve", "message"),
     [(torch.zeros(9), r"\(62,\) and curve \(9,\)"), (torch.full((62,), torch.nan), "not finite")],

@@ -3,7 +3,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from acsp_lightning.functional import fold_input, reconstruction_map
+from acsp_lightning.functional import fold_input, reconstruction_map, refit_weight
+from acsp_lightning.functional.recovery import REFIT_RIDGE
 
 
 def samples(size=500, channels=12, rank=8, seed=0):
@@ -144,3 +145,177 @@ def test_wrong_moments(moments, kept, message):
 def test_wrong_spread():
     with pytest.raises(ValueError, match=r"24 inputs along axis 1; 12 channels of 3 .* need 36"):
         fold_input(torch.zeros(5, 24), torch.zeros(4, 12), spread=3)
+
+
+def problem(size=400, inputs=12, outputs=5, seed=0):
+    """Inputs of very different sizes, targets that they explain in part, and a weight to start from."""
+    generator = torch.Generator().manual_seed(seed)
+    x = samples(size, inputs, seed=seed)
+    scale = x.square().mean(0).sqrt()
+    true, weight = (torch.randn(outputs, inputs, generator=generator).double() / scale for _ in "ab")
+    noise = torch.randn(size, outputs, generator=generator, dtype=torch.float64)
+    return x, x @ true.T + 3.0 + 0.5 * noise, weight, torch.randn(outputs, generator=generator).double()
+
+
+def ridge_by_lstsq(x, y, weight, bias=None, ridge=REFIT_RIDGE):
+    """The ridge as rows of its own below the samples, each pulling one entry to its old value."""
+    x, y, weight = (np.asarray(tensor.double()) for tensor in (x, y, weight))
+    left, right = (x - x.mean(0), y - y.mean(0)) if bias is not None else (x, y)
+    pull = np.sqrt(ridge * len(x)) * np.diag(np.sqrt((left**2).mean(0)))
+    stacked = np.vstack([left, pull]), np.vstack([right, pull @ weight.T])
+    # In units of the inputs, so that lstsq takes none of them for rounding.
+    size = np.maximum(np.sqrt((left**2).mean(0)), 1e-300)
+    best = (np.linalg.lstsq(stacked[0] / size, stacked[1], rcond=None)[0] / size[:, None]).T
+    shift = None if bias is None else torch.from_numpy(y.mean(0) - best @ x.mean(0))
+    return torch.from_numpy(best), shift
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("size", [400, 5, 9000])
+def test_refit_is_ridge_regression_towards_the_old_weight(size, with_bias):
+    x, y, weight, bias = problem(size)
+    bias = bias if with_bias else None
+    found, shift = refit_weight(x, y, weight, bias)
+    expected, expected_shift = ridge_by_lstsq(x, y, weight, bias)
+    units = x.square().mean(0).sqrt()
+    torch.testing.assert_close(found * units, expected * units, rtol=1e-6, atol=1e-6)
+    assert found.shape == weight.shape
+    if with_bias:
+        torch.testing.assert_close(shift, expected_shift, rtol=1e-6, atol=1e-6)
+    else:
+        assert shift is None
+
+
+def test_refit_comes_close_to_plain_least_squares():
+    x, y, weight, bias = problem(2000)
+    found, shift = refit_weight(x, y, weight, bias)
+    with_one = np.c_[x.numpy(), np.ones(len(x))]
+    best = np.linalg.lstsq(with_one, y.numpy(), rcond=None)[0]
+    least = (torch.from_numpy(with_one @ best) - y).square().mean()
+    reached = (x @ found.T + shift - y).square().mean()
+    before = (x @ weight.T + bias - y).square().mean()
+    assert least <= reached < 1.01 * least < 0.1 * before
+
+
+def test_what_the_samples_do_not_tell_stays_as_it_was():
+    """Three samples of twelve inputs: the weight moves within their span alone."""
+    x, y, weight, _ = problem(400)
+    units = x.square().mean(0).sqrt()
+    few, wanted = (x / units)[:3], y[:3]
+    found, _ = refit_weight(few, wanted, weight * units)
+    size = few.square().mean(0).sqrt()
+    moved = (found - weight * units) * size
+    _, _, basis = torch.linalg.svd(few / size)
+    assert (moved @ basis[3:].T).norm() < 1e-8 * moved.norm()
+    assert (few @ found.T - wanted).norm() < 1e-2 * wanted.norm()
+
+
+def test_a_weight_that_is_right_already_stays():
+    x, _, weight, bias = problem()
+    for given in (bias, None):
+        y = x @ weight.T if given is None else x @ weight.T + given
+        found, shift = refit_weight(x, y, weight, given)
+        torch.testing.assert_close(found, weight, rtol=1e-6, atol=1e-9)
+        if given is not None:
+            torch.testing.assert_close(shift, bias, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_dead_inputs_keep_their_weight(with_bias):
+    x, y, weight, bias = problem()
+    x[:, [2, 7]] = 0.0
+    bias = bias if with_bias else None
+    found, shift = refit_weight(x, y, weight, bias)
+    assert torch.equal(found[:, [2, 7]], weight[:, [2, 7]])
+    alive = [place for place in range(12) if place not in (2, 7)]
+    without, shift_without = refit_weight(x[:, alive], y, weight[:, alive], bias)
+    torch.testing.assert_close(found[:, alive], without, rtol=1e-6, atol=1e-9)
+    if with_bias:
+        torch.testing.assert_close(shift, shift_without)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_constant_inputs_are_dead_beside_a_bias(seed):
+    """A BatchNorm whose scale has decayed to 0 hands on its shift; rounding is no signal."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(5000, 40, generator=generator)
+    x[:, :30] = 3 * torch.rand(30, generator=generator)
+    y = torch.randn(5000, 4, generator=generator)
+    weight, bias = torch.randn(4, 40, generator=generator), torch.zeros(4)
+    found, shift = refit_weight(x, y, weight, bias)
+    torch.testing.assert_close(found[:, :30], weight[:, :30], rtol=1e-4, atol=1e-4)
+    least = (y - y.mean(0)).square().mean()
+    assert (x @ found.T + shift - y).square().mean() <= least
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_outputs_of_removed_inputs_are_recovered_where_the_kept_ones_tell_them(with_bias):
+    x, _, weight, bias = problem()
+    removed = x @ torch.randn(12, 6, generator=torch.Generator().manual_seed(1)).double()
+    reading = torch.randn(5, 6, generator=torch.Generator().manual_seed(2)).double()
+    y = x @ weight.T + removed @ reading.T
+    if with_bias:
+        y = y + bias + 4.0  # as of a removed channel that is constant
+    found, shift = refit_weight(x, y, weight, bias if with_bias else None)
+    rebuilt = x @ found.T + (shift if with_bias else 0.0)
+    assert (rebuilt - y).norm() < 2e-3 * y.norm()
+    assert (x @ weight.T - y).norm() > 0.1 * y.norm()
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_a_copy_shares_its_weight_and_nothing_is_lost(with_bias):
+    """The kept one of two equal inputs takes what the other said, be the others there or not."""
+    x, _, weight, bias = problem()
+    x[:, 3] = x[:, 8]
+    bias = bias if with_bias else None
+    y = x @ weight.T + (0.0 if bias is None else bias)
+    kept = [place for place in range(12) if place != 3]
+    found, shift = refit_weight(x[:, kept], y, weight[:, kept], bias)
+    rebuilt = x[:, kept] @ found.T + (0.0 if shift is None else shift)
+    assert (rebuilt - y).norm() < 1e-3 * y.norm()
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("where", ["inputs", "targets"])
+def test_samples_that_are_not_finite_teach_nothing(where, wrong, with_bias):
+    x, y, weight, bias = problem()
+    (x if where == "inputs" else y)[17, 2] = wrong
+    bias = bias if with_bias else None
+    found, shift = refit_weight(x, y, weight, bias)
+    assert torch.equal(found, weight)
+    assert shift is None if bias is None else torch.equal(shift, bias)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_refit_in_the_dtype_of_the_layer(dtype):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(500, 6, generator=generator).to(dtype)
+    weight = torch.randn(3, 6, generator=generator).to(dtype)
+    y = torch.randn(500, 3, generator=generator).to(dtype)
+    found, shift = refit_weight(x, y, weight, torch.zeros(3, dtype=dtype))
+    assert found.dtype == shift.dtype == dtype
+    expected, expected_shift = ridge_by_lstsq(x, y, weight, shift)
+    torch.testing.assert_close(found, expected.to(dtype))
+    torch.testing.assert_close(shift, expected_shift.to(dtype))
+
+
+def test_half_precision_does_not_overflow_in_the_sums():
+    x = torch.full((9000, 1), 200.0, dtype=torch.float16)
+    x[::2] = -200.0
+    found, _ = refit_weight(x, 3 * x, torch.zeros(1, 1, dtype=torch.float16))
+    assert found.item() == pytest.approx(3, rel=1e-3)
+
+
+def test_no_samples_teach_nothing():
+    _, _, weight, bias = problem()
+    found, shift = refit_weight(torch.zeros(0, 12), torch.zeros(0, 5), weight, bias)
+    assert torch.equal(found, weight)
+    assert torch.equal(shift, bias)
+
+
+def test_refit_leaves_its_arguments_alone():
+    arguments = problem()
+    before = [tensor.clone() for tensor in arguments]
+    refit_weight(*arguments)
+    assert all(torch.equal(a, b) for a, b in zip(arguments, before, strict=True))

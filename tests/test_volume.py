@@ -1,0 +1,343 @@
+"""FLOPs against networks that were really cut, paths and widths against trying everything."""
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from acsp_lightning import apply_plan, measure_complexity
+from acsp_lightning.damage import DamageCurve, total_damage
+from acsp_lightning.structure.groups import ChannelGroup, LayerSide, trace_groups
+from acsp_lightning.structure.plan import build_plan
+from acsp_lightning.volume import LayerCosts, NetworkCurve, Stage, cheapest_path, widths_within
+
+IMAGE = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+# -- FLOPs -------------------------------------------------------------------------------------------
+
+
+class Chain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.b = nn.Conv2d(8, 12, 3, stride=2)
+        self.c = nn.Conv2d(12, 10, (1, 3))
+        self.fc = nn.Linear(10 * 3, 7)
+        self.head = nn.Linear(7, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.relu(self.norm(self.a(x)))
+        x = functional.relu(self.c(functional.relu(self.b(x))))
+        out: Tensor = self.head(functional.relu(self.fc(x.flatten(1))))
+        return out
+
+
+class Depthwise(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.expand = nn.Conv2d(3, 12, 1)
+        self.norm = nn.BatchNorm2d(12)
+        self.depthwise = nn.Conv2d(12, 12, 3, padding=1, groups=12)
+        self.project = nn.Conv2d(12, 6, 1)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.relu(self.depthwise(self.norm(self.expand(x))))
+        out: Tensor = self.head(self.project(x).flatten(2).sum(2))
+        return out
+
+
+class Concatenated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 8, 3, padding=1)
+        self.b = nn.Conv2d(8, 5, 3, padding=1)
+        self.norm = nn.BatchNorm2d(13)
+        self.c = nn.Conv2d(13, 6, 1)
+        self.head = nn.Linear(6 + 13, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.relu(self.a(x))
+        x = torch.cat([x, self.b(x)], 1)
+        x = torch.cat([self.c(self.norm(x)), x], 1)
+        out: Tensor = self.head(x.flatten(2).sum(2))
+        return out
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.a = nn.Conv2d(8, 6, 3, padding=1)
+        self.b = nn.Conv2d(6, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.c = nn.Conv2d(8, 10, 3, stride=2)
+        self.down = nn.Conv2d(8, 10, 3, stride=2)
+        self.head = nn.Linear(10, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.norm(self.b(functional.relu(self.a(x))))
+        x = self.c(functional.relu(x)) + self.down(x)
+        out: Tensor = self.head(x.flatten(2).sum(2))
+        return out
+
+
+NETWORKS = {
+    "chain": (Chain, False),
+    "depthwise": (Depthwise, False),
+    "concatenation": (Concatenated, False),
+    "residual": (Residual, False),
+    "residual stream": (Residual, True),
+}
+
+
+def random_widths(groups: tuple[ChannelGroup, ...], seed: int) -> dict[str, int]:
+    random = np.random.default_rng(seed)
+    return {group.name: int(random.integers(1, group.width + 1)) for group in groups}
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_total_is_that_of_the_network_really_cut(name: str, seed: int) -> None:
+    make, residual = NETWORKS[name]
+    model = make().eval()
+    groups = trace_groups(model, (IMAGE,), residual=residual).groups
+    costs = LayerCosts(groups, measure_complexity(model, IMAGE).by_layer)
+    widths = random_widths(groups, seed)
+    assert costs.total({}) == measure_complexity(model, IMAGE).flops
+    apply_plan(model, build_plan(groups, {name: range(k) for name, k in widths.items()}))
+    counted = measure_complexity(model, IMAGE)
+    assert sum(counted.by_layer.values()) == counted.flops
+    assert costs.total(widths) == pytest.approx(counted.flops, rel=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_is_saved_is_the_difference_of_two_totals(name: str, seed: int) -> None:
+    make, residual = NETWORKS[name]
+    model = make().eval()
+    groups = trace_groups(model, (IMAGE,), residual=residual).groups
+    costs = LayerCosts(groups, measure_complexity(model, IMAGE).by_layer)
+    widths, others = random_widths(groups, seed), random_widths(groups, seed + 10)
+    for group, k in others.items():
+        saved = costs.total(widths) - costs.total({**widths, group: k})
+        assert costs.saved(widths, group, k) == pytest.approx(saved, abs=1e-6)
+
+
+def test_a_pool_that_is_a_layer_never_makes_the_total_too_small() -> None:
+    """It has no channels of its own to cut; what is saved on it comes on top."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
+    ).eval()
+    groups = trace_groups(model, (IMAGE,)).groups
+    costs = LayerCosts(groups, measure_complexity(model, IMAGE).by_layer)
+    apply_plan(model, build_plan(groups, {"0": range(2)}))
+    counted = measure_complexity(model, IMAGE).flops
+    assert counted < costs.total({"0": 2}) <= counted + 8 * 36
+
+
+# -- small problems ----------------------------------------------------------------------------------
+
+
+def made_up_groups(widths: list[int]) -> tuple[ChannelGroup, ...]:
+    """A chain of layers "0", "1", ...: group i leaves layer i and enters the next."""
+    groups = []
+    for place, width in enumerate(widths):
+        every = tuple(range(width))
+        out = LayerSide(str(place), "out", width, every, every)
+        read = LayerSide(str(place + 1), "in", width, every, every)
+        groups.append(ChannelGroup(f"g{place}", width, (out,), (), (read,), False))
+    return tuple(groups)
+
+
+def problem(seed: int, groups: int = 4, points: int = 8) -> tuple[dict[str, DamageCurve], LayerCosts]:
+    """Convex curves with noise on them, over a chain of layers of random cost."""
+    random = np.random.default_rng(seed)
+    widths = [int(w) for w in random.integers(12, 40, groups)]
+    made = made_up_groups(widths)
+    flops = {str(place): int(random.integers(10**4, 10**6)) for place in range(groups + 1)}
+    curves = {}
+    for group in made:
+        below = random.choice(np.arange(2, group.width), points - 1, replace=False)
+        ks = [*sorted(map(int, below)), group.width]
+        removed = 1 - np.array(ks) / group.width
+        damage = random.uniform(0.1, 3) * removed ** random.uniform(1, 4)
+        damage *= random.uniform(0.8, 1.2, points)
+        damage = np.minimum.accumulate(damage)
+        curves[group.name] = DamageCurve(tuple(ks), tuple(map(float, damage)))
+    return curves, LayerCosts(made, flops)
+
+
+def everything(curves: Mapping[str, DamageCurve], costs: LayerCosts) -> Iterator[tuple[float, float]]:
+    """FLOPs and damage of every combination of widths."""
+    for ks in itertools.product(*(curve.ks for curve in curves.values())):
+        widths = dict(zip(curves, ks, strict=True))
+        yield costs.total(widths), total_damage(curves, widths)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_path_falls_to_the_smallest_widths(seed: int) -> None:
+    curves, costs = problem(seed)
+    stages = cheapest_path(curves, costs)
+    assert stages[0].widths == {name: curve.ks[-1] for name, curve in curves.items()}
+    assert stages[-1].widths == {name: curve.ks[0] for name, curve in curves.items()}
+    assert stages[0].damage == 0
+    for before, after in itertools.pairwise(stages):
+        changed = [name for name in curves if before.widths[name] != after.widths[name]]
+        assert len(changed) == 1
+        assert before.widths[changed[0]] > after.widths[changed[0]]
+        assert before.flops > after.flops
+        assert before.damage <= after.damage
+    for stage in stages:
+        assert stage.flops == pytest.approx(costs.total(stage.widths))
+        assert stage.damage == pytest.approx(total_damage(curves, stage.widths))
+
+
+def test_every_step_of_the_path_is_the_cheapest_there_is() -> None:
+    curves, costs = problem(3)
+    for before, after in itertools.pairwise(cheapest_path(curves, costs)):
+        rate = (after.damage - before.damage) / (before.flops - after.flops)
+        for name, curve in curves.items():
+            for k, damage in zip(curve.ks, curve.damage, strict=True):
+                if k < before.widths[name]:
+                    lost = damage - curve.damage[curve.ks.index(before.widths[name])]
+                    assert lost / costs.saved(before.widths, name, k) >= rate - 1e-15
+
+
+def test_what_costs_nothing_goes_first() -> None:
+    curves = {
+        "g0": DamageCurve((2, 6, 10), (1.0, 0.0, 0.0)),
+        "g1": DamageCurve((2, 6, 10), (1.0, 0.5, 0.0)),
+    }
+    costs = LayerCosts(made_up_groups([10, 10]), {"0": 100, "1": 100, "2": 10**6})
+    stages = cheapest_path(curves, costs)
+    assert stages[1].widths == {"g0": 6, "g1": 10}
+    assert stages[1].damage == 0
+
+
+def test_nothing_to_cut() -> None:
+    costs = LayerCosts((), {"a": 10})
+    (stage,) = cheapest_path({}, costs)
+    assert stage == Stage({}, 10.0, 0.0)
+    assert NetworkCurve.of([stage]) == NetworkCurve((10.0,), (0.0,), None)
+    assert widths_within([stage], {}, costs, 10) == {}
+    assert widths_within([stage], {}, costs, 9) is None
+
+
+SHARES = (0.15, 0.3, 0.5, 0.7, 0.9)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_widths_within_a_budget_are_close_to_the_best_of_all(seed: int) -> None:
+    """Greedy along the hulls: a step may be too large for what is left, hence the margin."""
+    curves, costs = problem(seed)
+    combinations = np.array(list(everything(curves, costs)))
+    stages, largest = cheapest_path(curves, costs), combinations[:, 1].max()
+    for share in SHARES:
+        budget = share * costs.total({})
+        allowed = combinations[combinations[:, 0] <= budget, 1]
+        found = widths_within(stages, curves, costs, budget)
+        assert (found is None) == (len(allowed) == 0)
+        if found is not None:
+            assert all(k in curves[name].ks for name, k in found.items())
+            assert costs.total(found) <= budget
+            assert allowed.min() - 1e-12 <= total_damage(curves, found)
+            assert total_damage(curves, found) <= 1.1 * allowed.min() + 0.02 * largest
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_nothing_that_fits_is_left_out(seed: int) -> None:
+    curves, costs = problem(seed)
+    budget = 0.6 * costs.total({})
+    found = widths_within(cheapest_path(curves, costs), curves, costs, budget)
+    assert found is not None
+    for name, curve in curves.items():
+        for k, damage in zip(curve.ks, curve.damage, strict=True):
+            if damage < curve.damage[curve.ks.index(found[name])]:
+                assert costs.total({**found, name: k}) > budget
+
+
+def test_budgets_at_and_beyond_the_ends() -> None:
+    curves, costs = problem(0)
+    stages = cheapest_path(curves, costs)
+    most, least = stages[0].flops, stages[-1].flops
+    assert widths_within(stages, curves, costs, most) == stages[0].widths
+    assert widths_within(stages, curves, costs, math.inf) == stages[0].widths
+    assert widths_within(stages, curves, costs, least) == stages[-1].widths
+    assert widths_within(stages, curves, costs, math.nextafter(least, 0)) is None
+
+
+def test_more_flops_never_do_more_damage_along_the_path() -> None:
+    curves, costs = problem(1)
+    stages = cheapest_path(curves, costs)
+    for stage in stages:
+        found = widths_within(stages, curves, costs, stage.flops)
+        assert found is not None
+        assert total_damage(curves, found) <= stage.damage + 1e-12
+
+
+# -- the knee ----------------------------------------------------------------------------------------
+
+
+def stages_of(flops: list[float], damage: list[float]) -> list[Stage]:
+    return [Stage({}, f, d) for f, d in zip(flops, damage, strict=True)]
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e9, 0.3])
+@pytest.mark.parametrize("corner", [5, 10, 15])
+def test_the_knee_is_the_corner(corner: int, unit: float) -> None:
+    """Nothing is lost down to the corner, and from there everything in equal steps of the root."""
+    flops = [unit * f for f in range(20, -1, -1)]
+    damage = [max(0.0, place - (20 - corner)) ** 2 for place in range(21)]
+    curve = NetworkCurve.of(stages_of(flops, damage))
+    assert curve.knee is not None
+    assert curve.flops[curve.knee] == unit * corner
+    assert curve.damage[curve.knee] == 0
+    assert curve.flops == tuple(flops)
+    assert curve.damage == tuple(damage)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [[0.0] * 21, [float(place) ** 2 for place in range(21)], [0.0] + [1.0] * 20],
+    ids=["none", "even", "at once"],
+)
+def test_no_knee(damage: list[float]) -> None:
+    assert NetworkCurve.of(stages_of([float(f) for f in range(20, -1, -1)], damage)).knee is None
+
+
+def test_too_few_stages_have_no_knee() -> None:
+    assert NetworkCurve.of(stages_of([3.0, 2.0, 1.0], [0.0, 0.0, 1.0])).knee is None
+
+
+def test_stages_that_save_nothing_are_no_points_of_the_curve() -> None:
+    """Of two stages of equal FLOPs the one of less damage counts."""
+    flops = [float(f) for f in range(20, 9, -1)] + [10.0] + [float(f) for f in range(9, -1, -1)]
+    damage = [0.0] * 11 + [0.5] + [float(step + 1) ** 2 for step in range(10)]
+    curve = NetworkCurve.of(stages_of(flops, damage))
+    assert curve.knee == 10
+
+
+def test_channels_to_spare_all_go_and_hardly_more() -> None:
+    """Three groups of which two thirds, a half and nothing are copies."""
+    ks = tuple(range(2, 31))
+    spare = {"g0": 10, "g1": 15, "g2": 30}
+    curves = {
+        name: DamageCurve(ks, tuple(max(0.0, 1 - k / true) ** 2 for k in ks))
+        for name, true in spare.items()
+    }
+    costs = LayerCosts(made_up_groups([30] * 3), {str(place): 30**2 * 100 for place in range(4)})
+    stages = cheapest_path(curves, costs)
+    curve = NetworkCurve.of(stages)
+    assert curve.knee is not None
+    widths = stages[curve.knee].widths
+    assert widths["g0"] == 10
+    assert widths["g1"] == 15
+    assert widths["g2"] >= 28
