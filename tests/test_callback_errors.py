@@ -423,7 +423,7 @@ def test_a_forward_that_counts_on_a_width_is_put_back(fit: Fit) -> None:
             self.strict = True
 
     module = Stubborn()
-    with pytest.raises(RuntimeError, match=r"after the cut of net\.conv1.*eight channels.*Exclude"):
+    with pytest.raises(RuntimeError, match=r"after the cut of net\.conv1.*eight channels.*exclude"):
         fit(module, [callback()], num_sanity_val_steps=0)
     assert widths(module) == WIDTHS
 

@@ -25,6 +25,13 @@ from acsp_lightning.functional import ChannelCurves, trace_curves
 from acsp_lightning.structure.groups import ChannelGroup, trace_groups
 from acsp_lightning.structure.refit import Target, prepare_refit
 
+
+@pytest.fixture(autouse=True)
+def every_position(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oracles see what the variance of a sum is taken from."""
+    monkeypatch.setattr("acsp_lightning.structure.refit.POSITIONS", 64)
+
+
 GENERATOR = torch.Generator().manual_seed(0)
 LABELS = torch.arange(36) % 3
 X = torch.randn(36, 3, 6, 6, generator=GENERATOR, dtype=torch.float64)

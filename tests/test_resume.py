@@ -26,7 +26,12 @@ from helpers import (
     snapshot,
     widths,
 )
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, OnExceptionCheckpoint
+from lightning.pytorch.callbacks import (
+    EMAWeightAveraging,
+    ModelCheckpoint,
+    OnExceptionCheckpoint,
+    StochasticWeightAveraging,
+)
 from torch import Tensor, nn
 
 import acsp_lightning
@@ -193,6 +198,22 @@ def test_averaged_weights_are_resumed(ema_first: bool, make_trainer: Fit, tmp_pa
     whole = fit(Saver(tmp_path))
     assert whole["widths"] == ALL_HALVED
     for name in TURNING_POINTS:
+        resumed = fit(ckpt_path=tmp_path / f"{name}.ckpt")
+        assert differences(resumed, whole) == [], f"resumed from {name}"
+
+
+@pytest.mark.parametrize("swa_first", [True, False])
+def test_swa_is_resumed(swa_first: bool, make_trainer: Fit, tmp_path: Path) -> None:
+    def fit(*others: pl.Callback, **options: Any) -> dict[str, Any]:
+        swa = StochasticWeightAveraging(0.01, swa_epoch_start=1)
+        trainer_of = partial(make_trainer, swa) if swa_first else make_trainer
+        last = () if swa_first else (swa,)
+        return job(trainer_of, callback(1), *last, *others, max_epochs=4, **options)
+
+    whole = fit(Saver(tmp_path))
+    assert whole["widths"] == ALL_HALVED
+    # In the middle of an epoch SWA does not go on as it would have, with or without a cut.
+    for name in ("epoch0-end", "epoch1-end", "epoch2-end"):
         resumed = fit(ckpt_path=tmp_path / f"{name}.ckpt")
         assert differences(resumed, whole) == [], f"resumed from {name}"
 
