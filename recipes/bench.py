@@ -112,6 +112,7 @@ class Bench:
         )
         module = ImageClassifier(
             network.train(),
+            num_classes=self.options.classes,
             optimizer=partial(torch.optim.SGD, lr=0.01, momentum=0.9, weight_decay=1e-4),
             lr_scheduler=schedule,
             teacher=copy.deepcopy(self.network) if self.options.teacher else None,
@@ -275,6 +276,7 @@ def benches(options: argparse.Namespace) -> Iterator[Bench]:
             test="test",
             size=32,
             augmentation="padded_crop",
+            batch_size=options.batch_size,
             val_share=options.captured_share,
             seed=seed,
         )
@@ -405,6 +407,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--weights", type=Path, help="state dict of the trained network")
     parser.add_argument("--data", type=Path, help="folder of train/ and test/")
+    parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--captured-share", type=float, default=0.08, help="of the training pictures")
     parser.add_argument("--flops", type=float, nargs="+", default=[1 / 1.4, 1 / 2.1, 1 / 3])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

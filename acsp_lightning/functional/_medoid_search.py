@@ -46,7 +46,9 @@ class MedoidSearch:
                 state.add()
             state.swap()
             found[k], deviation[k] = state.medoids(), state.deviation()
-        for stride in STRIDES:
+        # Where k are left out, the way up costs an addition for each of them, and the way down none.
+        strides = STRIDES if len(ks) == top - 1 else [stride for stride in STRIDES if stride < 0]
+        for stride in strides:
             for start in self._starts(stride, len(ks)):
                 # Steps of one chain share their state; the chains do not touch each other.
                 state = Clustering(self.costs, found[ks[start]], top, self.tolerance)
