@@ -1,6 +1,5 @@
 """The conductor: when to capture, when to cut, what to log. It holds no formula and cuts no weight."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +40,7 @@ from acsp_lightning.plain import from_plain, to_plain
 from acsp_lightning.ranks import agreed, decided_on_first, is_first, together
 from acsp_lightning.report import PruningStep
 from acsp_lightning.schedule import (
+    check_alone,
     check_count,
     check_epochs,
     check_patterns,
@@ -186,6 +186,8 @@ class ACSPPruningCallback(pl.Callback):
         self._capture: ActivationCapture | None = None
         self._captured: Captured | None = None
         self._trial: Trial | None = None
+        self._planned: int | None = None  # epochs of the fit, before SWA adds one
+        self._stale: Tensor | None = None  # the monitor as it was before the validation
         self._load_hooks: list[RemovableHandle] = []
 
     @property
@@ -210,8 +212,10 @@ class ACSPPruningCallback(pl.Callback):
         self._visited, self._initial, self._earlier = [], None, len(self.steps)
         self._settled = set()
         check_schedule(self.epochs, trainer)
+        self._planned = None if trainer.max_epochs in (None, -1) else trainer.max_epochs
         if self._guard is not None:
-            self._guard.check_epochs(self.epochs, _epochs_in(trainer))
+            self._guard.check_epochs(self.epochs, self._planned, trainer.check_val_every_n_epoch or 1)
+            check_alone(self, trainer)
         # DistributedDataParallel would tell one rank of a mismatch, and let the others hang.
         agreed(lambda: _shapes(pl_module))
         if not any(parameter.requires_grad for parameter in pl_module.parameters()):
@@ -225,7 +229,8 @@ class ACSPPruningCallback(pl.Callback):
         if is_dry_run(trainer):
             rank_zero_info("fast_dev_run has no second epoch: nothing will be pruned.")
             return
-        together(lambda: check_step_schedule(self.epochs, trainer))
+        tuned = self.patience if self._guard else 0
+        together(lambda: check_step_schedule(self.epochs, trainer, tuned))
         surveys = together(lambda: self._survey(trainer, pl_module))
         check_classes(torch.cat([labels for _, labels in surveys]))
         # One example for all ranks: a network traced with another one may look different.
@@ -282,8 +287,11 @@ class ACSPPruningCallback(pl.Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Trace the network as it is now and install the hooks; the last validation of an epoch wins."""
-        if self._example is None or trainer.sanity_checking or trainer.current_epoch not in self.epochs:
+        if self._example is None or trainer.sanity_checking:
             return  # the example is there from the start of a fit to its end
+        self._stale = trainer.callback_metrics.pop(self.monitor, None) if self._guard else None
+        if trainer.current_epoch not in self.epochs:
+            return
         self._stop_capture()
         self._captured = None
         groups = agreed(lambda: {group.name: group for group in self._due(pl_module)})
@@ -336,7 +344,6 @@ class ACSPPruningCallback(pl.Callback):
         """Remove the hooks, and keep the statistics of all processes for the cut."""
         metric = self._read_monitor(trainer)
         trial = self._trial
-        # The sanity check of a resumed fit measures nothing.
         if trial is not None and metric is not None and trainer.current_epoch >= trial.due:
             self._trial = replace(trial, after=metric)
         if self._capture is None:
@@ -347,17 +354,18 @@ class ACSPPruningCallback(pl.Callback):
         self._captured = Captured(trainer.current_epoch, capture.groups, activations, metric)
 
     def _read_monitor(self, trainer: pl.Trainer) -> float | None:
-        """What the accuracy guard watches, as the first process has it; None without a guard."""
+        """What the guard watches, as the first process has it; None if it was not logged now."""
         guard = self._guard
         if guard is None or self._example is None or trainer.sanity_checking:
             return None
-        value = together(lambda: guard.value(trainer.callback_metrics))[0]
-        if self._capture is not None and not math.isfinite(value):
-            raise ValueError(
-                f"{guard.monitor!r} is {value} in the validation that was captured, and max_drop needs "
-                "a finite value to compare with: look at the learning rate, or prune earlier."
-            )
-        return value
+        metrics = trainer.callback_metrics
+        if self._capture is not None:
+            return together(lambda: guard.value(metrics))[0]
+        if guard.monitor in metrics:
+            return together(lambda: float(metrics[guard.monitor]))[0]
+        if self._stale is not None:  # for whoever else looks at it
+            metrics[guard.monitor] = self._stale
+        return None
 
     def _stop_capture(self) -> None:
         if self._capture is not None:
@@ -387,15 +395,18 @@ class ACSPPruningCallback(pl.Callback):
     # -- the cut, at the start of a training epoch ---------------------------------------------------
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Keep the network that is about to be cut; from the start of an epoch no fit can resume."""
-        if self._captured is not None:
+        """Undo a cut that did not recover, and keep the network that is about to be cut.
+
+        Before the checkpoints of this epoch are written; from the start of an epoch no fit can resume.
+        """
+        self._judge_if_due(trainer, trainer.current_epoch + 1)
+        if self._captured is not None and self._captured.widths is None:
             save_uncut(trainer, self._captured.epoch)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Undo a cut that did not recover, and cut what the last validation captured."""
-        if self._trial is not None and self._trial.after is not None:
-            end = _epochs_in(trainer)
-            self._judge(trainer, again=end is None or trainer.current_epoch + self.patience <= end)
+        """Cut what the last validation captured."""
+        # Resumed from a checkpoint that a validation has written, a fit goes on here.
+        self._judge_if_due(trainer, trainer.current_epoch)
         if self._captured is not None:
             # What came out of a checkpoint lies on the CPU.
             activations = self._captured.activations.to(pl_module.device)
@@ -425,7 +436,8 @@ class ACSPPruningCallback(pl.Callback):
         accuracy_before = self._accuracy(trainer, pl_module)
         if captured.metric is not None:
             due = trainer.current_epoch + self.patience - 1
-            self._trial = Trial(captured, snapshot_of_fit(trainer), captured.metric, due)
+            snapshot = snapshot_of_fit(trainer)
+            self._trial = Trial(self.monitor, self.mode, captured, snapshot, captured.metric, due)
         self._cut(trainer, plan, captured, refit)
         self._captured = None
         settle(trainer, forget_monitors=self.reset_monitors)
@@ -490,13 +502,26 @@ class ACSPPruningCallback(pl.Callback):
 
     # -- the accuracy guard --------------------------------------------------------------------------
 
+    def _judge_if_due(self, trainer: pl.Trainer, next_epoch: int) -> None:
+        """Judge the last cut if it has had its time; it may be made again in ``next_epoch``."""
+        if self._trial is not None and self._trial.after is not None:
+            self._judge(trainer, again=self._leaves_time(trainer, next_epoch))
+
+    def _leaves_time(self, trainer: pl.Trainer, epoch: int) -> bool:
+        """Whether a cut at the start of an epoch can still be judged in this fit."""
+        epochs = self._planned is None or epoch + self.patience <= self._planned
+        steps = self.patience * -(-trainer.num_training_batches // trainer.accumulate_grad_batches)
+        enough = trainer.max_steps == -1 or trainer.global_step + steps <= trainer.max_steps
+        return epochs and enough and not trainer.should_stop
+
     def _judge(self, trainer: pl.Trainer, again: bool) -> None:
         """Keep the last cut, or undo it, and let it be done again if ``again`` and at full depth."""
         trial, guard, step = self._trial, self._guard, self.steps[-1]
         assert trial is not None
         assert guard is not None
         self._trial = None
-        outcome = Outcome.UNJUDGED
+        # A cut of layers that have failed before stays only if it is proven.
+        outcome = Outcome.LEFT if step.again else Outcome.UNJUDGED
         if trial.after is not None:
             before, after = trial.before, trial.after
             accepted = decided_on_first(lambda: guard.accepts(before, after))
@@ -574,14 +599,16 @@ class ACSPPruningCallback(pl.Callback):
         self._visited = state["visited"]
         self._initial = state["initial"]
         self._captured = state["captured"]
-        self._trial = state["trial"]
+        trial: Trial | None = state["trial"]
+        if trial is not None and (self._guard is None or not self._guard.waits(trial)):
+            rank_zero_warn(
+                f"In the checkpoint a cut waits to be judged by {trial.monitor!r} ({trial.mode}), but "
+                "this callback has another guard or none: the cut stays."
+            )
+            trial = None
+        self._trial = trial
 
 
 def _shapes(module: torch.nn.Module) -> dict[str, tuple[int, ...] | None]:
     """Shape of every parameter, by name; None for those that lazy layers have yet to make."""
     return {n: None if is_lazy(p) else tuple(p.shape) for n, p in module.named_parameters()}
-
-
-def _epochs_in(trainer: pl.Trainer) -> int | None:
-    """Number of epochs of a fit; None if it is not bounded."""
-    return None if trainer.max_epochs in (None, -1) else trainer.max_epochs

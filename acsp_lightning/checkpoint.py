@@ -21,7 +21,7 @@ def load_pruned(model: M, path: str | PathLike[str]) -> M:
     """Give ``model`` the structure and the weights of a checkpoint, pruned or not.
 
     Needs no Trainer, no tracing and no example input. Layers shrink or grow to the shapes in the
-    file.
+    file. A LightningModule with ``strict_loading = False`` may have other names than the file.
 
     Args:
         model: a fresh instance of the class that was saved; changed in place.
@@ -38,8 +38,12 @@ def load_pruned(model: M, path: str | PathLike[str]) -> M:
         ImportError: if a ``.safetensors`` file is to be read without that package.
     """
     state = _read_weights(Path(path))
-    restore_structure(model, state)
-    model.load_state_dict(state)
+    strict = bool(getattr(model, "strict_loading", True))  # Lightning's word for partial state dicts
+    if strict:
+        restore_structure(model, state)
+    else:
+        resize_layers(model, state)
+    model.load_state_dict(state, strict=strict)
     return model
 
 

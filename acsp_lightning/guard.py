@@ -44,6 +44,8 @@ class Trial:
     """A cut that has yet to prove itself.
 
     Attributes:
+        monitor: name of the metric that judges it.
+        mode: "max" if more is better, "min" if less is.
         captured: what it rests on, to cut once more by it.
         snapshot: the network before it.
         before: the metric before it.
@@ -51,6 +53,8 @@ class Trial:
         after: the metric in the latest validation from that epoch on.
     """
 
+    monitor: str
+    mode: str
     captured: Captured
     snapshot: Snapshot
     before: float
@@ -83,47 +87,69 @@ class Guard:
             )
         if self.mode not in ("max", "min"):
             raise ValueError(f"mode is {self.mode!r}; it must be 'max' or 'min'.")
+        if self.mode == "max" and any(word in self.monitor for word in ("loss", "error")):
+            raise ValueError(
+                f"monitor is {self.monitor!r} with mode='max', under which a rise would be no drop; set "
+                "mode='min'."
+            )
 
     def value(self, metrics: Mapping[str, Tensor]) -> float:
-        """The metric among those that are logged.
+        """The metric in the validation that was captured.
 
         Raises:
-            ValueError: if it is not there; says which are.
+            ValueError: if it was not logged, and says what was; or if it is not finite.
         """
         if self.monitor not in metrics:
             raise ValueError(
-                f"monitor is {self.monitor!r}, which was not logged in validation; logged were "
-                f"{', '.join(map(repr, sorted(metrics))) or 'no metrics'}. Name one of them, or log "
-                "it in validation_step."
+                f"monitor is {self.monitor!r}, not logged in the validation that was captured; "
+                f"logged were {', '.join(map(repr, sorted(metrics))) or 'no metrics'}. Name one of "
+                "them, or log it in every validation."
             )
-        return float(metrics[self.monitor])
+        value = float(metrics[self.monitor])
+        if not math.isfinite(value):
+            raise ValueError(
+                f"{self.monitor!r} is {value} in the validation that was captured, and max_drop needs a "
+                "finite value to compare with: look at the learning rate, or prune earlier."
+            )
+        return value
+
+    def waits(self, trial: Trial) -> bool:
+        """Whether a trial, perhaps out of a checkpoint, is one of this guard's."""
+        return (trial.monitor, trial.mode) == (self.monitor, self.mode)
 
     def accepts(self, before: float, after: float) -> bool:
         """Whether the drop from ``before`` to ``after`` is allowed; never if ``after`` is NaN."""
         return (before - after if self.mode == "max" else after - before) <= self.max_drop
 
-    def check_epochs(self, epochs: Sequence[int], max_epochs: int | None) -> None:
+    def check_epochs(self, epochs: Sequence[int], max_epochs: int | None, every: int = 1) -> None:
         """Check that every cut can be judged before the next capture, and before the fit ends.
 
         Args:
             epochs: zero-based epochs whose validation is captured.
             max_epochs: of the fit; None: not known.
+            every: a validation comes every so many epochs.
 
         Raises:
             ValueError: names the epoch, and what is allowed.
         """
         ordered = sorted(epochs)
-        apart = 2 * self.patience + 1
         for first, second in pairwise(ordered):
-            if second - first < apart:
+            last = self._judged(self._judged(first, every), every)
+            if second <= last:
                 raise ValueError(
-                    f"epochs has {first} and {second}, but with max_drop and patience={self.patience} a "
-                    "cut, and the one at half its depth that may follow, are judged only after "
-                    f"{apart - 1} epochs; let the captures be at least {apart} epochs apart."
+                    f"epochs has {first} and {second}, but with max_drop and patience={self.patience} "
+                    "the cut after the first, and the one at half its depth that may follow, take until "
+                    f"epoch {last} to be judged; let the next capture come from epoch {last + 1}."
                 )
-        if max_epochs is not None and ordered[-1] + self.patience >= max_epochs:
+        judged = self._judged(ordered[-1], every)
+        if max_epochs is not None and judged >= max_epochs:
             raise ValueError(
-                f"epochs has {ordered[-1]}, but with max_epochs={max_epochs} the cut after it is not "
-                f"tuned for patience={self.patience} epochs before the fit ends. Raise max_epochs, or "
-                "cut earlier."
+                f"epochs has {ordered[-1]}, but with max_epochs={max_epochs} the cut after it cannot be "
+                f"judged: with patience={self.patience} that takes the validation of epoch {judged}. "
+                "Raise max_epochs, or cut earlier."
             )
+
+    def _judged(self, epoch: int, every: int) -> int:
+        """Epoch in whose validation a cut is judged that follows another epoch."""
+        due = epoch + self.patience
+        return due + -(due + 1) % every

@@ -8,6 +8,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from acsp_lightning.complexity import Complexity
 from acsp_lightning.functional import WidthReason
+from acsp_lightning.guard import Outcome
 from acsp_lightning.report import (
     PruningStep,
     step_table,
@@ -39,6 +40,11 @@ def announce_cut(trainer: pl.Trainer, step: PruningStep, report_dir: str | Path 
 def announce_verdict(trainer: pl.Trainer, step: PruningStep, report_dir: str | Path | None) -> None:
     """Print what the accuracy guard did, and write the record of the cut anew."""
     _print(trainer, verdict_line(step))
+    if step.verdict is not None and step.verdict.outcome is Outcome.UNJUDGED:
+        rank_zero_warn(
+            f"The fit ended before the cut after epoch {step.epoch} could be judged; it stays. Train "
+            "longer, or cut earlier."
+        )
     record_cut(trainer, step, report_dir)
 
 

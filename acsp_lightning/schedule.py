@@ -61,7 +61,7 @@ def check_schedule(epochs: Sequence[int], trainer: pl.Trainer) -> None:
             )
 
 
-def check_step_schedule(epochs: Sequence[int], trainer: pl.Trainer) -> None:
+def check_step_schedule(epochs: Sequence[int], trainer: pl.Trainer, tuned: int = 0) -> None:
     """Raise ``ValueError`` if counts of training batches or steps leave no cut after one of ``epochs``.
 
     Epochs of unknown length, time-based intervals and manual optimisation cannot be told beforehand.
@@ -69,6 +69,7 @@ def check_step_schedule(epochs: Sequence[int], trainer: pl.Trainer) -> None:
     Args:
         epochs: zero-based.
         trainer: inside ``fit``, with its training data set up.
+        tuned: whole epochs of training that have to follow each cut.
     """
     length = trainer.num_training_batches
     if length == float("inf"):
@@ -83,10 +84,11 @@ def check_step_schedule(epochs: Sequence[int], trainer: pl.Trainer) -> None:
                 f"check_val_every_n_epoch=None and {length} training batches leaves that epoch without "
                 "a validation to capture. Validate more often, or choose another epoch."
             )
-        if counted and (epoch + 1) * steps >= trainer.max_steps:
+        if counted and (epoch + 1 + tuned) * steps >= trainer.max_steps + bool(tuned):
+            before = f"{tuned} epochs of tuning after" if tuned else "the cut after"
             raise ValueError(
                 f"epochs has {epoch}, but with max_steps={trainer.max_steps} and {steps} steps in an "
-                "epoch the fit ends before the cut after that epoch. Raise max_steps, or cut earlier."
+                f"epoch the fit ends before {before} that epoch. Raise max_steps, or cut earlier."
             )
 
 
@@ -109,6 +111,17 @@ def check_trainer(trainer: pl.Trainer) -> None:
             "Pruning does not run under strategies that spawn or fork their processes "
             "(ddp_spawn, ddp_fork, ddp_notebook): at the end of fit they load the pruned weights into "
             "the uncut module of the main process. Use strategy='ddp'."
+        )
+
+
+def check_alone(callback: pl.Callback, trainer: pl.Trainer) -> None:
+    """Raise ``ValueError`` if there is another callback like this, whose cuts an undo would hit."""
+    callbacks: list[pl.Callback] = vars(trainer)["callbacks"]  # set by a connector, unseen by types
+    others = [c for c in callbacks if isinstance(c, type(callback)) and c is not callback]
+    if others:
+        raise ValueError(
+            f"max_drop is set, and the Trainer has another {type(callback).__name__}: to undo a cut of "
+            "one would undo the other's as well. Use one callback, or set max_drop to None."
         )
 
 

@@ -5,6 +5,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -16,8 +17,8 @@ class Snapshot:
     """Weights and optimizer state; learning rates and schedules are not part of it.
 
     Attributes:
-        weights: the network's state dict.
-        copies: the state dict of every averaged copy of it.
+        weights: all parameters and buffers of the network, by name.
+        copies: the same of every averaged copy of it.
         optimizers: the ``state`` of every optimizer's state dict.
     """
 
@@ -53,9 +54,8 @@ def restore_snapshot(
     """
     cut = dict(model.named_parameters())
     for module, weights in zip([model, *copies], [snapshot.weights, *snapshot.copies], strict=True):
-        resize_layers(module, weights)
-        module.load_state_dict(weights)
-    whole = {id(cut[name]): parameter for name, parameter in model.named_parameters()}
+        _put_back(module, weights)
+    whole = {id(cut[name]): parameter for name, parameter in model.named_parameters() if name in cut}
     for optimizer, state in zip(optimizers, snapshot.optimizers, strict=True):
         for group in optimizer.param_groups:
             # In place: LBFGS holds the list itself.
@@ -66,5 +66,24 @@ def restore_snapshot(
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """All of them: what users leave out of their state dict changes in training too."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
 def _cloned(module: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+    return {name: tensor.detach().clone() for name, tensor in _tensors(module).items()}
+
+
+def _put_back(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    layers = {name.rpartition(".")[0] for name, _ in module.named_parameters()}
+    resize_layers(module, {n: w for n, w in weights.items() if n.rpartition(".")[0] in layers})
+    with torch.no_grad():
+        for name, tensor in _tensors(module).items():
+            if name not in weights:
+                continue  # made since
+            if tensor.shape == weights[name].shape:
+                tensor.copy_(weights[name])
+            else:
+                owner, _, own_name = name.rpartition(".")
+                setattr(module.get_submodule(owner), own_name, weights[name].to(tensor, copy=True))

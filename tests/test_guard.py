@@ -19,11 +19,17 @@ from helpers import (
     only_whole,
     same_state,
     snapshot,
+    train_loader,
+    val_loader,
     widths,
 )
-from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.callbacks import (
+    EMAWeightAveraging,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
 from test_companions import cut_network
-from torch import Tensor
+from torch import Tensor, nn
 
 from acsp_lightning import ACSPPruningCallback, SelectionConfig
 from acsp_lightning.allocation import halved_widths
@@ -97,7 +103,8 @@ def test_a_cut_that_does_not_is_undone_and_made_at_half_the_depth(
         )
         assert torch.equal(halved[f"momentum of {name}"], cut_momentum[name])
     # In between, the network was the one of the first cut.
-    assert {len(seen["net.conv1.weight"]) for seen in before.seen[3 : judged + 1]} == {4}
+    assert all(len(seen["net.conv1.weight"]) == 4 for seen in before.seen[3:judged])
+    assert same_state(before.seen[judged], uncut)
 
     undone = "undone, to be cut again at half the depth"
     records = {path.name: json.loads(path.read_text()) for path in tmp_path.iterdir()}
@@ -263,10 +270,136 @@ def test_a_fit_that_ends_early_says_that_nothing_was_judged(
             trainer.should_stop = trainer.current_epoch == 1
 
     module, pruning = Scripted(only_whole), guarded(0, patience=2)
-    fit(module, [pruning, Stop()], max_epochs=6)
+    with pytest.warns(UserWarning, match="fit ended before the cut after epoch 0 could be judged"):
+        fit(module, [pruning, Stop()], max_epochs=6)
     assert outcomes(pruning) == [Outcome.UNJUDGED]
     assert widths(module) == ALL_HALVED
     assert "not judged, since the fit ended before (quality 0.9 -> ?)" in capsys.readouterr().out
+
+
+def test_a_second_cut_that_is_not_judged_is_undone(fit: Fit) -> None:
+    class Stop(pl.Callback):
+        def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+            trainer.should_stop = trainer.current_epoch == 3
+
+    module, pruning = Scripted(only_whole), guarded(0, patience=2)
+    fit(module, [pruning, Stop()], max_epochs=8)
+    assert outcomes(pruning) == [Outcome.HALVED, Outcome.LEFT]
+    assert widths(module) == WIDTHS
+
+
+@pytest.mark.parametrize(("steps", "made"), [(16, [Outcome.HALVED, Outcome.LEFT]), (15, [Outcome.LEFT])])
+def test_steps_that_are_left_are_counted(fit: Fit, steps: int, made: list[Outcome]) -> None:
+    # Four steps an epoch: captured in epoch 0, cut at 4 steps, judged at 8, again at 12.
+    pruning = guarded(1)
+    fit(Scripted(only_whole), [pruning], max_epochs=-1, max_steps=steps)
+    assert outcomes(pruning) == made
+
+
+def test_too_few_steps_to_judge(fit: Fit) -> None:
+    with pytest.raises(ValueError, match=r"max_steps=10 .* before 3 epochs of tuning after that epoch"):
+        fit(Scripted(only_whole), [guarded(1, patience=3)], max_epochs=-1, max_steps=10)
+
+
+def test_validations_that_come_every_second_epoch(fit: Fit) -> None:
+    options = {"check_val_every_n_epoch": 2}
+    pruning = guarded(1)
+    fit(Scripted(at_least_six), [pruning], max_epochs=6, **options)
+    assert outcomes(pruning) == [Outcome.HALVED, Outcome.RECOVERED]
+    with pytest.raises(ValueError, match=r"epochs has 1 and 5, .* come from epoch 6"):
+        fit(Scripted(at_least_six), [guarded(1, 5)], max_epochs=10, **options)
+    with pytest.raises(ValueError, match=r"max_epochs=3 .* takes the validation of epoch 3"):
+        fit(Scripted(at_least_six), [guarded(1)], max_epochs=3, **options)
+
+
+def test_a_value_of_the_uncut_network_proves_nothing(fit: Fit) -> None:
+    class Rarely(Scripted):
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            self(batch[0])
+            if self.current_epoch % 2 == 0:
+                self.log("quality", self.quality(len(self.net.conv1.weight)))
+
+    pruning = guarded(0)
+    fit(Rarely(only_whole), [pruning], max_epochs=4)
+    assert pruning.steps[0].verdict is not None
+    assert (pruning.steps[0].verdict.after, outcomes(pruning)[0]) == (pytest.approx(0.5), Outcome.HALVED)
+
+
+@pytest.mark.filterwarnings("ignore:forward calls 'teacher' neither")
+def test_what_a_module_keeps_out_of_its_state_dict_goes_back_too(fit: Fit) -> None:
+    class Partial(Scripted):
+        def __init__(self) -> None:
+            super().__init__(only_whole)
+            self.teacher = nn.Linear(2, 2)
+            self.strict_loading = False
+            self.register_buffer("history", torch.zeros(0))
+            self.register_buffer("batches", torch.zeros(()), persistent=False)
+
+        def state_dict(self, *args: Any, **options: Any) -> Any:
+            state = super().state_dict(*args, **options)
+            return {name: value for name, value in state.items() if "teacher" not in name}
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            self.batches += 1
+            self.history = torch.cat([self.history, torch.ones(1)])
+
+    module, pruning = Partial(), guarded(1)
+    fit(module, [pruning], max_epochs=6)
+    assert outcomes(pruning) == [Outcome.HALVED, Outcome.LEFT]
+    assert widths(module) == {**WIDTHS, "teacher": 2}
+    # Of six epochs, two were undone.
+    assert module.batches == len(module.history) == 4 * 4
+
+
+@pytest.mark.parametrize("ours_first", [True, False], ids=["ours first", "theirs first"])
+def test_an_undo_in_the_last_epoch_is_in_the_average_and_the_checkpoint(
+    fit: Fit, ours_first: bool, tmp_path: Path
+) -> None:
+    ema, module, pruning = EMAWeightAveraging(decay=0.7), Scripted(only_whole), guarded(1)
+    last = ModelCheckpoint(tmp_path, save_last=True, save_on_train_epoch_end=True)
+    pair = [pruning, ema] if ours_first else [ema, pruning]
+    fit(module, [*pair, last], max_epochs=3, enable_checkpointing=True)
+    assert outcomes(pruning) == [Outcome.LEFT]
+    averages = dict(ema._average_model.module.named_parameters())
+    assert all(torch.equal(p, averages[name]) for name, p in module.named_parameters())
+    saved = torch.load(last.last_model_path, weights_only=True)
+    assert len(saved["state_dict"]["net.conv1.weight"]) == 8
+    resumed = guarded(1)
+    resumed.load_state_dict(saved["callbacks"][resumed.state_key])
+    assert outcomes(resumed) == [Outcome.LEFT]
+
+
+@pytest.mark.parametrize("ours_first", [True, False], ids=["ours first", "theirs first"])
+def test_no_second_cut_in_the_extra_epoch_of_swa(fit: Fit, ours_first: bool) -> None:
+    swa, pruning = StochasticWeightAveraging(0.01, swa_epoch_start=1), guarded(1)
+    module = Scripted(only_whole)
+    fit(module, [pruning, swa] if ours_first else [swa, pruning], max_epochs=3)
+    assert outcomes(pruning) == [Outcome.LEFT]
+    assert widths(module) == WIDTHS
+    averages = dict(swa._average_model.named_parameters())
+    assert all(torch.equal(p, averages[name]) for name, p in module.named_parameters())
+
+
+@pytest.mark.parametrize("other", [{}, {"max_drop": 0.1, "monitor": "val_loss", "mode": "min"}])
+def test_resumed_without_its_guard_a_cut_stays(make_trainer: Fit, tmp_path: Path, other: Any) -> None:
+    class Save(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+            trainer.save_checkpoint(tmp_path / f"epoch{trainer.current_epoch}.ckpt")
+
+    loaders = (train_loader(), val_loader())
+    make_trainer(guarded(1), Save(), max_epochs=5).fit(Scripted(only_whole), *loaders)
+    pruning = callback(1, recovery="none", **other)
+    module = Scripted(only_whole)
+    with pytest.warns(UserWarning, match="a cut waits to be judged by 'quality' .max., but"):
+        make_trainer(pruning, max_epochs=5).fit(module, *loaders, ckpt_path=tmp_path / "epoch2.ckpt")
+    assert widths(module) == ALL_HALVED
+    assert outcomes(pruning) == [None]
+
+
+def test_two_callbacks_of_which_one_may_undo(fit: Fit) -> None:
+    pair = [guarded(1, include=["net.conv1"]), callback(2, include=["net.fc1"])]
+    with pytest.raises(ValueError, match="has another ACSPPruningCallback: to undo a cut of one"):
+        fit(Scripted(only_whole), pair, max_epochs=8)
 
 
 def test_off_by_default(fit: Fit) -> None:
@@ -278,7 +411,7 @@ def test_off_by_default(fit: Fit) -> None:
 
 
 def test_a_metric_that_nobody_logs(fit: Fit) -> None:
-    with pytest.raises(ValueError, match=r"monitor is 'val_acc', which was not logged.*'val_loss'"):
+    with pytest.raises(ValueError, match=r"monitor is 'val_acc', not logged.*'val_loss'"):
         fit(Classifier(), [callback(1, max_drop=0.1)], max_epochs=4)
 
 
@@ -295,8 +428,9 @@ def test_a_metric_that_says_nothing_before_the_cut(fit: Fit) -> None:
         ([0], {"max_drop": float("inf")}, "max_drop is inf"),
         ([0], {"mode": "best"}, "mode is 'best'; it must be 'max' or 'min'"),
         ([0], {"patience": 0}, "patience is 0; it must be an integer >= 1"),
-        ([0, 2], {}, "epochs has 0 and 2, .* at least 3 epochs apart"),
-        ([7, 0, 4], {"patience": 2}, "epochs has 0 and 4, .* at least 5 epochs apart"),
+        ([0], {"monitor": "val_loss"}, "monitor is 'val_loss' with mode='max'.* set mode='min'"),
+        ([0, 2], {}, "epochs has 0 and 2, .* come from epoch 3"),
+        ([7, 0, 4], {"patience": 2}, "epochs has 0 and 4, .* come from epoch 5"),
     ],
 )
 def test_bad_arguments(epochs: list[int], options: dict[str, Any], message: str) -> None:
