@@ -1,5 +1,6 @@
 """The conductor: when to capture, when to cut, what to log. It holds no formula and cuts no weight."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,34 +14,23 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
-from acsp_lightning.allocation import (
-    check_reachable,
-    flops_budget,
-    halved_widths,
-    select_groups,
-)
+from acsp_lightning.allocation import check_reachable, flops_budget, select_groups
 from acsp_lightning.batches import BatchReader, Example, check_classes, check_labels, read_batch
 from acsp_lightning.capture import ActivationCapture, Captured, merge_activations
 from acsp_lightning.checkpoint import check_before_load, mend_progress, resize_on_load
 from acsp_lightning.companions import averaged_copies, save_uncut
 from acsp_lightning.complexity import Complexity, measure_complexity
 from acsp_lightning.functional import SelectionConfig
-from acsp_lightning.guard import Guard, Outcome, Trial, Verdict
+from acsp_lightning.guard import Guard
 from acsp_lightning.journal import announce_cut, announce_end, announce_verdict
 from acsp_lightning.loaders import training_batches, validation_batches
-from acsp_lightning.operation import (
-    cut_in_fit,
-    settle,
-    share_consumers,
-    snapshot_of_fit,
-    undo_in_fit,
-)
+from acsp_lightning.operation import cut_in_fit, settle, share_consumers
 from acsp_lightning.passes import collect_inputs, count_correct, recalibrate_batchnorm
 from acsp_lightning.plain import from_plain, to_plain
+from acsp_lightning.probation import Probation
 from acsp_lightning.ranks import agreed, decided_on_first, is_first, together
 from acsp_lightning.report import PruningStep
 from acsp_lightning.schedule import (
-    check_alone,
     check_count,
     check_epochs,
     check_patterns,
@@ -174,9 +164,10 @@ class ACSPPruningCallback(pl.Callback):
         self.monitor = monitor
         self.mode = mode
         self.patience = patience
-        self._guard = None if max_drop is None else Guard(max_drop, monitor, mode, patience)
-        if self._guard is not None:
-            self._guard.check_epochs(self.epochs, max_epochs=None)
+        guard = None if max_drop is None else Guard(max_drop, monitor, mode, patience)
+        if guard is not None:
+            guard.check_epochs(self.epochs, max_epochs=None)
+        self._probation = Probation(guard)
         self.steps: list[PruningStep] = []
         self._earlier = 0
         self._visited: list[str] = []
@@ -185,9 +176,6 @@ class ACSPPruningCallback(pl.Callback):
         self._example: Example | None = None
         self._capture: ActivationCapture | None = None
         self._captured: Captured | None = None
-        self._trial: Trial | None = None
-        self._planned: int | None = None  # epochs of the fit, before SWA adds one
-        self._stale: Tensor | None = None  # the monitor as it was before the validation
         self._load_hooks: list[RemovableHandle] = []
 
     @property
@@ -212,10 +200,7 @@ class ACSPPruningCallback(pl.Callback):
         self._visited, self._initial, self._earlier = [], None, len(self.steps)
         self._settled = set()
         check_schedule(self.epochs, trainer)
-        self._planned = None if trainer.max_epochs in (None, -1) else trainer.max_epochs
-        if self._guard is not None:
-            self._guard.check_epochs(self.epochs, self._planned, trainer.check_val_every_n_epoch or 1)
-            check_alone(self, trainer)
+        self._probation.begin(self, trainer, self.epochs)
         # DistributedDataParallel would tell one rank of a mismatch, and let the others hang.
         agreed(lambda: _shapes(pl_module))
         if not any(parameter.requires_grad for parameter in pl_module.parameters()):
@@ -229,8 +214,7 @@ class ACSPPruningCallback(pl.Callback):
         if is_dry_run(trainer):
             rank_zero_info("fast_dev_run has no second epoch: nothing will be pruned.")
             return
-        tuned = self.patience if self._guard else 0
-        together(lambda: check_step_schedule(self.epochs, trainer, tuned))
+        together(lambda: check_step_schedule(self.epochs, trainer, self._probation.patience))
         surveys = together(lambda: self._survey(trainer, pl_module))
         check_classes(torch.cat([labels for _, labels in surveys]))
         # One example for all ranks: a network traced with another one may look different.
@@ -289,7 +273,7 @@ class ACSPPruningCallback(pl.Callback):
         """Trace the network as it is now and install the hooks; the last validation of an epoch wins."""
         if self._example is None or trainer.sanity_checking:
             return  # the example is there from the start of a fit to its end
-        self._stale = trainer.callback_metrics.pop(self.monitor, None) if self._guard else None
+        self._probation.before_validation(trainer)
         if trainer.current_epoch not in self.epochs:
             return
         self._stop_capture()
@@ -342,30 +326,15 @@ class ACSPPruningCallback(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remove the hooks, and keep the statistics of all processes for the cut."""
-        metric = self._read_monitor(trainer)
-        trial = self._trial
-        if trial is not None and metric is not None and trainer.current_epoch >= trial.due:
-            self._trial = replace(trial, after=metric)
-        if self._capture is None:
+        if self._example is None or trainer.sanity_checking:
             return
         capture = self._capture
+        metric = self._probation.after_validation(trainer, captured=capture is not None)
+        if capture is None:
+            return
         self._stop_capture()
         activations = merge_activations(together(capture.finish)).to(pl_module.device)
         self._captured = Captured(trainer.current_epoch, capture.groups, activations, metric)
-
-    def _read_monitor(self, trainer: pl.Trainer) -> float | None:
-        """What the guard watches, as the first process has it; None if it was not logged now."""
-        guard = self._guard
-        if guard is None or self._example is None or trainer.sanity_checking:
-            return None
-        metrics = trainer.callback_metrics
-        if self._capture is not None:
-            return together(lambda: guard.value(metrics))[0]
-        if guard.monitor in metrics:
-            return together(lambda: float(metrics[guard.monitor]))[0]
-        if self._stale is not None:  # for whoever else looks at it
-            metrics[guard.monitor] = self._stale
-        return None
 
     def _stop_capture(self) -> None:
         if self._capture is not None:
@@ -386,7 +355,7 @@ class ACSPPruningCallback(pl.Callback):
     def _forget(self) -> None:
         self._stop_capture()
         self._captured = None  # or the next fit would cut by it
-        self._trial = None
+        self._probation.forget()
         self._example = None
         for handle in self._load_hooks:
             handle.remove()
@@ -434,10 +403,7 @@ class ACSPPruningCallback(pl.Callback):
         plan = build_plan(groups, {name: s.kept.tolist() for name, s in selections.items()})
 
         accuracy_before = self._accuracy(trainer, pl_module)
-        if captured.metric is not None:
-            due = trainer.current_epoch + self.patience - 1
-            snapshot = snapshot_of_fit(trainer)
-            self._trial = Trial(self.monitor, self.mode, captured, snapshot, captured.metric, due)
+        self._probation.open(trainer, captured)
         self._cut(trainer, plan, captured, refit)
         self._captured = None
         settle(trainer, forget_monitors=self.reset_monitors)
@@ -500,49 +466,23 @@ class ACSPPruningCallback(pl.Callback):
             inputs = (self.read_batch(batch)[0] for batch in training_batches(trainer))
             recalibrate_batchnorm(trainer.lightning_module, inputs, self.batchnorm_batches)
 
-    # -- the accuracy guard --------------------------------------------------------------------------
+    def _judge(self, trainer: pl.Trainer, next_epoch: int | None) -> None:
+        """Keep the last cut, or undo it and have it made again, at half the depth, in the next epoch."""
+        self.steps[-1], again = self._probation.judge(trainer, self.steps[-1], next_epoch, self.round_to)
+        if self.steps[-1].undone:
+            settle(trainer, forget_monitors=self.reset_monitors)
+            self._captured = again  # what else was captured is of a network that is no more
+        announce_verdict(trainer, self.steps[-1], self.report_dir)
 
     def _judge_if_due(self, trainer: pl.Trainer, next_epoch: int) -> None:
-        """Judge the last cut if it has had its time; it may be made again in ``next_epoch``."""
-        if self._trial is not None and self._trial.after is not None:
-            self._judge(trainer, again=self._leaves_time(trainer, next_epoch))
-
-    def _leaves_time(self, trainer: pl.Trainer, epoch: int) -> bool:
-        """Whether a cut at the start of an epoch can still be judged in this fit."""
-        epochs = self._planned is None or epoch + self.patience <= self._planned
-        steps = self.patience * -(-trainer.num_training_batches // trainer.accumulate_grad_batches)
-        enough = trainer.max_steps == -1 or trainer.global_step + steps <= trainer.max_steps
-        return epochs and enough and not trainer.should_stop
-
-    def _judge(self, trainer: pl.Trainer, again: bool) -> None:
-        """Keep the last cut, or undo it, and let it be done again if ``again`` and at full depth."""
-        trial, guard, step = self._trial, self._guard, self.steps[-1]
-        assert trial is not None
-        assert guard is not None
-        self._trial = None
-        # A cut of layers that have failed before stays only if it is proven.
-        outcome = Outcome.LEFT if step.again else Outcome.UNJUDGED
-        if trial.after is not None:
-            before, after = trial.before, trial.after
-            accepted = decided_on_first(lambda: guard.accepts(before, after))
-            outcome = Outcome.RECOVERED if accepted else Outcome.LEFT
-        if outcome is Outcome.LEFT:
-            undo_in_fit(trainer, trial.snapshot)
-            settle(trainer, forget_monitors=self.reset_monitors)
-            widths = halved_widths(step.selections, self.round_to)
-            self._captured = None  # of the network that is no more
-            if again and widths and not step.again:
-                outcome = Outcome.HALVED
-                groups = tuple(group for group in trial.captured.groups if group.name in widths)
-                self._captured = replace(trial.captured, groups=groups, widths=widths)
-        verdict = Verdict(guard.monitor, trial.before, trial.after, outcome)
-        self.steps[-1] = replace(step, verdict=verdict)
-        announce_verdict(trainer, self.steps[-1], self.report_dir)
+        trial = self._probation.trial
+        if trial is not None and trial.after is not None:
+            self._judge(trainer, next_epoch)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Sum up the cuts of the run, and say which one is missing."""
-        if self._trial is not None:
-            self._judge(trainer, again=False)
+        if self._probation.trial is not None:
+            self._judge(trainer, None)
         steps = self.steps[self._earlier :]
         done = self._settled | {step.epoch for step in steps}
         missed = [epoch for epoch in self.epochs if epoch not in done]
@@ -579,7 +519,7 @@ class ACSPPruningCallback(pl.Callback):
                 "visited": self._visited,
                 "initial": self._initial,
                 "captured": self._captured,
-                "trial": self._trial,
+                "trial": self._probation.trial,
             }
         )
         return state
@@ -588,8 +528,9 @@ class ACSPPruningCallback(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Let the Trainer pass over no validation that is to be captured, and no epoch after a cut."""
-        judged = range(self.patience, 2 * self.patience + 1, self.patience) if self._guard else ()
-        mend_progress(checkpoint, {e + n for e in self.epochs for n in (0, *judged)})
+        # Any validation after the first cut may be one that judges.
+        judged = range(min(self.epochs), sys.maxsize)
+        mend_progress(checkpoint, judged if self._probation.patience else self.epochs)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The inverse of :meth:`state_dict`."""
@@ -599,14 +540,7 @@ class ACSPPruningCallback(pl.Callback):
         self._visited = state["visited"]
         self._initial = state["initial"]
         self._captured = state["captured"]
-        trial: Trial | None = state["trial"]
-        if trial is not None and (self._guard is None or not self._guard.waits(trial)):
-            rank_zero_warn(
-                f"In the checkpoint a cut waits to be judged by {trial.monitor!r} ({trial.mode}), but "
-                "this callback has another guard or none: the cut stays."
-            )
-            trial = None
-        self._trial = trial
+        self._probation.resume(state["trial"])
 
 
 def _shapes(module: torch.nn.Module) -> dict[str, tuple[int, ...] | None]:

@@ -4,13 +4,14 @@ r"""Is it better than what I would have done? Two tables and a picture for one n
         --data DIR --out OUT
     python recipes/bench.py whole  ...the same...  --tuning oneshot --epochs 8
     python recipes/bench.py whole  ...the same...  --tuning layerwise --layers 3
+    python recipes/bench.py ablation  ...the same...
     python recipes/bench.py report --out OUT
 
 DIR holds train/CLASS/*.png and test/CLASS/*.png, all 32 x 32. "choice" cuts the same number of
 channels in every layer by different criteria, and recovers alike. "whole" runs every method as its
-users do, at equal FLOPs. Test pictures are never used for choosing. Every run adds a row to
-OUT/runs.csv; what is there already is not run again. "report" prints means and standard deviations
-and draws OUT/bench.png.
+users do, at equal FLOPs. "ablation" takes single parts of the default away. Test pictures are never
+used for choosing. Every run adds a row to OUT/runs.csv; what is there already is not run again. "report"
+prints means and standard deviations and draws OUT/bench.png.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -63,13 +64,36 @@ CRITERIA = {
     "mean jm": replace(DEFAULT, criterion="mean_jm"),
     "random": replace(DEFAULT, criterion="random"),
 }
-WHOLE = {
-    "paper": SelectionConfig.paper(),
-    "l1": SelectionConfig(criterion="l1"),
-    "random": SelectionConfig(criterion="random"),
-}
 Batches = list[tuple[Tensor, Tensor]]
 Cut = Callable[[nn.Module], None]
+
+
+@dataclass(frozen=True)
+class Method:
+    """How channels are selected, what the consumers do, and whether all layers keep the same share."""
+
+    selection: SelectionConfig
+    recovery: Literal["least_squares", "fold", "none"] = "least_squares"
+    uniform: bool = False
+
+
+WHOLE = {
+    "default": Method(DEFAULT),
+    "paper": Method(SelectionConfig.paper(), "none", uniform=True),
+    "l1": Method(replace(DEFAULT, criterion="l1"), "none", uniform=True),
+    "random": Method(replace(DEFAULT, criterion="random"), "none", uniform=True),
+}
+ABLATION = {
+    "default": Method(DEFAULT),
+    "level on coverage": Method(replace(DEFAULT, curve="coverage")),
+    "uniform": Method(DEFAULT, uniform=True),
+    "l1, uniform, recovered": Method(replace(DEFAULT, criterion="l1"), uniform=True),
+    "folded": Method(DEFAULT, "fold"),
+    "not recovered": Method(DEFAULT, "none"),
+    "grid 1": Method(replace(DEFAULT, grid=1)),
+    "grid 2": Method(replace(DEFAULT, grid=2)),
+    "every pixel": Method(replace(DEFAULT, grid=None)),
+}
 
 
 @dataclass(frozen=True)
@@ -143,10 +167,10 @@ def keep_for(groups: Sequence[ChannelGroup], whole: Complexity, target: float) -
     return low
 
 
-def apply(network: nn.Module, study: Study, recovery: bool) -> None:
+def apply(network: nn.Module, study: Study, recovery: str) -> None:
     """Make the cut that was studied."""
-    moments = study.activations.input_moments if recovery else None
-    refit = study.refit if recovery else None
+    moments = None if recovery == "none" else study.activations.input_moments
+    refit = study.refit if recovery == "least_squares" else None
     prune(
         network,
         study.plan,
@@ -157,14 +181,12 @@ def apply(network: nn.Module, study: Study, recovery: bool) -> None:
     )
 
 
-def our_steps(bench: Bench, name: str, target: float, layers: int | None) -> Iterator[Cut]:
-    """The default, the paper's preset, L1 or random: cuts of ``layers`` groups, first to last."""
+def our_steps(bench: Bench, method: Method, target: float, layers: int | None) -> Iterator[Cut]:
+    """A method of this package: cuts of ``layers`` groups, first to last."""
     initial = measure_complexity(bench.network, (bench.example,))
     groups = bench.groups
-    if name == "default":
-        selection = replace(DEFAULT, flops=target)
-    else:
-        selection = replace(WHOLE[name], keep=keep_for(groups, initial, target))
+    volume = {"keep": keep_for(groups, initial, target)} if method.uniform else {"flops": target}
+    selection = replace(method.selection, seed=bench.seed, **volume)
     names = [group.name for group in groups]
     for start in range(0, len(names), layers or len(names)):
 
@@ -172,12 +194,12 @@ def our_steps(bench: Bench, name: str, target: float, layers: int | None) -> Ite
             study = study_cut(
                 network,
                 bench.captured,
-                replace(selection, seed=bench.seed),
+                selection,
                 visited=names[:start],
                 layers=layers,
                 initial=initial,
             )
-            apply(network, study, recovery=name == "default")
+            apply(network, study, method.recovery)
 
         yield cut
 
@@ -218,13 +240,13 @@ def run_choice(bench: Bench, name: str, target: float) -> dict[str, Any]:
     widths = {n: s.k for n, s in widths_by.allocation.selections.items()}
     network, start = copy.deepcopy(bench.network), time.perf_counter()
     selection = replace(CRITERIA[name], seed=bench.seed)
-    apply(network, study_cut(network, bench.captured, selection, widths=widths), recovery=True)
+    apply(network, study_cut(network, bench.captured, selection, widths=widths), "least_squares")
     seconds = time.perf_counter() - start
     return {"cut": bench.accuracy(network), "seconds": seconds} | measured(bench, network)
 
 
 def run_whole(bench: Bench, name: str, target: float) -> dict[str, Any]:
-    """One row of the second table: a method as its users run it."""
+    """One row of the other tables: a method as its users run it, or a variant of the default."""
     options, network = bench.options, copy.deepcopy(bench.network)
     layers = options.layers if options.tuning == "layerwise" else None
     steps = 1 if layers is None else -(-len(bench.groups) // layers)
@@ -234,7 +256,8 @@ def run_whole(bench: Bench, name: str, target: float) -> dict[str, Any]:
     elif name == "group norm":
         cuts = group_norm_steps(bench, target, steps)
     else:
-        cuts = our_steps(bench, name, target, layers)
+        method = (ABLATION if options.table == "ablation" else WHOLE)[name]
+        cuts = our_steps(bench, method, target, layers)
     found: dict[str, Any] = {"seconds": 0.0, "epochs": 0}
     for place, cut in enumerate(cuts):
         start = time.perf_counter()
@@ -299,8 +322,8 @@ def run(options: argparse.Namespace) -> None:
     """Every run that is missing, each adding its row."""
     path = options.out / "runs.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
-    everything = list(CRITERIA) if options.table == "choice" else ["default", *WHOLE, "group norm"]
-    methods = options.methods or everything
+    rows = {"choice": list(CRITERIA), "ablation": list(ABLATION), "whole": [*WHOLE, "group norm"]}
+    methods = options.methods or rows[options.table]
     tuning = "none" if options.table == "choice" else options.tuning
     if tuning == "layerwise":
         tuning = f"layerwise {options.layers}"
@@ -401,7 +424,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("table", choices=["choice", "whole", "report"])
+    parser.add_argument("table", choices=["choice", "whole", "ablation", "report"])
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--network", default="acsp_lightning.zoo.resnet56", help="import path")
     parser.add_argument("--classes", type=int, default=10)

@@ -26,6 +26,7 @@ RANKS = {
     "operation": 2,
     "passes": 2,
     "plain": 3,
+    "probation": 3,
     "ranks": 2,
     "report": 2,
     "schedule": 2,
@@ -35,7 +36,17 @@ RANKS = {
     "callback": 4,
     "cli": 5,
 }
-WITH_LIGHTNING = {"callback", "cli", "companions", "journal", "loaders", "operation", "schedule", "zoo"}
+WITH_LIGHTNING = {
+    "callback",
+    "cli",
+    "companions",
+    "journal",
+    "loaders",
+    "operation",
+    "probation",
+    "schedule",
+    "zoo",
+}
 
 
 def part(path: Path) -> str:

@@ -70,16 +70,6 @@ class PruningPlan:
         """Positions that ``side`` of ``layer`` keeps; None if the plan does not touch it."""
         return next((c.kept for c in self.cuts if (c.layer, c.side) == (layer, side)), None)
 
-    def layer_shares(self) -> dict[str, float]:
-        """Share of the arithmetic that stays, per layer cut: kept outputs times kept inputs.
-
-        Exact for layers whose cost is proportional to both widths, which all that can be cut are.
-        """
-        shares: dict[str, float] = {}
-        for cut in self.cuts:
-            shares[cut.layer] = shares.get(cut.layer, 1.0) * len(cut.kept) / cut.width
-        return shares
-
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, strings and integers, as JSON and ``weights_only`` checkpoints take them."""
         return {

@@ -210,8 +210,6 @@ def test_plan_answers():
     assert plan.kept("3", "in") == (0, 1, 5)
     assert plan.kept("3", "out") is None
     assert [cut.layer for cut in plan] == ["0", "1", "3"]
-    both = PruningPlan((SideCut("a", "in", 4, (0,)), SideCut("a", "out", 6, (0, 1, 2))))
-    assert both.layer_shares() == {"a": 0.125}
 
 
 def chain_groups():

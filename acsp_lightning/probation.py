@@ -1,0 +1,141 @@
+"""The accuracy guard at work: the last cut of a fit is watched, and undone if it does not pay."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from acsp_lightning.allocation import halved_widths
+from acsp_lightning.capture import Captured
+from acsp_lightning.guard import Guard, Outcome, Trial, Verdict
+from acsp_lightning.operation import snapshot_of_fit, undo_in_fit
+from acsp_lightning.ranks import decided_on_first, together
+from acsp_lightning.report import PruningStep
+from acsp_lightning.schedule import check_alone
+
+
+class Probation:
+    """What the guard knows of one fit; without a guard it does nothing.
+
+    Args:
+        guard: when a cut counts as recovered; None: every cut stays.
+
+    Attributes:
+        trial: the cut that has yet to prove itself, if there is one.
+    """
+
+    def __init__(self, guard: Guard | None) -> None:
+        self.trial: Trial | None = None
+        self._guard = guard
+        self._epochs: int | None = None  # of the fit, before SWA adds one
+        self._stale: Tensor | None = None  # the monitor as it was before a validation
+
+    @property
+    def patience(self) -> int:
+        """Epochs of tuning that a cut needs; 0 without a guard."""
+        return 0 if self._guard is None else self._guard.patience
+
+    def begin(self, callback: pl.Callback, trainer: pl.Trainer, epochs: Sequence[int]) -> None:
+        """Check that the cuts after ``epochs`` can be judged, and undone without harm to others."""
+        self._epochs = None if trainer.max_epochs in (None, -1) else trainer.max_epochs
+        if self._guard is not None:
+            self._guard.check_epochs(epochs, self._epochs, trainer.check_val_every_n_epoch or 1)
+            check_alone(callback, trainer)
+
+    def forget(self) -> None:
+        """Hold no weights of the user's."""
+        self.trial = None
+
+    def resume(self, trial: Trial | None) -> None:
+        """Go on with a trial out of a checkpoint, if it is one of this guard's."""
+        if trial is not None and (self._guard is None or not self._guard.waits(trial)):
+            rank_zero_warn(
+                f"In the checkpoint a cut waits to be judged by {trial.monitor!r} ({trial.mode}), but "
+                "this callback has another guard or none: the cut stays."
+            )
+            trial = None
+        self.trial = trial
+
+    def before_validation(self, trainer: pl.Trainer) -> None:
+        """Take the monitor's value away, so that what is there afterwards is new."""
+        if self._guard is not None:
+            self._stale = trainer.callback_metrics.pop(self._guard.monitor, None)
+
+    def after_validation(self, trainer: pl.Trainer, *, captured: bool) -> float | None:
+        """The monitor as the first process has it; None if this validation has not logged it.
+
+        Raises:
+            ValueError: if it was not logged, or is not finite, in a validation that was ``captured``.
+        """
+        guard, metrics = self._guard, trainer.callback_metrics
+        if guard is None:
+            return None
+        if captured:
+            return together(lambda: guard.value(metrics))[0]
+        if guard.monitor not in metrics:
+            if self._stale is not None:  # for whoever else looks at it
+                metrics[guard.monitor] = self._stale
+            return None
+        value = together(lambda: float(metrics[guard.monitor]))[0]
+        if self.trial is not None and trainer.current_epoch >= self.trial.due:
+            self.trial = replace(self.trial, after=value)
+        return value
+
+    def open(self, trainer: pl.Trainer, captured: Captured) -> None:
+        """Keep all that it takes to undo the cut that is about to be made."""
+        if self._guard is None or captured.metric is None:
+            return
+        self.trial = Trial(
+            monitor=self._guard.monitor,
+            mode=self._guard.mode,
+            captured=captured,
+            snapshot=snapshot_of_fit(trainer),
+            before=captured.metric,
+            due=trainer.current_epoch + self.patience - 1,
+        )
+
+    def judge(
+        self, trainer: pl.Trainer, step: PruningStep, next_epoch: int | None, round_to: int
+    ) -> tuple[PruningStep, Captured | None]:
+        """Keep the cut on trial, or undo it.
+
+        Args:
+            trainer: in the fit, between two epochs or at its end.
+            step: the record of the cut.
+            next_epoch: the epoch in which it could be made again; None: there is none.
+            round_to: widths are multiples of this.
+
+        Returns:
+            The record with its verdict, and by what to cut again; None if not.
+        """
+        trial, guard = self.trial, self._guard
+        assert trial is not None
+        assert guard is not None
+        self.trial = None
+        # A cut of layers that have failed before stays only if it is proven.
+        outcome = Outcome.LEFT if step.again else Outcome.UNJUDGED
+        if trial.after is not None:
+            before, after = trial.before, trial.after
+            accepted = decided_on_first(lambda: guard.accepts(before, after))
+            outcome = Outcome.RECOVERED if accepted else Outcome.LEFT
+        again: Captured | None = None
+        if outcome is Outcome.LEFT:
+            undo_in_fit(trainer, trial.snapshot)
+            widths = halved_widths(step.selections, round_to)
+            if widths and not step.again and self._leaves_time(trainer, next_epoch):
+                outcome = Outcome.HALVED
+                groups = tuple(group for group in trial.captured.groups if group.name in widths)
+                again = replace(trial.captured, groups=groups, widths=widths)
+        verdict = Verdict(guard.monitor, trial.before, trial.after, outcome)
+        return replace(step, verdict=verdict), again
+
+    def _leaves_time(self, trainer: pl.Trainer, epoch: int | None) -> bool:
+        """Whether a cut at the start of an epoch can still be judged in this fit."""
+        if epoch is None or trainer.should_stop:
+            return False
+        if self._epochs is not None and epoch + self.patience > self._epochs:
+            return False
+        steps = self.patience * -(-trainer.num_training_batches // trainer.accumulate_grad_batches)
+        return trainer.max_steps == -1 or trainer.global_step + steps <= trainer.max_steps
