@@ -70,24 +70,30 @@ Cut = Callable[[nn.Module], None]
 
 @dataclass(frozen=True)
 class Method:
-    """How channels are selected, what the consumers do, and whether all layers keep the same share."""
+    """How channels are selected, what the consumers do, and what says how many stay.
+
+    The volume is that of ``SelectionConfig.flops``, or the same share of every layer, at equal FLOPs; or
+    what a knee says.
+    """
 
     selection: SelectionConfig
     recovery: Literal["least_squares", "fold", "none"] = "least_squares"
-    uniform: bool = False
+    volume: Literal["flops", "uniform", "knee"] = "flops"
 
 
 WHOLE = {
     "default": Method(DEFAULT),
-    "paper": Method(SelectionConfig.paper(), "none", uniform=True),
-    "l1": Method(replace(DEFAULT, criterion="l1"), "none", uniform=True),
-    "random": Method(replace(DEFAULT, criterion="random"), "none", uniform=True),
+    "paper": Method(SelectionConfig.paper(), "none", volume="uniform"),
+    "l1": Method(replace(DEFAULT, criterion="l1"), "none", volume="uniform"),
+    "random": Method(replace(DEFAULT, criterion="random"), "none", volume="uniform"),
 }
 ABLATION = {
     "default": Method(DEFAULT),
     "level on coverage": Method(replace(DEFAULT, curve="coverage")),
-    "uniform": Method(DEFAULT, uniform=True),
-    "l1, uniform, recovered": Method(replace(DEFAULT, criterion="l1"), uniform=True),
+    "uniform": Method(DEFAULT, volume="uniform"),
+    "l1, uniform, recovered": Method(replace(DEFAULT, criterion="l1"), volume="uniform"),
+    "knee of the network": Method(DEFAULT, volume="knee"),
+    "knees of the layers": Method(replace(DEFAULT, curve="coverage"), volume="knee"),
     "folded": Method(DEFAULT, "fold"),
     "not recovered": Method(DEFAULT, "none"),
     "grid 1": Method(replace(DEFAULT, grid=1)),
@@ -185,8 +191,11 @@ def our_steps(bench: Bench, method: Method, target: float, layers: int | None) -
     """A method of this package: cuts of ``layers`` groups, first to last."""
     initial = measure_complexity(bench.network, (bench.example,))
     groups = bench.groups
-    volume = {"keep": keep_for(groups, initial, target)} if method.uniform else {"flops": target}
-    selection = replace(method.selection, seed=bench.seed, **volume)
+    selection = replace(method.selection, seed=bench.seed)
+    if method.volume == "flops":
+        selection = replace(selection, flops=target)
+    if method.volume == "uniform":
+        selection = replace(selection, keep=keep_for(groups, initial, target))
     names = [group.name for group in groups]
     for start in range(0, len(names), layers or len(names)):
 
@@ -396,7 +405,9 @@ def draw(cells: dict[tuple[str, ...], list[dict[str, str]]], path: Path) -> None
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    panels = sorted({(table, tuning) for table, tuning, *_ in cells})
+    kinds = sorted({key[:2] for key in cells})
+    # A line takes two points; the tables have the rest.
+    panels = [kind for kind in kinds if len({key[2] for key in cells if key[:2] == kind}) > 1] or kinds
     figure, axes = pyplot.subplots(1, len(panels), figsize=(5.5 * len(panels), 4.5), squeeze=False)
     for axis, panel in zip(axes[0], panels, strict=True):
         column = "cut" if panel[1].startswith("none") else "tuned"
