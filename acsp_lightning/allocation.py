@@ -7,7 +7,7 @@ from torch import nn
 
 from acsp_lightning.capture import Activations
 from acsp_lightning.complexity import Complexity
-from acsp_lightning.damage import candidate_widths, damage_curve
+from acsp_lightning.damage import DamageCurve, candidate_widths, damage_curve
 from acsp_lightning.evidence import gather_evidence
 from acsp_lightning.functional import (
     ChannelCurves,
@@ -21,7 +21,7 @@ from acsp_lightning.functional import (
 )
 from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.refit import Target
-from acsp_lightning.volume import LayerCosts, NetworkCurve, Stage, cheapest_path, widths_within
+from acsp_lightning.volume import LayerCosts, NetworkCurve, cheapest_path, widths_within
 
 BISECTION_STEPS = 40
 
@@ -77,42 +77,30 @@ def select_groups(
     candidates = {
         group.name: candidate_widths(group.width, config.min_channels, round_to) for group in groups
     }
-    # A layer's own knee wants all of its curve.
-    everywhere = widths is None and not (config.looks_at_network and config.curve == "damage")
+    by_damage = widths is None and config.looks_at_network and config.curve == "damage"
+    ks: dict[str, list[int] | None] = dict.fromkeys(
+        evidence
+    )  # a layer's own knee wants all of its curve
+    if by_damage:
+        ks.update(candidates)
+    if widths is not None:
+        ks.update({g.name: sorted({*candidates[g.name], widths[g.name]} - {g.width}) for g in groups})
     curves = {
-        name: trace_curves(
-            found.distances,
-            found.contributions if weighted else None,
-            None if everywhere else _with(candidates[name], len(found.distances), widths, name),
-        )
+        name: trace_curves(found.distances, found.contributions if weighted else None, ks[name])
         for name, found in evidence.items()
     }
     decisions: Mapping[str, WidthDecision] = {}
     network: NetworkCurve | None = None
     if widths is not None:
-        decisions = {name: WidthDecision(k, None, WidthReason.HALVED) for name, k in widths.items()}
-    elif config.looks_at_network and config.curve == "damage":
+        decisions = _decided(widths, WidthReason.HALVED)
+    elif by_damage:
         damage = {
             group.name: damage_curve(
-                model,
-                group,
-                activations,
-                curves[group.name],
-                targets or {},
-                candidates[group.name],
+                model, group, activations, curves[group.name], targets or {}, candidates[group.name]
             )
             for group in groups
         }
-        costs = LayerCosts(groups, layer_flops)
-        stages = cheapest_path(damage, costs)
-        if budget is None:
-            network, decisions = _network_knee(stages)
-        else:
-            network = NetworkCurve.of(stages)
-            reached = widths_within(stages, damage, costs, budget)
-            if reached is None:
-                raise ValueError(_unreachable(config, budget, stages[-1].flops))
-            decisions = _decided(reached, WidthReason.LEAST_DAMAGE)
+        network, decisions = _least_damage(damage, LayerCosts(groups, layer_flops), config, budget)
     elif budget is not None:
         decisions = _one_level(curves, LayerCosts(groups, layer_flops), config, round_to, budget)
     selections = {
@@ -131,18 +119,23 @@ def select_groups(
     return Allocation(selections, network)
 
 
-def _with(ks: list[int], width: int, widths: Mapping[str, int] | None, name: str) -> list[int]:
-    """Numbers of channels to look at, with the one that is asked for."""
-    asked = set() if widths is None or widths[name] == width else {widths[name]}
-    return sorted({*ks, *asked})
-
-
-def _network_knee(stages: Sequence[Stage]) -> tuple[NetworkCurve, dict[str, WidthDecision]]:
+def _least_damage(
+    damage: Mapping[str, DamageCurve],
+    costs: LayerCosts,
+    config: SelectionConfig,
+    budget: float | None,
+) -> tuple[NetworkCurve, dict[str, WidthDecision]]:
+    """The widths at the knee of the network's curve, or those of least damage within a budget."""
+    stages = cheapest_path(damage, costs)
     network = NetworkCurve.of(stages)
-    knee = network.knee
-    if knee is None:
+    if budget is not None:
+        reached = widths_within(stages, damage, costs, budget)
+        if reached is None:
+            raise ValueError(_unreachable(config, budget, stages[-1].flops))
+        return network, _decided(reached, WidthReason.LEAST_DAMAGE)
+    if network.knee is None:
         return network, _decided(stages[0].widths, WidthReason.NO_NETWORK_KNEE)
-    return network, _decided(stages[knee].widths, WidthReason.NETWORK_KNEE)
+    return network, _decided(stages[network.knee].widths, WidthReason.NETWORK_KNEE)
 
 
 def _decided(widths: Mapping[str, int], reason: WidthReason) -> dict[str, WidthDecision]:

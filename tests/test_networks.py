@@ -29,8 +29,6 @@ def pictures(samples: int, seed: int) -> TensorDataset:
     return TensorDataset(patterns[labels] + noise, labels)
 
 
-# Untrained networks on noise: some layers have no knee.
-@pytest.mark.filterwarnings("ignore:The curve of .* has no knee")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_cut_by_the_default_rule_and_trained_on(name: str, fit: Fit) -> None:
     torch.manual_seed(0)
