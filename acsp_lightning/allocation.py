@@ -78,9 +78,8 @@ def select_groups(
         group.name: candidate_widths(group.width, config.min_channels, round_to) for group in groups
     }
     by_damage = widths is None and config.looks_at_network and config.curve == "damage"
-    ks: dict[str, list[int] | None] = dict.fromkeys(
-        evidence
-    )  # a layer's own knee wants all of its curve
+    # A layer's own knee wants all of its curve.
+    ks: dict[str, list[int] | None] = dict.fromkeys(evidence)
     if by_damage:
         ks.update(candidates)
     if widths is not None:
