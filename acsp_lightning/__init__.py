@@ -8,6 +8,12 @@ if TYPE_CHECKING:
     from acsp_lightning.checkpoint import PrunedCheckpointMixin, load_pruned, restore_structure
     from acsp_lightning.complexity import Complexity, measure_complexity
     from acsp_lightning.functional import ChannelSelection, SelectionConfig
+    from acsp_lightning.latency import (
+        Latency,
+        LatencyComparison,
+        compare_latency,
+        measure_latency,
+    )
     from acsp_lightning.report import PruningStep
     from acsp_lightning.structure.forward import UnsupportedStructureError
     from acsp_lightning.structure.plan import PruningPlan
@@ -17,14 +23,18 @@ __all__ = [
     "ACSPPruningCallback",
     "ChannelSelection",
     "Complexity",
+    "Latency",
+    "LatencyComparison",
     "PrunedCheckpointMixin",
     "PruningPlan",
     "PruningStep",
     "SelectionConfig",
     "UnsupportedStructureError",
     "apply_plan",
+    "compare_latency",
     "load_pruned",
     "measure_complexity",
+    "measure_latency",
     "restore_structure",
 ]
 
@@ -32,14 +42,18 @@ _HOMES = {
     "ACSPPruningCallback": "callback",
     "ChannelSelection": "functional",
     "Complexity": "complexity",
+    "Latency": "latency",
+    "LatencyComparison": "latency",
     "PrunedCheckpointMixin": "checkpoint",
     "PruningPlan": "structure.plan",
     "PruningStep": "report",
     "SelectionConfig": "functional",
     "UnsupportedStructureError": "structure.forward",
     "apply_plan": "structure.surgery",
+    "compare_latency": "latency",
     "load_pruned": "checkpoint",
     "measure_complexity": "complexity",
+    "measure_latency": "latency",
     "restore_structure": "checkpoint",
 }
 

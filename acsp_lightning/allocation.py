@@ -8,22 +8,27 @@ from torch import nn
 from acsp_lightning.capture import Activations
 from acsp_lightning.complexity import Complexity
 from acsp_lightning.damage import DamageCurve, candidate_widths, damage_curve
-from acsp_lightning.evidence import gather_evidence
+from acsp_lightning.evidence import Comparison, gather_evidence
 from acsp_lightning.functional import (
     ChannelCurves,
     ChannelSelection,
     SelectionConfig,
     WidthDecision,
     WidthReason,
+    expected_seconds,
     select_channels,
     trace_curves,
     width_at_level,
+    width_of_share,
 )
 from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.refit import Target
 from acsp_lightning.volume import LayerCosts, NetworkCurve, cheapest_path, widths_within
 
 BISECTION_STEPS = 40
+
+# Comparing fewer classes takes seconds, and trying it out would take longer.
+MANY_CLASSES = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +37,12 @@ class Allocation:
 
     Attributes:
         selections: a selection for each group, by name.
+        comparison: what the distances between channels rest on, in the worst case of all groups.
         network: the curve of the whole network; None if every group was decided by itself.
     """
 
     selections: Mapping[str, ChannelSelection]
+    comparison: Comparison
     network: NetworkCurve | None = None
 
 
@@ -49,7 +56,7 @@ def select_groups(
     targets: Mapping[str, Target] | None = None,
     round_to: int = 1,
     budget: float | None = None,
-    widths: Mapping[str, int] | None = None,
+    widths: Mapping[str, WidthDecision] | None = None,
 ) -> Allocation:
     """Select the channels of every group that stay.
 
@@ -63,7 +70,7 @@ def select_groups(
             every output counts by its own energy.
         round_to: every width is raised to a multiple of this.
         budget: FLOPs that all layers together may have after the cut; None: a knee decides.
-        widths: channels to keep of every group, by name, from :func:`halved_widths`; None: decide.
+        widths: decisions already made for every group, by name, as from :func:`decided`; None: decide.
 
     Returns:
         The selections, with the curve of the network where ``config.curve`` is "damage".
@@ -72,7 +79,9 @@ def select_groups(
         ValueError: if the budget cannot be met even at the smallest widths, or as
             :func:`acsp_lightning.evidence.gather_evidence`.
     """
-    evidence = {group.name: gather_evidence(model, group, activations) for group in groups}
+    evidence = {group.name: gather_evidence(model, group, activations, config) for group in groups}
+    if widths is None and config.keep is not None:
+        widths = {g.name: width_of_share(g.width, config, round_to=round_to) for g in groups}
     weighted = config.weighting == "contribution"
     candidates = {
         group.name: candidate_widths(group.width, config.min_channels, round_to) for group in groups
@@ -83,7 +92,7 @@ def select_groups(
     if by_damage:
         ks.update(candidates)
     if widths is not None:
-        ks.update({g.name: sorted({*candidates[g.name], widths[g.name]} - {g.width}) for g in groups})
+        ks.update({g.name: sorted({*candidates[g.name], widths[g.name].k} - {g.width}) for g in groups})
     curves = {
         name: trace_curves(found.distances, found.contributions if weighted else None, ks[name])
         for name, found in evidence.items()
@@ -91,7 +100,7 @@ def select_groups(
     decisions: Mapping[str, WidthDecision] = {}
     network: NetworkCurve | None = None
     if widths is not None:
-        decisions = _decided(widths, WidthReason.HALVED)
+        decisions = widths
     elif by_damage:
         damage = {
             group.name: damage_curve(
@@ -115,7 +124,26 @@ def select_groups(
         )
         for place, (name, found) in enumerate(evidence.items())
     }
-    return Allocation(selections, network)
+    comparisons = [found.comparison for found in evidence.values()]
+    nothing = Comparison(classes=0, unseen=0, class_pairs=0, sampling_error=0.0)
+    worst = max(comparisons, key=lambda comparison: comparison.sampling_error, default=nothing)
+    return Allocation(selections, worst, network)
+
+
+def expected_wait(
+    groups: Iterable[ChannelGroup], activations: Activations, config: SelectionConfig
+) -> float:
+    """Seconds that :func:`select_groups` will compare channels for, from a try on a few classes.
+
+    0 where there are too few classes for it to matter, without a try.
+    """
+    layers = {side.layer for group in groups for side in group.producers}
+    if all(len(activations.outputs[layer].count) < MANY_CLASSES for layer in layers):
+        return 0.0
+    try:
+        return sum(expected_seconds(activations.moments(layer), config.class_pairs) for layer in layers)
+    except ValueError:
+        return 0.0  # what is wrong with the moments is said where the layer is known
 
 
 def _least_damage(
@@ -131,13 +159,14 @@ def _least_damage(
         reached = widths_within(stages, damage, costs, budget)
         if reached is None:
             raise ValueError(_unreachable(config, budget, stages[-1].flops))
-        return network, _decided(reached, WidthReason.LEAST_DAMAGE)
+        return network, decided(reached, WidthReason.LEAST_DAMAGE)
     if network.knee is None:
-        return network, _decided(stages[0].widths, WidthReason.NO_NETWORK_KNEE)
-    return network, _decided(stages[network.knee].widths, WidthReason.NETWORK_KNEE)
+        return network, decided(stages[0].widths, WidthReason.NO_NETWORK_KNEE)
+    return network, decided(stages[network.knee].widths, WidthReason.NETWORK_KNEE)
 
 
-def _decided(widths: Mapping[str, int], reason: WidthReason) -> dict[str, WidthDecision]:
+def decided(widths: Mapping[str, int], reason: WidthReason) -> dict[str, WidthDecision]:
+    """Widths as decisions, all for one reason."""
     return {name: WidthDecision(k, None, reason) for name, k in widths.items()}
 
 

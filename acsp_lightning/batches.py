@@ -68,11 +68,14 @@ def _moved(inputs: Any, device: torch.device) -> Any:
     return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, inputs)
 
 
-def check_classes(labels: Tensor) -> None:
-    """Check that the classes to be captured can be told apart at all.
+def count_classes(labels: Tensor) -> int:
+    """The number of classes to be captured, after a check that they can be told apart at all.
 
     Args:
         labels: class indices of all samples, int64, shape (samples,).
+
+    Returns:
+        C, the largest index plus one.
 
     Raises:
         ValueError: if there are fewer than two classes, or a class has a single sample.
@@ -91,6 +94,7 @@ def check_classes(labels: Tensor) -> None:
             f"({len(single)} such classes); a variance needs at least 2. Validate on more of the data, "
             "or raise max_batches."
         )
+    return len(counts)
 
 
 def _describe(batch: Any) -> str:

@@ -14,15 +14,23 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
-from acsp_lightning.allocation import check_reachable, flops_budget, select_groups
-from acsp_lightning.batches import BatchReader, Example, check_classes, check_labels, read_batch
+from acsp_lightning.allocation import (
+    Allocation,
+    check_reachable,
+    decided,
+    expected_wait,
+    flops_budget,
+    select_groups,
+)
+from acsp_lightning.batches import BatchReader, Example, check_labels, count_classes, read_batch
 from acsp_lightning.capture import ActivationCapture, Captured, merge_activations
 from acsp_lightning.checkpoint import check_before_load, mend_progress, resize_on_load
 from acsp_lightning.companions import averaged_copies, save_uncut
 from acsp_lightning.complexity import Complexity, measure_complexity
-from acsp_lightning.functional import SelectionConfig
+from acsp_lightning.functional import SelectionConfig, WidthReason
 from acsp_lightning.guard import Guard
-from acsp_lightning.journal import announce_cut, announce_end, announce_verdict
+from acsp_lightning.journal import announce_cut, announce_end, announce_verdict, announce_wait
+from acsp_lightning.latency import check_batch_sizes
 from acsp_lightning.loaders import training_batches, validation_batches
 from acsp_lightning.operation import cut_in_fit, settle, share_consumers
 from acsp_lightning.passes import collect_inputs, count_correct, recalibrate_batchnorm
@@ -39,6 +47,7 @@ from acsp_lightning.schedule import (
     check_trainer,
     is_dry_run,
 )
+from acsp_lightning.stopwatch import time_cut, uncut_copy
 from acsp_lightning.structure.fidelity import prunable_groups, unseen_layers
 from acsp_lightning.structure.groups import ChannelGroup, Tracing
 from acsp_lightning.structure.plan import PruningPlan, build_plan
@@ -82,6 +91,10 @@ class ACSPPruningCallback(pl.Callback):
             which understands ``(x, y)`` and dicts with ``image`` or ``x`` and ``label`` or ``y``.
         report_dir: folder for the record of every cut (JSON); None: ``acsp`` in the logger's
             directory, or in the trainer's.
+        latency_batch_sizes: batch sizes at which the network is timed before and after every cut, in
+            turns in one run, eagerly and without autocast, on the device of the module, by the first
+            process. It costs seconds and, meanwhile, memory for a copy of the network. Empty: it is
+            not timed.
         reset_monitors: let EarlyStopping, ReduceLROnPlateau and ModelCheckpoint forget at a cut how
             good the uncut network was.
         max_drop: how much ``monitor`` may be worse after a cut and ``patience`` epochs of tuning than
@@ -122,6 +135,7 @@ class ACSPPruningCallback(pl.Callback):
         max_batches: int | None = None,
         read_batch: BatchReader = read_batch,
         report_dir: str | Path | None = None,
+        latency_batch_sizes: Sequence[int] = (),
         reset_monitors: bool = True,
         max_drop: float | None = None,
         monitor: str = "val_acc",
@@ -146,6 +160,7 @@ class ACSPPruningCallback(pl.Callback):
         if recovery not in RECOVERIES:
             raise ValueError(f"recovery is {recovery!r}; it must be one of {', '.join(RECOVERIES)}.")
         check_count("recovery_samples", recovery_samples, at_least=1)
+        check_batch_sizes("latency_batch_sizes", latency_batch_sizes)
         self.epochs = tuple(epochs)
         self.layers_per_epoch = layers_per_epoch
         self.include = tuple(include)
@@ -159,6 +174,7 @@ class ACSPPruningCallback(pl.Callback):
         self.max_batches = max_batches
         self.read_batch = read_batch
         self.report_dir = report_dir
+        self.latency_batch_sizes = tuple(latency_batch_sizes)
         self.reset_monitors = reset_monitors
         self.max_drop = max_drop
         self.monitor = monitor
@@ -174,6 +190,7 @@ class ACSPPruningCallback(pl.Callback):
         self._settled: set[int] = set()  # epochs in which no layer was left to capture
         self._initial: Complexity | None = None
         self._example: Example | None = None
+        self._num_classes = 0
         self._capture: ActivationCapture | None = None
         self._captured: Captured | None = None
         self._load_hooks: list[RemovableHandle] = []
@@ -216,7 +233,7 @@ class ACSPPruningCallback(pl.Callback):
             return
         together(lambda: check_step_schedule(self.epochs, trainer, self._probation.patience))
         surveys = together(lambda: self._survey(trainer, pl_module))
-        check_classes(torch.cat([labels for _, labels in surveys]))
+        self._num_classes = count_classes(torch.cat([labels for _, labels in surveys]))
         # One example for all ranks: a network traced with another one may look different.
         example = next((example for example, _ in surveys if example is not None), None)
         if example is None:
@@ -283,7 +300,9 @@ class ACSPPruningCallback(pl.Callback):
             rank_zero_warn(f"Every layer was visited before epoch {trainer.current_epoch}; no cut.")
             self._settled.add(trainer.current_epoch)
             return
-        self._capture = ActivationCapture(pl_module, groups.values(), self.selection.grid)
+        self._capture = ActivationCapture(
+            pl_module, groups.values(), self.selection.grid, self._num_classes
+        )
         self._capture.attach()
 
     def _due(self, pl_module: pl.LightningModule) -> tuple[ChannelGroup, ...]:
@@ -385,8 +404,14 @@ class ACSPPruningCallback(pl.Callback):
         assert self._example is not None, "on_train_start comes first"
         before = measure_complexity(pl_module, self._example.counted)
         refit = self._prepare_refit(trainer, pl_module, captured.groups)
-        allocation = decided_on_first(
-            lambda: select_groups(
+        halved = None
+        if captured.widths is not None:
+            halved = decided(captured.widths, WidthReason.HALVED)
+
+        def select() -> Allocation:
+            wait = expected_wait(captured.groups, captured.activations, self.selection)
+            announce_wait(wait, self.selection)
+            return select_groups(
                 pl_module,
                 captured.groups,
                 captured.activations,
@@ -395,14 +420,16 @@ class ACSPPruningCallback(pl.Callback):
                 targets=None if refit is None else refit.targets,
                 round_to=self.round_to,
                 budget=flops_budget(self.selection, self._initial or before, before),
-                widths=captured.widths,
+                widths=halved,
             )
-        )
+
+        allocation = decided_on_first(select)
         groups = captured.groups[: self.layers_per_epoch]
         selections = {group.name: allocation.selections[group.name] for group in groups}
         plan = build_plan(groups, {name: s.kept.tolist() for name, s in selections.items()})
 
         accuracy_before = self._accuracy(trainer, pl_module)
+        uncut = uncut_copy(pl_module, self.latency_batch_sizes)
         self._probation.open(trainer, captured)
         self._cut(trainer, plan, captured, refit)
         self._captured = None
@@ -422,7 +449,9 @@ class ACSPPruningCallback(pl.Callback):
             accuracy_before=accuracy_before,
             accuracy_after=self._accuracy(trainer, pl_module),
             samples=captured.activations.samples,
+            comparison=allocation.comparison,
             network=allocation.network,
+            latency=time_cut(uncut, pl_module, self._example.counted, self.latency_batch_sizes),
         )
         self.steps.append(step)
         announce_cut(trainer, step, self.report_dir)

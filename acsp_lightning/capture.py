@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d
 from torch.utils.hooks import RemovableHandle
 
-from acsp_lightning.functional import ClassMoments, class_moments, merge_moments
+from acsp_lightning.functional import ClassMoments, ClassSums
 from acsp_lightning.structure.groups import ChannelGroup, input_spread
 from acsp_lightning.structure.layers import channel_dim
 
@@ -19,6 +19,14 @@ POOLS: tuple[Callable[..., Tensor], ...] = (
     adaptive_avg_pool2d,
     adaptive_avg_pool3d,
 )
+
+# Of an input map about so many positions enter its second moments, others in every batch: neighbours
+# tell nearly the same, and all of them would double the time of a forward pass.
+INPUT_POSITIONS = 9
+
+# Multiples of these, less their whole parts, fill the unit interval, square or cube evenly, however many
+# there are (M. Roberts, "The unreasonable effectiveness of quasirandom sequences", 2018).
+SEQUENCES = {1: (0.6180,), 2: (0.7549, 0.5698), 3: (0.8192, 0.6711, 0.5497)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,25 +56,26 @@ class Activations:
     """The statistics of one capture.
 
     Attributes:
-        moments: class moments of the own output of every layer that makes channels, by layer name.
+        outputs: sums by class over the own output of every layer that makes channels, by layer name.
         inputs: second moments of the input of every layer that consumes channels, by layer name.
         samples: number of samples seen.
     """
 
-    moments: Mapping[str, ClassMoments]
+    outputs: Mapping[str, ClassSums]
     inputs: Mapping[str, InputMoments]
     samples: int
 
     def to(self, device: torch.device) -> "Activations":
         """The same statistics on another device."""
         return Activations(
-            {
-                layer: ClassMoments(m.count.to(device), m.mean.to(device), m.m2.to(device))
-                for layer, m in self.moments.items()
-            },
+            {layer: sums.to(device) for layer, sums in self.outputs.items()},
             {layer: InputMoments(m.count, m.total.to(device)) for layer, m in self.inputs.items()},
             self.samples,
         )
+
+    def moments(self, layer: str) -> ClassMoments:
+        """Class moments of a layer's own output."""
+        return self.outputs[layer].moments()
 
     @property
     def input_moments(self) -> dict[str, Tensor]:
@@ -107,21 +116,25 @@ def merge_activations(parts: Iterable[Activations]) -> Activations:
     merged, *others = seen
     for part in others:
         merged = Activations(
-            {layer: _merged(layer, m, part.moments[layer]) for layer, m in merged.moments.items()},
+            {layer: _merged(layer, sums, part.outputs[layer]) for layer, sums in merged.outputs.items()},
             {layer: m.merged(part.inputs[layer]) for layer, m in merged.inputs.items()},
             merged.samples + part.samples,
         )
     return merged
 
 
-def _merged(layer: str, known: ClassMoments, more: ClassMoments) -> ClassMoments:
-    if known.num_positions != more.num_positions:
+def _merged(layer: str, known: ClassSums, more: ClassSums) -> ClassSums:
+    _check_positions(layer, known, more.origin.shape[1])
+    return known.merged(more)
+
+
+def _check_positions(layer: str, known: ClassSums, found: int) -> None:
+    if known.origin.shape[1] != found:
         raise ValueError(
-            f"Layer {layer!r} gave maps of {known.num_positions} and of {more.num_positions} "
+            f"Layer {layer!r} gave maps of {known.origin.shape[1]} and of {found} "
             "positions. Separation compares position with position: validate on inputs of one "
             "size, or set a smaller selection.grid."
         )
-    return merge_moments(known, more)
 
 
 class _EagerStance:
@@ -163,18 +176,23 @@ class ActivationCapture:
         model: the network; held only while attached, so that layers may be exchanged in between.
         groups: groups of channels to look at.
         grid: pool every spatial axis to at most this many positions; None: keep every pixel.
+        num_classes: C; more, should larger labels come.
     """
 
-    def __init__(self, model: nn.Module, groups: Iterable[ChannelGroup], grid: int | None) -> None:
+    def __init__(
+        self, model: nn.Module, groups: Iterable[ChannelGroup], grid: int | None, num_classes: int
+    ) -> None:
         self.groups = tuple(groups)
         self._model = model
         self._grid = grid
+        self._num_classes = num_classes
         self._producers = {side.layer for group in self.groups for side in group.producers}
         self._spreads = {side.layer: input_spread(side) for g in self.groups for side in g.consumers}
         self._labels: Tensor | None = None
-        self._moments: dict[str, ClassMoments] = {}
+        self._outputs: dict[str, ClassSums] = {}
         self._inputs: dict[str, InputMoments] = {}
         self._samples = 0
+        self._batches = 0
         self._error: Exception | None = None
         self._handles: list[RemovableHandle] = []
 
@@ -200,7 +218,11 @@ class ActivationCapture:
     def expect(self, labels: Tensor) -> None:
         """Say to which classes the samples of the next forward pass belong: int64, shape (B,)."""
         self._labels = labels
+        if len(labels):
+            # A shuffled validation may show a class that was not among the first labels read.
+            self._num_classes = max(self._num_classes, int(labels.max()) + 1)
         self._samples += len(labels)
+        self._batches += 1
 
     def fail(self, error: Exception) -> None:
         """Give up; :meth:`finish` raises ``error``.
@@ -226,23 +248,25 @@ class ActivationCapture:
         if self._samples == 0:
             return Activations({}, {}, 0)
         silent = sorted(
-            (self._producers - set(self._moments)) | (set(self._spreads) - set(self._inputs))
+            (self._producers - set(self._outputs)) | (set(self._spreads) - set(self._inputs))
         )
         if silent:
             raise ValueError(
                 f"Layer {silent[0]!r} was never called on the validation batches, although forward "
                 "calls it. Pruning reads the activations of validation_step: let it run the network."
             )
-        for layer, moments in self._moments.items():
-            if not bool(moments.m2.isfinite().all()):
-                raise ValueError(
-                    f"Layer {layer!r} gave NaN or infinite activations on the validation batches. "
-                    "Pruning needs finite ones: look at the learning rate, or prune earlier."
-                )
-        for layer, inputs in self._inputs.items():
-            if not bool(inputs.total.isfinite().all()):
-                raise ValueError(f"Layer {layer!r} was given NaN or infinite inputs in validation.")
-        return Activations(dict(self._moments), dict(self._inputs), self._samples)
+        finite = _finite({layer: sums.squares for layer, sums in self._outputs.items()})
+        if not all(finite.values()):
+            raise ValueError(
+                f"Layer {_first_false(finite)!r} gave NaN or infinite activations on the validation "
+                "batches. Pruning needs finite ones: look at the learning rate, or prune earlier."
+            )
+        finite = _finite({layer: inputs.total for layer, inputs in self._inputs.items()})
+        if not all(finite.values()):
+            raise ValueError(
+                f"Layer {_first_false(finite)!r} was given NaN or infinite inputs in validation."
+            )
+        return Activations(dict(self._outputs), dict(self._inputs), self._samples)
 
     def _output_hook(self, layer: str) -> Callable[..., None]:
         def hook(module: nn.Module, _arguments: object, output: Tensor) -> None:
@@ -251,44 +275,79 @@ class ActivationCapture:
             try:
                 with torch.autocast(output.device.type, enabled=False):
                     values = _pooled(output.detach(), channel_dim(module), self._grid)
-                    self._moments[layer] = self._with(layer, values, self._labels)
+                    self._add(layer, values, self._labels)
             except Exception as error:
                 self.fail(error)
 
         return hook
 
-    def _with(self, layer: str, values: Tensor, labels: Tensor) -> ClassMoments:
+    def _add(self, layer: str, values: Tensor, labels: Tensor) -> None:
         if len(values) != len(labels):
             raise ValueError(
                 f"Layer {layer!r} gave {len(values)} rows for a batch of {len(labels)} labels. Pruning "
                 "needs one row of activations per label; exclude the layer, or pass read_batch= to give "
                 "the labels of the rows."
             )
-        moments = class_moments(values, labels)
-        known = self._moments.get(layer)
-        return moments if known is None else _merged(layer, known, moments)
+        if not len(values):
+            return
+        if layer not in self._outputs:
+            self._outputs[layer] = ClassSums.about(values, self._num_classes)
+        _check_positions(layer, self._outputs[layer], values.shape[2])
+        self._outputs[layer] = self._outputs[layer].widened(self._num_classes)
+        self._outputs[layer].add_(values, labels)
 
     def _input_hook(self, layer: str, spread: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self._labels is None:
                 return
-            inputs = (args[0] if args else kwargs["input"]).detach()
-            with torch.autocast(inputs.device.type, enabled=False):
-                channels = inputs.movedim(channel_dim(module), 0)
-                # After a flatten a channel has several features; they are its positions. In double,
-                # because TF32 products are too coarse for a nearly singular least-squares problem.
-                rows = channels.reshape(len(channels) // spread, -1).double()
-                moments = InputMoments(rows.shape[1], rows @ rows.T)
-            known = self._inputs.get(layer)
-            self._inputs[layer] = moments if known is None else known.merged(moments)
+            try:
+                inputs = (args[0] if args else kwargs["input"]).detach()
+                with torch.autocast(inputs.device.type, enabled=False):
+                    channels = inputs.movedim(channel_dim(module), 1)
+                    channels = _some_positions(channels, self._batches).movedim(1, 0)
+                    # After a flatten a channel has several features; they are its positions. In double,
+                    # because TF32 products are too coarse for a nearly singular least-squares problem.
+                    rows = channels.reshape(len(channels) // spread, -1).double()
+                    moments = InputMoments(rows.shape[1], rows @ rows.T)
+                known = self._inputs.get(layer)
+                self._inputs[layer] = moments if known is None else known.merged(moments)
+            except Exception as error:
+                self.fail(error)
 
         return hook
+
+
+def _finite(tensors: Mapping[str, Tensor]) -> dict[str, bool]:
+    """Which tensors have finite values alone, with one look for each device."""
+    by_device: dict[torch.device, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        by_device.setdefault(tensor.device, {})[name] = tensor.isfinite().all()
+    return {
+        name: flag
+        for flags in by_device.values()
+        for name, flag in zip(flags, torch.stack(list(flags.values())).tolist(), strict=True)
+    }
+
+
+def _first_false(flags: Mapping[str, bool]) -> str:
+    return next(name for name, flag in flags.items() if not flag)
+
+
+def _some_positions(maps: Tensor, turn: int) -> Tensor:
+    """Maps (B, D, ...) on a grid of some :data:`INPUT_POSITIONS` positions, another in every turn."""
+    axes = maps.ndim - 2
+    for axis in range(axes):
+        enough = round(INPUT_POSITIONS ** (1 / axes))
+        stride = -(-maps.shape[axis + 2] // enough)
+        offset = int(stride * (turn * SEQUENCES[axes][axis] % 1))
+        maps = maps[(slice(None),) * (axis + 2) + (slice(offset, None, stride),)]
+    return maps
 
 
 def _pooled(output: Tensor, dim: int, grid: int | None) -> Tensor:
     """Activations as (B, N, P), each spatial axis averaged to at most ``grid`` positions."""
     # Half precision overflows in the sums of a pool.
-    values = (output if output.dtype == torch.float64 else output.float()).movedim(dim, 1)
+    values = output.to(torch.promote_types(output.dtype, torch.float32)).movedim(dim, 1)
     spatial = values.shape[2:]
     if grid is not None and any(size > grid for size in spatial):
         values = POOLS[len(spatial) - 1](values, [min(axis, grid) for axis in spatial])

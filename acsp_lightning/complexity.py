@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from acsp_lightning.structure.forward import evaluation_state
+from acsp_lightning.structure.forward import evaluation_state, positional
 
 with warnings.catch_warnings():
     # Importing fvcore.nn scripts a loss function that nobody here uses.
@@ -63,12 +63,7 @@ def measure_complexity(
         TypeError: if ``inputs`` is none of these.
         ValueError: if the forward pass cannot be traced; the cause is chained.
     """
-    if not isinstance(inputs, Tensor | Mapping | tuple):
-        raise TypeError(
-            f"`inputs` must be a tensor, a dict of tensors, or a tuple of positional arguments; "
-            f"found {type(inputs).__name__}."
-        )
-    arguments = inputs if isinstance(inputs, tuple) else (inputs,)
+    arguments = positional(inputs)
     analysis = FlopCountAnalysis(model, arguments)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     try:

@@ -6,9 +6,32 @@ import torch
 from torch import Tensor, nn
 
 from acsp_lightning.capture import Activations
-from acsp_lightning.functional import mean_separability, separation_distances
+from acsp_lightning.functional import (
+    SelectionConfig,
+    Separation,
+    compare_channels,
+    mean_separability,
+)
 from acsp_lightning.structure.groups import ChannelGroup, LayerSide, input_spread
 from acsp_lightning.structure.layers import side_layout
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What the distances between channels rest on.
+
+    Attributes:
+        classes: classes seen.
+        unseen: class indices below the largest one that never appeared; they are left out.
+        class_pairs: pairs of classes that were looked at.
+        sampling_error: what drawing these at random does to the distances of the worst layer, as
+            :class:`acsp_lightning.functional.Separation` says it; 0 if all pairs were looked at.
+    """
+
+    classes: int
+    unseen: int
+    class_pairs: int
+    sampling_error: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,34 +44,45 @@ class Evidence:
         contributions: (N,), mean 1 (all ones if nothing is contributed): root mean square of the
             channel where it is read, times the norm of the weights that read it.
         magnitudes: (N,), L1 norm of the filters that make the channel.
-        separability: (N,), mean JM distance over classes and positions, in [0, 2].
+        separability: (N,), mean JM distance over classes and positions, in [0, 2]; None where the
+            configuration does not ask for it.
+        comparison: what the distances rest on.
     """
 
     distances: Tensor
     contributions: Tensor
     magnitudes: Tensor
-    separability: Tensor
+    separability: Tensor | None
+    comparison: Comparison
 
 
-def gather_evidence(model: nn.Module, group: ChannelGroup, activations: Activations) -> Evidence:
+def gather_evidence(
+    model: nn.Module,
+    group: ChannelGroup,
+    activations: Activations,
+    config: SelectionConfig = SelectionConfig(),  # noqa: B008 - frozen, hence safe to share
+) -> Evidence:
     """Collect the evidence for one group from a capture on the uncut ``model``.
 
     Raises:
         ValueError: if classes are missing or seen too rarely; names the layer.
     """
+    separations: list[Separation] = []
     squares: list[Tensor] = []
     separability: list[Tensor] = []
     magnitudes: list[Tensor] = []
     for side in group.producers:
         order = torch.tensor(side.channels).argsort()
-        moments = activations.moments[side.layer]
+        moments = activations.moments(side.layer)
         order = order.to(moments.mean.device)
         try:
-            distances = separation_distances(moments)
-            separability.append(mean_separability(moments)[order])
+            found = compare_channels(moments, config.class_pairs, config.seed)
+            if config.criterion == "mean_jm":
+                separability.append(mean_separability(moments)[order])
         except ValueError as error:
             raise ValueError(f"Layer {side.layer!r}: {error}") from error
-        squares.append(distances[order][:, order].square())
+        separations.append(found)
+        squares.append(found.distances[order][:, order].square())
         magnitudes.append(_filter_norms(model, side).to(order.device)[order])
     contributions = torch.stack(
         [_contributions(model, side, group.width, activations) for side in group.consumers]
@@ -59,7 +93,13 @@ def gather_evidence(model: nn.Module, group: ChannelGroup, activations: Activati
         distances=torch.stack(squares).sum(0).sqrt(),
         contributions=total / mean if mean > 0 else torch.ones_like(total),
         magnitudes=torch.stack(magnitudes).sum(0),
-        separability=torch.stack(separability).mean(0),
+        separability=torch.stack(separability).mean(0) if separability else None,
+        comparison=Comparison(
+            classes=found.classes,
+            unseen=moments.num_classes - found.classes,
+            class_pairs=found.class_pairs,
+            sampling_error=max(one.sampling_error for one in separations),
+        ),
     )
 
 

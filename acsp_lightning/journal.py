@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from acsp_lightning.complexity import Complexity
-from acsp_lightning.functional import WidthReason
+from acsp_lightning.functional import SelectionConfig, WidthReason
 from acsp_lightning.guard import Outcome
 from acsp_lightning.report import (
     PruningStep,
@@ -16,6 +16,8 @@ from acsp_lightning.report import (
     verdict_line,
     write_step,
 )
+
+LONG = 30.0  # seconds after which people begin to wonder
 
 
 def announce_cut(trainer: pl.Trainer, step: PruningStep, report_dir: str | Path | None) -> None:
@@ -35,6 +37,16 @@ def announce_cut(trainer: pl.Trainer, step: PruningStep, report_dir: str | Path 
             "selection.keep or selection.flops to say how much to cut."
         )
     record_cut(trainer, step, report_dir)
+
+
+def announce_wait(seconds: float, selection: SelectionConfig) -> None:
+    """Say how long comparing the channels of all layers will take, where that is long."""
+    if seconds > LONG:
+        advice = "fewer" if selection.class_pairs else "only N pairs of classes, drawn at random"
+        rank_zero_info(
+            f"Comparing the channels of all layers will take about {seconds:.0f} s; "
+            f"selection.class_pairs=N compares {advice}."
+        )
 
 
 def announce_verdict(trainer: pl.Trainer, step: PruningStep, report_dir: str | Path | None) -> None:

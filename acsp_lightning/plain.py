@@ -9,8 +9,10 @@ from torch import Tensor
 
 from acsp_lightning.capture import Activations, Captured, InputMoments
 from acsp_lightning.complexity import Complexity
-from acsp_lightning.functional import ChannelSelection, ClassMoments, WidthReason
+from acsp_lightning.evidence import Comparison
+from acsp_lightning.functional import ChannelSelection, ClassSums, WidthReason
 from acsp_lightning.guard import Outcome, Trial, Verdict
+from acsp_lightning.latency import Latency, LatencyComparison
 from acsp_lightning.report import PruningStep
 from acsp_lightning.snapshot import Snapshot
 from acsp_lightning.structure.groups import ChannelGroup, LayerSide
@@ -25,9 +27,12 @@ RECORDS: dict[str, type] = {
         Captured,
         ChannelGroup,
         ChannelSelection,
-        ClassMoments,
+        ClassSums,
+        Comparison,
         Complexity,
         InputMoments,
+        Latency,
+        LatencyComparison,
         LayerSide,
         NetworkCurve,
         Outcome,

@@ -14,8 +14,10 @@ from rich.table import Table
 from torch import Tensor
 
 from acsp_lightning.complexity import Complexity
+from acsp_lightning.evidence import Comparison
 from acsp_lightning.functional import ChannelSelection, WidthReason
 from acsp_lightning.guard import Outcome, Verdict
+from acsp_lightning.latency import LatencyComparison
 from acsp_lightning.structure.plan import PruningPlan
 from acsp_lightning.volume import NetworkCurve
 
@@ -38,8 +40,11 @@ class PruningStep:
             None if forward does not give logits.
         accuracy_after: the same straight after the cut, before any training step.
         samples: validation samples that were captured.
+        comparison: what the distances between channels rest on.
         network: damage to the whole network against its FLOPs, where it decided; else None.
         verdict: what the accuracy guard found; None without a guard, and while it waits.
+        latency: the network before the cut and straight after it, timed in turns in one run, for each
+            batch size that was asked for.
     """
 
     epoch: int
@@ -51,8 +56,10 @@ class PruningStep:
     accuracy_before: float | None
     accuracy_after: float | None
     samples: int
+    comparison: Comparison
     network: NetworkCurve | None = None
     verdict: Verdict | None = None
+    latency: Sequence[LatencyComparison] = ()
 
     @property
     def again(self) -> bool:
@@ -76,8 +83,10 @@ class PruningStep:
             "accuracy_before": self.accuracy_before,
             "accuracy_after": self.accuracy_after,
             "samples": self.samples,
+            "comparison": asdict(self.comparison),
             "network": self.network and asdict(self.network),
             "verdict": self.verdict and asdict(self.verdict),
+            "latency": [asdict(comparison) for comparison in self.latency],
         }
 
 
@@ -103,12 +112,16 @@ def step_table(step: PruningStep) -> str:
     title = f"Cut after epoch {step.epoch}{', again, at half the depth' if step.again else ''}"
     table = _table(title, ("", "before", "straight after"))
     _add_layers(table, step.layers)
-    _add_network(table, (step.before, step.after), (step.accuracy_before, step.accuracy_after))
-    return _text(table, step.after)
+    _add_counts(table, (step.before, step.after))
+    _add_latency(table, step.latency)
+    _add_accuracies(table, (step.accuracy_before, step.accuracy_after))
+    return _text(table, step.after, _compared(step.comparison))
 
 
 def summary_table(steps: Sequence[PruningStep], final: Complexity, final_accuracy: float | None) -> str:
     """All cuts of a run as text: before the first, straight after the last, and at the end.
+
+    Latencies are those of a single cut; of several, first and last were not measured in one run.
 
     Args:
         steps: the cuts that were not undone, at least one.
@@ -125,11 +138,10 @@ def summary_table(steps: Sequence[PruningStep], final: Complexity, final_accurac
     columns = ("", "before", "straight after" if single else "after the last", "at the end")
     table = _table(title, columns)
     _add_layers(table, layers)
-    _add_network(
-        table,
-        (first.before, last.after, final),
-        (first.accuracy_before, last.accuracy_after, final_accuracy),
-    )
+    _add_counts(table, (first.before, last.after, final))
+    if single:
+        _add_latency(table, first.latency)
+    _add_accuracies(table, (first.accuracy_before, last.accuracy_after, final_accuracy))
     return _text(table, final)
 
 
@@ -160,9 +172,7 @@ def _add_layers(table: Table, layers: Mapping[str, tuple[int, int]]) -> None:
     table.add_section()
 
 
-def _add_network(
-    table: Table, complexities: Sequence[Complexity], accuracies: Sequence[float | None]
-) -> None:
+def _add_counts(table: Table, complexities: Sequence[Complexity]) -> None:
     for name, counts in (
         ("parameters", [c.parameters for c in complexities]),
         ("FLOPs (fvcore)", [c.flops for c in complexities]),
@@ -170,13 +180,45 @@ def _add_network(
         before, after, *end = counts
         ratio = "" if before == after else f" ({before / after:.2f}x less)"
         table.add_row(name, f"{before:,}", f"{after:,}{ratio}", *(f"{count:,}" for count in end))
+
+
+def _add_latency(table: Table, comparisons: Sequence[LatencyComparison]) -> None:
+    for found in comparisons:
+        kind = found.before.device.partition(":")[0]
+        name = f"latency, batch {found.before.batch_size} ({kind}, ms)"
+        gain = found.speedup
+        ratio = f"{gain:.2f}x faster" if gain >= 1 else f"{1 / gain:.2f}x slower"
+        before, after = _milliseconds(found.before.median), _milliseconds(found.after.median)
+        table.add_row(name, before, f"{after} ({ratio})", *["-"] * (len(table.columns) - 3))
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:,.{2 if seconds >= 0.001 else 3}f}"
+
+
+def _add_accuracies(table: Table, accuracies: Sequence[float | None]) -> None:
     table.add_row("accuracy", *("-" if a is None else f"{a:.2%}" for a in accuracies))
 
 
-def _text(table: Table, counted: Complexity) -> str:
+def _compared(comparison: Comparison) -> list[str]:
+    """What readers should know of the classes; nothing if all were seen and compared."""
+    lines = []
+    if comparison.unseen:
+        lines.append(f"{comparison.unseen} classes never appeared and were left out")
+    if comparison.sampling_error:
+        lines.append(
+            f"{comparison.class_pairs:,} class pairs were drawn at random: distances are right to "
+            f"{comparison.sampling_error:.1%} of their median"
+        )
+    return lines
+
+
+def _text(table: Table, counted: Complexity, notes: Sequence[str] = ()) -> str:
+    lines = list(notes)
     if counted.unsupported:
-        table.caption = "not in the FLOPs: " + ", ".join(counted.unsupported)
-        table.caption_justify = "left"
+        lines.append("not in the FLOPs: " + ", ".join(counted.unsupported))
+    table.caption = "\n".join(lines) or None
+    table.caption_justify = "left"
     sink = io.StringIO()
     Console(file=sink, width=TABLE_WIDTH, color_system=None).print(table)
     return "\n".join(line.rstrip() for line in sink.getvalue().rstrip().splitlines())

@@ -6,18 +6,18 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from acsp_lightning.allocation import Allocation, flops_budget, select_groups
+from acsp_lightning.allocation import Allocation, decided, flops_budget, select_groups
 from acsp_lightning.batches import (
     BatchReader,
     Example,
     as_arguments,
-    check_classes,
     check_labels,
+    count_classes,
     read_batch,
 )
 from acsp_lightning.capture import ActivationCapture, Activations
 from acsp_lightning.complexity import Complexity, measure_complexity
-from acsp_lightning.functional import SelectionConfig
+from acsp_lightning.functional import SelectionConfig, WidthReason
 from acsp_lightning.passes import collect_inputs
 from acsp_lightning.structure.fidelity import prunable_groups
 from acsp_lightning.structure.forward import evaluation_state
@@ -94,7 +94,7 @@ def study_cut(
     if not batches:
         raise ValueError("there is no batch to look at; pass at least one.")
     labels = [check_labels(read_batch(batch)[1]) for batch in batches]
-    check_classes(torch.cat(labels))
+    num_classes = count_classes(torch.cat(labels))
     example = Example.of(model, read_batch(batches[0])[0])
     before = measure_complexity(model, example.counted)
     found = prunable_groups(
@@ -104,7 +104,7 @@ def study_cut(
     groups = tuple(group for group in found if group.name not in done)
     looked_at = groups if selection.looks_at_network and widths is None else groups[:layers]
 
-    capture = ActivationCapture(model, looked_at, selection.grid)
+    capture = ActivationCapture(model, looked_at, selection.grid, num_classes)
     capture.attach()
     try:
         with evaluation_state(model):
@@ -119,6 +119,9 @@ def study_cut(
     assert inputs is not None, "there are batches"
     consumers = dict.fromkeys(side.layer for group in looked_at for side in group.consumers)
     refit = prepare_refit(model, consumers, inputs)
+    given = None
+    if widths is not None:
+        given = decided({group.name: widths[group.name] for group in looked_at}, WidthReason.GIVEN)
     allocation = select_groups(
         model,
         looked_at,
@@ -128,7 +131,7 @@ def study_cut(
         targets=refit.targets,
         round_to=round_to,
         budget=flops_budget(selection, initial or before, before),
-        widths=widths and {group.name: widths[group.name] for group in looked_at},
+        widths=given,
     )
     cut = looked_at[:layers]
     kept = {group.name: allocation.selections[group.name].kept.tolist() for group in cut}

@@ -96,8 +96,8 @@ ABLATION = {
     "knees of the layers": Method(replace(DEFAULT, curve="coverage"), volume="knee"),
     "folded": Method(DEFAULT, "fold"),
     "not recovered": Method(DEFAULT, "none"),
-    "grid 1": Method(replace(DEFAULT, grid=1)),
     "grid 2": Method(replace(DEFAULT, grid=2)),
+    "grid 4": Method(replace(DEFAULT, grid=4)),
     "every pixel": Method(replace(DEFAULT, grid=None)),
 }
 

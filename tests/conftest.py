@@ -9,6 +9,13 @@ from helpers import Fit
 
 
 @pytest.fixture
+def every_position(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Second moments and variances of maps over all of their positions, as oracles take them."""
+    monkeypatch.setattr("acsp_lightning.structure.refit.POSITIONS", 64)
+    monkeypatch.setattr("acsp_lightning.capture.INPUT_POSITIONS", 64)
+
+
+@pytest.fixture
 def make_trainer(tmp_path: Path) -> Fit:
     """A quiet CPU trainer of three epochs in a fresh folder."""
 

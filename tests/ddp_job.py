@@ -25,8 +25,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
 import acsp_lightning.callback
+import acsp_lightning.capture
+import acsp_lightning.stopwatch
 from acsp_lightning import ACSPPruningCallback
 from acsp_lightning.batches import read_batch
+from acsp_lightning.plain import to_plain
 
 SAMPLES = 17  # of validation; a DistributedSampler for two ranks repeats the first
 PADDED = (*range(SAMPLES), 0)
@@ -94,6 +97,7 @@ def evidence(pruning: ACSPPruningCallback) -> dict[str, Any]:
         "curves": [{n: s.curve for n, s in step.selections.items()} for step in pruning.steps],
         "samples": [step.samples for step in pruning.steps],
         "accuracies": [(step.accuracy_before, step.accuracy_after) for step in pruning.steps],
+        "latency": [to_plain(step.latency) for step in pruning.steps],
     }
 
 
@@ -147,6 +151,7 @@ def several(folder: Path, optimizer: str = "sgd") -> None:
 
 def shares(folder: Path, kind: str) -> None:
     """Capture where validation batches are spread over the ranks in a certain way."""
+    acsp_lightning.capture.INPUT_POSITIONS = 64  # all, as in the process that it is compared with
     mine = SHARES[kind][rank()]
     loaders = {
         "sampler": None,
@@ -185,6 +190,20 @@ def guarded(folder: Path) -> None:
     """A cut that is undone and made again at half the depth."""
     pruning = callback(0, max_drop=0.1, monitor="quality", report_dir=folder / "records")
     fit(folder, Scripted(at_least_six), pruning, others=[EMAWeightAveraging(decay=0.7)], max_epochs=4)
+
+
+def timed(folder: Path, outcome: str) -> None:
+    """A cut that is timed, or cannot be, by the first process alone."""
+    real = acsp_lightning.stopwatch.compare_latency
+
+    def compare(*arguments: Any) -> Any:
+        assert rank() == 0
+        if outcome == "fails":
+            raise RuntimeError("no clock")
+        return real(*arguments, min_runs=3, min_seconds=0)
+
+    acsp_lightning.stopwatch.compare_latency = compare
+    fit(folder, Classifier(), callback(latency_batch_sizes=[2]))
 
 
 def resumed(folder: Path, moment: str) -> None:
@@ -261,6 +280,7 @@ JOBS: dict[str, Callable[..., None]] = {
     "option": option,
     "averaged": averaged,
     "guarded": guarded,
+    "timed": timed,
     "resumed": resumed,
     "failure": failure,
 }

@@ -22,7 +22,7 @@ IMAGES, LABELS = pictures(18, seed=2).tensors
 def captured(model: nn.Module, **options: Any) -> tuple[dict[str, ChannelGroup], Activations]:
     model.eval()
     groups = trace_groups(model, (IMAGES[:2],), **options).groups
-    capture = ActivationCapture(model, groups, None)
+    capture = ActivationCapture(model, groups, None, num_classes=3)
     capture.attach()
     capture.expect(LABELS)
     model(IMAGES)
@@ -59,9 +59,11 @@ def test_distances_are_between_separability_vectors() -> None:
     model = conv_net()
     groups, activations = captured(model)
     found = gather_evidence(model, groups["conv1"], activations)
-    vectors = separability_vectors(activations.moments["conv1"])
+    vectors = separability_vectors(activations.moments("conv1"))
     assert torch.allclose(found.distances, torch.cdist(vectors, vectors), atol=1e-6)
-    assert torch.allclose(found.separability, vectors.mean(1))
+    assert found.separability is None
+    ranked = gather_evidence(model, groups["conv1"], activations, SelectionConfig(criterion="mean_jm"))
+    assert torch.allclose(ranked.separability, vectors.mean(1))
 
 
 class Branches(nn.Module):
@@ -79,6 +81,7 @@ class Branches(nn.Module):
         return self.head((self.left(x) + self.right(x)).mean((2, 3)))
 
 
+@pytest.mark.usefixtures("every_position")
 def test_several_consumers_and_producers_add_up() -> None:
     torch.manual_seed(1)
     model = Branches()
@@ -91,9 +94,9 @@ def test_several_consumers_and_producers_add_up() -> None:
     expected = (energy * norms).sqrt()
     assert torch.allclose(stem.contributions, expected / expected.mean(), rtol=1e-5)
 
-    joint = gather_evidence(model, groups["left"], activations)
+    joint = gather_evidence(model, groups["left"], activations, SelectionConfig(criterion="mean_jm"))
     vectors = torch.cat(
-        [separability_vectors(activations.moments[name]) for name in ("left", "right")], dim=1
+        [separability_vectors(activations.moments(name)) for name in ("left", "right")], dim=1
     )
     assert torch.allclose(joint.distances, torch.cdist(vectors, vectors), atol=1e-6)
     assert torch.allclose(joint.separability, vectors.mean(1))
@@ -112,12 +115,12 @@ def test_a_layer_that_contributes_nothing() -> None:
 def test_errors_name_the_layer() -> None:
     model = conv_net().eval()
     groups = trace_groups(model, (IMAGES[:2],)).groups
-    capture = ActivationCapture(model, groups, None)
+    capture = ActivationCapture(model, groups, None, num_classes=3)
     capture.attach()
     capture.expect(torch.zeros_like(LABELS))
     model(IMAGES)
     capture.detach()
-    with pytest.raises(ValueError, match=r"Layer 'conv2': 1 of 1 classes were seen"):
+    with pytest.raises(ValueError, match=r"Layer 'conv2': 1 of 3 classes were seen"):
         gather_evidence(model, groups[1], capture.finish())
 
 

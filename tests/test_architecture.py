@@ -22,6 +22,7 @@ RANKS = {
     "evidence": 2,
     "guard": 2,
     "journal": 2,
+    "latency": 2,
     "loaders": 2,
     "operation": 2,
     "passes": 2,
@@ -31,6 +32,7 @@ RANKS = {
     "report": 2,
     "schedule": 2,
     "snapshot": 2,
+    "stopwatch": 2,
     "study": 3,
     "volume": 2,
     "callback": 4,
@@ -45,6 +47,7 @@ WITH_LIGHTNING = {
     "operation",
     "probation",
     "schedule",
+    "stopwatch",
     "zoo",
 }
 

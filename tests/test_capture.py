@@ -1,5 +1,6 @@
 """Captured statistics against numpy sums over the layers' own saved inputs and outputs."""
 
+import math
 from typing import Any
 
 import helpers
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import acsp_lightning.callback as conductor
 from acsp_lightning import SelectionConfig
-from acsp_lightning.capture import ActivationCapture, Activations
+from acsp_lightning.capture import ActivationCapture, Activations, _some_positions
 from acsp_lightning.structure.groups import trace_groups
 
 
@@ -59,7 +60,7 @@ def capture(model: nn.Module, batches: Any, grid: int | None = None) -> tuple[Ac
     first = next(iter(batches))[0]
     groups = trace_groups(model, (first[:2],)).groups
     layers = sorted({side.layer for group in groups for side in (*group.producers, *group.consumers)})
-    capturing = ActivationCapture(model, groups, grid)
+    capturing = ActivationCapture(model, groups, grid, num_classes=3)
     capturing.attach()
     saved = Saved(model, layers)
     with torch.no_grad():
@@ -81,14 +82,16 @@ LABELS = pictures(17, seed=2).tensors[1].numpy()
 def test_moments_of_convolution_and_linear_layers() -> None:
     found, saved = capture(conv_net(), uneven())
     assert found.samples == 17
-    assert set(found.moments) == {"conv1", "conv2", "fc1"}
-    for name, moments in found.moments.items():
+    assert set(found.outputs) == {"conv1", "conv2", "fc1"}
+    for name in found.outputs:
+        moments = found.moments(name)
         values = positions(np.concatenate(saved.outputs[name]))
         assert moments.num_positions == {"conv1": 36, "conv2": 36, "fc1": 1}[name]
         check_moments(moments, values, LABELS)
     assert (np.concatenate(saved.outputs["conv1"]) < 0).any(), "read before the ReLU"
 
 
+@pytest.mark.usefixtures("every_position")
 def test_input_second_moments_also_after_a_flatten() -> None:
     found, saved = capture(conv_net(), uneven())
     assert set(found.input_moments) == {"conv2", "fc1", "fc2"}
@@ -105,15 +108,15 @@ def test_grid_is_adaptive_average_pooling(grid: int) -> None:
     for name in ("conv1", "conv2"):
         maps = torch.tensor(np.concatenate(saved.outputs[name]))
         pooled = adaptive_avg_pool2d(maps, min(grid, 6)).numpy()
-        check_moments(found.moments[name], positions(pooled), LABELS)
-    check_moments(found.moments["fc1"], positions(np.concatenate(saved.outputs["fc1"])), LABELS)
+        check_moments(found.moments(name), positions(pooled), LABELS)
+    check_moments(found.moments("fc1"), positions(np.concatenate(saved.outputs["fc1"])), LABELS)
 
 
 def test_grid_pools_only_the_axes_that_are_longer() -> None:
     net = nn.Sequential(nn.Conv2d(1, 4, (1, 5)), nn.Flatten(), nn.Linear(4 * 6 * 2, 3))
     found, saved = capture(net, uneven(), 3)
     maps = torch.tensor(np.concatenate(saved.outputs["0"]))
-    check_moments(found.moments["0"], positions(adaptive_avg_pool2d(maps, (3, 2)).numpy()), LABELS)
+    check_moments(found.moments("0"), positions(adaptive_avg_pool2d(maps, (3, 2)).numpy()), LABELS)
 
 
 class Tokens(nn.Module):
@@ -132,10 +135,10 @@ class Tokens(nn.Module):
 
 def test_tokens_are_positions() -> None:
     found, saved = capture(Tokens(), uneven())
-    assert found.moments["up"].num_positions == 6
+    assert found.moments("up").num_positions == 6
     for name in ("up", "down"):
         values = positions(np.concatenate(saved.outputs[name]), tokens=True)
-        check_moments(found.moments[name], values, LABELS)
+        check_moments(found.moments(name), values, LABELS)
     check_products(found.input_moments["down"], np.concatenate(saved.inputs["down"]).reshape(-1, 8))
 
 
@@ -148,22 +151,22 @@ def test_one_and_three_spatial_axes(dims: int) -> None:
     found, saved = capture(net, batches, grid=2)
     pool = {1: nn.AdaptiveAvgPool1d, 3: nn.AdaptiveAvgPool3d}[dims](2)
     pooled = pool(torch.tensor(saved.outputs["0"][0])).numpy()
-    check_moments(found.moments["0"], positions(pooled), labels.numpy())
+    check_moments(found.moments("0"), positions(pooled), labels.numpy())
 
 
 def test_a_class_that_comes_late_is_counted() -> None:
     images, labels = pictures(18, seed=2).tensors
     order = labels.argsort(stable=True)
     found, saved = capture(conv_net(), DataLoader(TensorDataset(images[order], labels[order]), 6))
-    assert found.moments["conv1"].count.tolist() == [6, 6, 6]
+    assert found.moments("conv1").count.tolist() == [6, 6, 6]
     values = positions(np.concatenate(saved.outputs["conv1"]))
-    check_moments(found.moments["conv1"], values, labels[order].numpy())
+    check_moments(found.moments("conv1"), values, labels[order].numpy())
 
 
 def test_nothing_is_gathered_between_pause_and_expect() -> None:
     model = conv_net().eval()
     images, labels = next(iter(val_loader()))
-    capturing = ActivationCapture(model, trace_groups(model, (images,)).groups, None)
+    capturing = ActivationCapture(model, trace_groups(model, (images,)).groups, None, num_classes=3)
     capturing.attach()
     model(images)
     capturing.expect(labels)
@@ -175,7 +178,7 @@ def test_nothing_is_gathered_between_pause_and_expect() -> None:
     assert hooks(model) == 0
     found = capturing.finish()
     assert found.samples == 6
-    assert int(found.moments["conv1"].count.sum()) == 6
+    assert int(found.moments("conv1").count.sum()) == 6
 
 
 def test_precise_in_single_precision_with_a_large_mean() -> None:
@@ -192,8 +195,46 @@ def test_precise_in_single_precision_with_a_large_mean() -> None:
     for label in range(3):
         expected = values[labels.numpy() == label]
         np.testing.assert_allclose(
-            found.moments["0"].m2[label], expected.var(0) * len(expected), rtol=1e-9
+            found.moments("0").m2[label], expected.var(0) * len(expected), rtol=1e-5
         )
+
+
+def test_input_moments_of_large_maps_are_estimated_without_bias() -> None:
+    convolutions = nn.Conv2d(2, 3, 1), nn.Conv2d(3, 2, 3, padding=1)
+    net = nn.Sequential(*convolutions, nn.Flatten(1), nn.Linear(768, 3))
+    images = torch.randn(4, 2, 24, 16) + torch.linspace(0, 3, 16)  # not alike all over the map
+    batch = images, torch.arange(4) % 3
+    one, saved = capture(net, [batch])
+    assert one.inputs["1"].count == 4 * 3 * 3
+    rows = np.moveaxis(saved.inputs["1"][0], 1, -1).reshape(-1, 3)
+    truth = rows.T @ rows / len(rows)
+    many, _ = capture(net, [batch] * 400)
+    np.testing.assert_allclose(many.input_moments["1"], truth, rtol=0.02, atol=0.02 * truth.max())
+
+
+@pytest.mark.parametrize("shape", [(100,), (40, 28), (9, 9, 9)])
+def test_every_position_is_as_likely_as_any_other(shape: tuple[int, ...]) -> None:
+    maps = torch.arange(math.prod(shape)).view(1, 1, *shape)
+    seen = [_some_positions(maps, turn).flatten() for turn in range(3000)]
+    assert max(map(len, seen)) <= 9
+    counts = torch.cat(seen).bincount(minlength=math.prod(shape)).double()
+    assert counts.min() > 0.4 * counts.mean()
+    assert counts.max() < 1.8 * counts.mean()
+    for axis, size in enumerate(shape):
+        by_place = counts.view(shape).movedim(axis, 0).reshape(size, -1).sum(1)
+        assert by_place.max() < 1.2 * by_place.sum() / size
+
+
+def test_a_class_that_was_not_announced_is_counted() -> None:
+    model = conv_net().eval()
+    images, _ = next(iter(val_loader()))
+    capturing = ActivationCapture(model, trace_groups(model, (images,)).groups, None, num_classes=2)
+    capturing.attach()
+    for labels in ([0, 1, 0, 1, 0, 1], [0, 4, 4, 1, 0, 4]):
+        capturing.expect(torch.tensor(labels))
+        model(images)
+    capturing.detach()
+    assert capturing.finish().moments("conv1").count.tolist() == [5, 4, 0, 0, 3]
 
 
 # -- inside a fit -------------------------------------------------------------------------------------
@@ -229,7 +270,8 @@ def test_the_whole_validation_is_captured(fit: Fit, monkeypatch: pytest.MonkeyPa
     found, state = spied(fit, monkeypatch, Classifier(), pruning, val=uneven())
     saved, labels = replay(state, uneven())
     assert found.samples == 17
-    for name, moments in found.moments.items():
+    for name in found.outputs:
+        moments = found.moments(name)
         check_moments(moments, positions(np.concatenate(saved.outputs[name])), labels)
 
 
@@ -243,7 +285,7 @@ def test_fewer_batches(
     found, state = spied(fit, monkeypatch, Classifier(), pruning, **trainer)
     saved, labels = replay(state, list(val_loader())[:2])
     assert found.samples == pruning.steps[0].samples == 12
-    check_moments(found.moments["net.fc1"], positions(np.concatenate(saved.outputs["net.fc1"])), labels)
+    check_moments(found.moments("net.fc1"), positions(np.concatenate(saved.outputs["net.fc1"])), labels)
 
 
 def test_of_several_loaders_the_first_is_captured(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,7 +295,7 @@ def test_of_several_loaders_the_first_is_captured(fit: Fit, monkeypatch: pytest.
     saved, labels = replay(state, uneven())
     assert found.samples == 17
     values = positions(np.concatenate(saved.outputs["net.conv2"]))
-    check_moments(found.moments["net.conv2"], values, labels)
+    check_moments(found.moments("net.conv2"), values, labels)
 
 
 def test_bf16_autocast_is_captured_as_it_ran(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,8 +304,8 @@ def test_bf16_autocast_is_captured_as_it_ran(fit: Fit, monkeypatch: pytest.Monke
     with torch.autocast("cpu", torch.bfloat16):
         saved, labels = replay(state, val_loader())
     values = positions(np.concatenate(saved.outputs["net.conv2"]))
-    check_moments(found.moments["net.conv2"], values, labels)
-    assert found.moments["net.conv2"].mean.dtype == torch.float64
+    check_moments(found.moments("net.conv2"), values, labels)
+    assert found.moments("net.conv2").mean.dtype == torch.float64
 
 
 def test_double_precision_is_not_rounded(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,7 +315,7 @@ def test_double_precision_is_not_rounded(fit: Fit, monkeypatch: pytest.MonkeyPat
     module.load_state_dict(state)
     images, labels = pictures(18, seed=2).tensors
     out = module.net.conv1(images.double()).detach().flatten(2)
-    assert torch.allclose(found.moments["net.conv1"].mean[0], out[labels == 0].mean(0), rtol=1e-13)
+    assert torch.allclose(found.moments("net.conv1").mean[0], out[labels == 0].mean(0), rtol=1e-13)
 
 
 class DictBatches(Classifier):

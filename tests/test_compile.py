@@ -22,6 +22,7 @@ from helpers import (
 from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
 from torch import nn
 
+import acsp_lightning.stopwatch
 from acsp_lightning import apply_plan
 from acsp_lightning.capture import ActivationCapture
 from acsp_lightning.complexity import measure_complexity
@@ -154,6 +155,31 @@ def test_averages_of_compiled_networks(fit: Fit, compiled: Any, averaging: Any) 
 
 
 @pytest.mark.parametrize("compiled", COMPILE)
+def test_the_uncut_network_is_timed_with_its_own_weights(
+    fit: Fit, compiled: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A compiled forward that was copied as it is would run the network that has been cut."""
+    images, seen, backend = torch.rand(2, 1, 6, 6), [], Backend()
+
+    def compare(before: nn.Module, after: nn.Module, *_: Any) -> tuple[()]:
+        runs = backend.runs
+        for model in (before, after):
+            (last,) = [module for name, module in model.named_modules() if name.endswith("fc2")]
+            read: list[torch.Size] = []
+            hook = last.register_forward_pre_hook(lambda _, x, read=read: read.append(x[0].shape))
+            with evaluation_state(model):
+                model(images)
+            hook.remove()
+            seen.append(read)
+        assert backend.runs == runs
+        return ()
+
+    monkeypatch.setattr(acsp_lightning.stopwatch, "compare_latency", compare)
+    fit(compiled(Quiet(), backend), [callback(latency_batch_sizes=[1])], max_epochs=2)
+    assert seen == [[(2, 10)], [(2, 5)]]
+
+
+@pytest.mark.parametrize("compiled", COMPILE)
 def test_operations_of_a_compiled_network(compiled: Any) -> None:
     images = torch.rand(1, 1, 6, 6)
     expected = measure_complexity(Quiet(), images)
@@ -201,7 +227,7 @@ def test_a_compiled_method_is_traced_too() -> None:
 def test_captures_that_overlap_share_the_stance() -> None:
     model = conv_net()
     groups = trace_groups(model, (torch.rand(2, 1, 6, 6),)).groups
-    first, second = (ActivationCapture(model, groups, None) for _ in range(2))
+    first, second = (ActivationCapture(model, groups, None, num_classes=3) for _ in range(2))
     first.attach()
     second.attach()
     first.detach()
@@ -219,7 +245,7 @@ def test_hooks_of_an_attached_capture_see_a_network_compiled_before() -> None:
     groups = trace_groups(model, (images,)).groups
     model.compile(backend=backend)
     model(images)
-    capture = ActivationCapture(model, groups, None)
+    capture = ActivationCapture(model, groups, None, num_classes=3)
     capture.attach()
     capture.expect(labels)
     model(images)

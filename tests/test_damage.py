@@ -25,12 +25,7 @@ from acsp_lightning.functional import ChannelCurves, trace_curves
 from acsp_lightning.structure.groups import ChannelGroup, trace_groups
 from acsp_lightning.structure.refit import Target, prepare_refit
 
-
-@pytest.fixture(autouse=True)
-def every_position(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The oracles see what the variance of a sum is taken from."""
-    monkeypatch.setattr("acsp_lightning.structure.refit.POSITIONS", 64)
-
+pytestmark = pytest.mark.usefixtures("every_position")
 
 GENERATOR = torch.Generator().manual_seed(0)
 LABELS = torch.arange(36) % 3
@@ -140,7 +135,7 @@ Found = tuple[dict[str, ChannelGroup], Activations, dict[str, ChannelCurves], Ma
 
 def looked_at(model: nn.Module, **options: Any) -> Found:
     groups = {group.name: group for group in trace_groups(model, (X[:2],), **options).groups}
-    capture = ActivationCapture(model, groups.values(), None)
+    capture = ActivationCapture(model, groups.values(), None, num_classes=3)
     capture.attach()
     capture.expect(LABELS)
     model(X)

@@ -120,6 +120,7 @@ def test_lightning_launches_the_processes(tmp_path: Path) -> None:
     assert output.count("Cut after epoch") == 3
 
 
+@pytest.mark.usefixtures("every_position")  # which ones are looked at depends on the batches
 @pytest.mark.parametrize("kind", ["sampler", "uneven", "none"])
 def test_ranks_decide_as_one_process_over_all_samples(tmp_path: Path, fit: Fit, kind: str) -> None:
     (first, second), _ = succeed("shares", tmp_path, kind)
@@ -166,6 +167,16 @@ def test_the_guard_under_ddp(tmp_path: Path) -> None:
     assert widths_of(first)["net.conv1"] == 6
     assert len(first["kept"]) == 2
     assert len(list((tmp_path / "records").iterdir())) == 2
+
+
+@pytest.mark.parametrize(("outcome", "comparisons"), [("works", 1), ("fails", 0)])
+def test_the_first_process_times_a_cut(tmp_path: Path, outcome: str, comparisons: int) -> None:
+    (first, second), outputs = succeed("timed", tmp_path, outcome)
+    assert_same(first["state"], second["state"])
+    assert first["latency"] == second["latency"]
+    assert [len(found) for found in first["latency"]] == [comparisons]
+    warned = ["could not be measured (RuntimeError: no clock)" in output for output in outputs]
+    assert warned == [outcome == "fails", False]
 
 
 @pytest.mark.parametrize("moment", ["epoch0", "epoch1", "epoch2"])

@@ -29,7 +29,7 @@ def run(arguments: list[str], folder: Path) -> str:
 
 
 def test_the_readme_has_what_is_tested_here() -> None:
-    assert len(PYTHON) == 2
+    assert len(PYTHON) == 3
     assert COMMANDS == [
         "python -m pip install .",
         "acsp-lightning fit --config recipes/digits_vgg.yaml",

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from acsp_lightning import Complexity, PruningPlan, PruningStep, SelectionConfig
+from acsp_lightning.evidence import Comparison
 from acsp_lightning.functional import ChannelSelection, select_channels
 from acsp_lightning.report import step_table, summary_table, write_step
 from acsp_lightning.structure.plan import SideCut
@@ -32,6 +33,7 @@ def step(epoch: int = 4, before: int = 6, after: int = 3, accuracy: float | None
         accuracy_before=accuracy,
         accuracy_after=None,
         samples=18,
+        comparison=Comparison(classes=3, unseen=0, class_pairs=3, sampling_error=0.0),
     )
 
 

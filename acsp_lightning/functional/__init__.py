@@ -12,7 +12,7 @@ from acsp_lightning.functional.clustering import (
 )
 from acsp_lightning.functional.config import SelectionConfig
 from acsp_lightning.functional.knee import find_knee
-from acsp_lightning.functional.moments import ClassMoments, class_moments, merge_moments
+from acsp_lightning.functional.moments import ClassMoments, ClassSums, class_moments
 from acsp_lightning.functional.recovery import (
     RIDGE,
     fold_input,
@@ -21,6 +21,9 @@ from acsp_lightning.functional.recovery import (
 )
 from acsp_lightning.functional.selection import ChannelSelection, select_channels
 from acsp_lightning.functional.separation import (
+    Separation,
+    compare_channels,
+    expected_seconds,
     jeffries_matusita,
     mean_separability,
     separability_vectors,
@@ -33,6 +36,7 @@ from acsp_lightning.functional.width import (
     decide_width,
     trace_curves,
     width_at_level,
+    width_of_share,
 )
 
 __all__ = [
@@ -40,19 +44,22 @@ __all__ = [
     "ChannelCurves",
     "ChannelSelection",
     "ClassMoments",
+    "ClassSums",
     "KMedoidsSweep",
     "SelectionConfig",
+    "Separation",
     "WidthDecision",
     "WidthReason",
     "class_moments",
+    "compare_channels",
     "coverage",
     "decide_width",
+    "expected_seconds",
     "find_knee",
     "fold_input",
     "jeffries_matusita",
     "mean_separability",
     "mean_simplified_silhouette",
-    "merge_moments",
     "reconstruction_map",
     "refit_weight",
     "select_channels",
@@ -61,4 +68,5 @@ __all__ = [
     "sweep_k_medoids",
     "trace_curves",
     "width_at_level",
+    "width_of_share",
 ]

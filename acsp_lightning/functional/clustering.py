@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from acsp_lightning.functional._medoid_search import MedoidSearch
+from acsp_lightning.functional._medoid_search import Floats, Integers, MedoidSearch
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +34,15 @@ def sweep_k_medoids(
     """Cluster N channels around k of them, for every k, minimising sum_i w_i d(i, medoid of i).
 
     Every k starts from the clusterings of neighbouring k and is brought to a local optimum by
-    swaps; ``MedoidSearch`` says how. No randomness: equal input gives an equal result on the CPU.
-    (On CUDA the order of summation varies, so that swaps which tie to within rounding may differ.)
+    swaps; ``MedoidSearch`` says how. No randomness: equal input gives an equal result. The search
+    runs on the CPU wherever the distances lie: they are copied there, and the clusterings back.
 
     Args:
         distances: symmetric, non-negative, zero diagonal, shape (N, N).
         weights: importance of each channel, non-negative, shape (N,); None: all equal.
         ks: numbers of clusters wanted, each in 2..N-1; None: all of them, none at all for N <= 2.
             A shorter list costs less, since others are passed over on the way, and may for the same
-            reason end in a slightly different local optimum.
+            reason end in slightly different local optima.
 
     Returns:
         The clusterings, in ascending order of k, on the device of the distances (``ks`` on the
@@ -60,10 +61,16 @@ def sweep_k_medoids(
             f"ks contains {outside[0]}; {num_channels} channels can be clustered into "
             f"2 to {num_channels - 1} clusters: leave the others out"
         )
-    found = MedoidSearch(distances, weights).run(wanted) if wanted else {}
-    medoids = tuple(found[k] for k in wanted)
-    labels, deviation = _assigned(distances, weights, medoids)
-    return KMedoidsSweep(torch.tensor(wanted, dtype=torch.int64), medoids, labels, deviation)
+    matrix, importance = (tensor.detach().cpu().numpy() for tensor in (distances, weights))
+    found = MedoidSearch(matrix, importance).run(wanted) if wanted else {}
+    medoids = [found[k] for k in wanted]
+    labels, deviation = _assigned(matrix, importance, medoids)
+    return KMedoidsSweep(
+        ks=torch.tensor(wanted, dtype=torch.int64),
+        medoids=tuple(torch.from_numpy(m).to(distances.device, torch.int64) for m in medoids),
+        labels=torch.from_numpy(labels).to(distances.device, torch.int64),
+        deviation=torch.from_numpy(deviation).to(distances.device),
+    )
 
 
 def mean_simplified_silhouette(distances: Tensor, sweep: KMedoidsSweep) -> Tensor:
@@ -122,8 +129,8 @@ def coverage(distances: Tensor, sweep: KMedoidsSweep, weights: Tensor | None = N
 
 
 def _assigned(
-    distances: Tensor, weights: Tensor, clusterings: tuple[Tensor, ...]
-) -> tuple[Tensor, Tensor]:
+    distances: Floats, weights: Floats, clusterings: Sequence[Integers]
+) -> tuple[Integers, Floats]:
     """Labels, (K, N), and deviations, (K,), of K clusterings, each given by ascending medoids.
 
     Of medoids at equal distance the first is taken. Clusterings that follow each other share most
@@ -131,25 +138,25 @@ def _assigned(
     channel that has lost its own.
     """
     num_channels = len(distances)
-    labels = distances.new_zeros((len(clusterings), num_channels), dtype=torch.int64)
-    deviation = distances.new_zeros(len(clusterings))
-    own = torch.zeros(num_channels, dtype=torch.int64, device=distances.device)
-    present = torch.zeros_like(own, dtype=torch.bool)
+    labels = np.zeros((len(clusterings), num_channels), dtype=np.intp)
+    deviation = np.zeros(len(clusterings))
+    own = np.zeros(num_channels, dtype=np.intp)
+    present = np.zeros(num_channels, dtype=bool)
     for row, medoids in enumerate(clusterings):
-        before, present = present, torch.zeros_like(present).index_fill_(0, medoids, True)
-        lost = (~present[own]).nonzero()[:, 0]
-        to_medoids = distances.index_select(0, lost).index_select(1, medoids)
-        own[lost] = medoids[to_medoids.argmin(dim=1)]
-        paid = distances.gather(0, own[None])[0]
-        comers = (present & ~before).nonzero()[:, 0]
+        before, present = present, np.zeros(num_channels, dtype=bool)
+        present[medoids] = True
+        lost = np.flatnonzero(~present[own])
+        own[lost] = medoids[distances[lost[:, None], medoids].argmin(axis=1)]
+        paid = distances[own, np.arange(num_channels)]
+        comers = np.flatnonzero(present & ~before)
         if len(comers):
-            offered, position = distances[comers].min(dim=0)
-            comer = comers[position]
+            offered = distances[comers].min(axis=0)
+            comer = comers[distances[comers].argmin(axis=0)]
             better = (offered < paid) | ((offered == paid) & (comer < own))
-            own, paid = torch.where(better, comer, own), torch.minimum(offered, paid)
-        labels[row] = torch.searchsorted(medoids, own)
+            own, paid = np.where(better, comer, own), np.minimum(offered, paid)
+        labels[row] = np.searchsorted(medoids, own)
         # Of two medoids at distance zero each must still be its own.
-        labels[row, medoids] = torch.arange(len(medoids), device=medoids.device)
+        labels[row, medoids] = np.arange(len(medoids))
         deviation[row] = weights @ paid
     return labels, deviation
 

@@ -1,6 +1,7 @@
-"""Mean and variance of every class, gathered batch by batch and merged without cancellation."""
+"""Mean and variance of every class, summed batch by batch without cancellation."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -53,12 +54,112 @@ class ClassMoments:
         return self.mean.shape[2]
 
 
-def class_moments(values: Tensor, labels: Tensor, num_classes: int | None = None) -> ClassMoments:
-    """Moments of one batch, in two passes: first the means, then the deviations from them.
+@dataclass(frozen=True, slots=True)
+class ClassSums:
+    """Sums over the samples of every class: what batches are added to, and ranks are merged by.
 
-    Sums are scattered by label, so the cost does not grow with the number of classes. Labels on
-    the CPU are always checked; labels on an accelerator only when ``num_classes`` is None, because
-    only then is a round trip to the host due in any case.
+    They are taken about an origin, a typical value of every component, so that what is summed is small
+    and the digits of a small variance on a large mean survive. Half the memory of ``ClassMoments`` for
+    activations in float32, whose rounding then stays: a class whose mean lies d standard deviations from
+    the origin has a variance that is right to about 1e-6 (1 + d^2) of itself.
+
+    Attributes:
+        count: samples seen of each class, int64, shape (C,).
+        origin: shape (N, P), of the dtype of the activations, at least float32.
+        total: sums of the deviations from the origin, shape (C, N, P), same dtype.
+        squares: sums of their squares, shape (C, N, P), same dtype.
+    """
+
+    count: Tensor
+    origin: Tensor
+    total: Tensor
+    squares: Tensor
+
+    @classmethod
+    def about(cls, values: Tensor, num_classes: int) -> Self:
+        """Sums of no sample yet, about the mean of some.
+
+        Args:
+            values: activations of any real dtype, shape (B, N, P), B at least 1.
+            num_classes: C.
+        """
+        values = _wide(values)
+        empty = values.new_zeros(num_classes, *values.shape[1:])
+        count = torch.zeros(num_classes, dtype=torch.int64, device=values.device)
+        return cls(count, values.mean(dim=0), empty, torch.zeros_like(empty))
+
+    def add_(self, values: Tensor, labels: Tensor) -> None:
+        """Add a batch, in place. The cost does not grow with the number of classes.
+
+        Labels on an accelerator are not checked, which would take a round trip to the host.
+
+        Args:
+            values: activations, shape (B, N, P); P is 1 for a linear layer.
+            labels: class of each sample, integers in [0, C), shape (B,), on the values' device.
+
+        Raises:
+            ValueError: if shapes or dtypes do not fit, or a label is out of range.
+        """
+        _check_batch(values, labels)
+        _check_same(self.origin.shape, values.shape[1:])
+        labels = labels.long()
+        if labels.device.type == "cpu":
+            _check_range(labels, len(self.count))
+        deviations = values.to(self.origin) - self.origin
+        self.count.index_add_(0, labels, torch.ones_like(labels))
+        self.total.index_add_(0, labels, deviations)
+        self.squares.index_add_(0, labels, deviations.square_())
+
+    def merged(self, other: "ClassSums") -> "ClassSums":
+        """The sums of both, which are of disjoint samples, over the larger of the numbers of classes.
+
+        Raises:
+            ValueError: if N or P differs.
+        """
+        _check_same(self.origin.shape, other.origin.shape)
+        classes = max(len(self.count), len(other.count))
+        self, other = self.widened(classes), other.widened(classes)
+        # In double, because the origins may be far apart.
+        count = other.count[:, None, None].double()
+        offset = (other.origin.double() - self.origin.double()).to(self.origin.device)
+        moved = other.total.double() + count * offset
+        squares = other.squares.double() + 2 * offset * other.total.double() + count * offset.square()
+        return ClassSums(
+            self.count + other.count,
+            self.origin,
+            (self.total.double() + moved).to(self.total),
+            (self.squares.double() + squares).to(self.squares),
+        )
+
+    def widened(self, num_classes: int) -> "ClassSums":
+        """The same sums over at least so many classes."""
+        missing = num_classes - len(self.count)
+        if missing <= 0:
+            return self
+        empty = self.total.new_zeros(missing, *self.origin.shape)
+        return ClassSums(
+            torch.cat([self.count, self.count.new_zeros(missing)]),
+            self.origin,
+            torch.cat([self.total, empty]),
+            torch.cat([self.squares, empty]),
+        )
+
+    def to(self, device: torch.device) -> "ClassSums":
+        """The same sums on another device."""
+        return ClassSums(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+    def moments(self) -> ClassMoments:
+        """Mean and sum of squared deviations from it of every class, in float64."""
+        seen = self.count.clamp(min=1).to(torch.float64)[:, None, None]
+        total = self.total.double()
+        offset = total / seen
+        m2 = (self.squares.double() - total * offset).clamp_(min=0)
+        mean = torch.where(self.count[:, None, None] > 0, offset.add_(self.origin), 0.0)
+        return ClassMoments(self.count, mean, m2)
+
+
+def class_moments(values: Tensor, labels: Tensor, num_classes: int | None = None) -> ClassMoments:
+    """Moments of one batch.
 
     Args:
         values: activations of any real dtype, shape (B, N, P); P is 1 for a linear layer.
@@ -66,12 +167,25 @@ def class_moments(values: Tensor, labels: Tensor, num_classes: int | None = None
         num_classes: C; None: the largest label of this batch plus one.
 
     Returns:
-        Moments over C classes on the values' device; all zero for an empty batch.
+        Moments over C classes on the values' device.
 
     Raises:
-        ValueError: if shapes or dtypes do not fit, a label is out of range, or the batch is empty
-            and ``num_classes`` is None.
+        ValueError: if shapes or dtypes do not fit, a label is out of range, or the batch is empty.
     """
+    _check_batch(values, labels)
+    if labels.numel() == 0:
+        raise ValueError("the batch is empty; pass at least one sample")
+    sums = ClassSums.about(values.double(), num_classes or int(labels.max()) + 1)
+    sums.add_(values.double(), labels)
+    return sums.moments()
+
+
+def _wide(values: Tensor) -> Tensor:
+    """Half precision has too few digits to be summed in."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _check_batch(values: Tensor, labels: Tensor) -> None:
     if values.ndim != 3 or labels.shape != values.shape[:1]:
         raise ValueError(
             f"values have shape {_shape(values)} and labels {_shape(labels)}; "
@@ -79,70 +193,15 @@ def class_moments(values: Tensor, labels: Tensor, num_classes: int | None = None
         )
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise ValueError(f"labels are {labels.dtype}; they must be integer class indices")
-    labels = labels.long()
-    if num_classes is None:
-        if labels.numel() == 0:
-            raise ValueError("the batch is empty, so its classes are unknown; pass num_classes")
-        num_classes = int(labels.max()) + 1
-        _check_range(labels, num_classes)
-    elif labels.device.type == "cpu":
-        _check_range(labels, num_classes)
-
-    count = torch.zeros(num_classes, dtype=torch.int64, device=values.device)
-    count.index_add_(0, labels, torch.ones_like(labels))
-    values = values.to(torch.float64)
-    mean = values.new_zeros(num_classes, *values.shape[1:])
-    mean.index_add_(0, labels, values)
-    mean /= count.clamp(min=1)[:, None, None]
-    deviations = values - mean[labels]
-    m2 = torch.zeros_like(mean).index_add_(0, labels, deviations.square_())
-    return ClassMoments(count=count, mean=mean, m2=m2)
 
 
-def merge_moments(a: ClassMoments, b: ClassMoments) -> ClassMoments:
-    """Moments of the union of two disjoint sets of samples.
-
-    Every term is a sum of squares, so nothing cancels, whatever the mean and however many merges.
-
-    Args:
-        a: moments over any number of classes.
-        b: moments of the same N and P; the classes that only one side knows are taken as they are.
-
-    Returns:
-        Moments over the larger of the two numbers of classes.
-
-    Raises:
-        ValueError: if N or P differs.
-
-    References:
-        T. Chan, G. Golub, R. LeVeque, "Updating formulae and a pairwise algorithm for computing
-        sample variances", 1979.
-    """
-    if a.mean.shape[1:] != b.mean.shape[1:]:
+def _check_same(known: torch.Size, found: torch.Size) -> None:
+    if known != found:
         raise ValueError(
-            f"moments of {a.num_channels} channels at {a.num_positions} positions cannot be merged "
-            f"with moments of {b.num_channels} channels at {b.num_positions} positions; "
+            f"moments of {known[0]} channels at {known[1]} positions cannot be merged "
+            f"with moments of {found[0]} channels at {found[1]} positions; "
             "merge only what one layer gave for inputs of one size"
         )
-    num_classes = max(a.num_classes, b.num_classes)
-    a, b = _pad_classes(a, num_classes), _pad_classes(b, num_classes)
-    count = a.count + b.count
-    share_b = (b.count / count.clamp(min=1).to(torch.float64))[:, None, None]
-    delta = b.mean - a.mean
-    between = delta.square() * share_b * a.count[:, None, None]
-    return ClassMoments(count=count, mean=a.mean + delta * share_b, m2=a.m2 + b.m2 + between)
-
-
-def _pad_classes(moments: ClassMoments, num_classes: int) -> ClassMoments:
-    missing = num_classes - moments.num_classes
-    if missing == 0:
-        return moments
-    empty = moments.mean.new_zeros(missing, moments.num_channels, moments.num_positions)
-    return ClassMoments(
-        count=torch.cat([moments.count, moments.count.new_zeros(missing)]),
-        mean=torch.cat([moments.mean, empty]),
-        m2=torch.cat([moments.m2, empty]),
-    )
 
 
 def _check_range(labels: Tensor, num_classes: int) -> None:

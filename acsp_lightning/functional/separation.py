@@ -1,8 +1,16 @@
 """How well each channel separates each pair of classes, and how far channels are apart in that."""
 
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from threading import Lock
+from typing import Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from acsp_lightning.functional.moments import ClassMoments
@@ -20,14 +28,28 @@ TOTAL_VARIANCE_FLOOR = 1e-6
 # rounding noise, and noise may not separate classes.
 CONSTANT_VARIANCE = 1e-12
 
-# Scratch for one block of class pairs; about five of them are alive at once. Large enough to keep
-# the device busy, small enough that the (N, P * L) matrix, 200 GB for a wide ImageNet layer, never
-# exists.
-BLOCK_BYTES = 8 * 2**20
+# Values in one block of class pairs; about four blocks are alive at once, and the (N, P * L) matrix,
+# 200 GB for a wide ImageNet layer, never exists. On the CPU a block stays in the caches, and torch works
+# on so few values in the thread that asks; accelerators want more of them at once.
+BLOCK = 2**15
+BLOCK_ON_ACCELERATOR = 2**23
+
+# On the CPU, sums are taken in so many parts, by up to as many threads; always the same parts, so that
+# the result does not depend on the number of threads.
+PARTS = 8
+
+# Rows of one product of matrices on the CPU: enough to hide what comes with each.
+ROWS = 2048
 
 # Share of |x|^2 + |y|^2 below which |x|^2 + |y|^2 - 2xy, wrong by some 1e-15 of that sum, is not
-# taken for |x - y|^2. What is taken is right to about 1e-12 of itself.
-CANCELLATION = 1e-3
+# taken for |x - y|^2. What is taken is right to about 1e-11 of itself.
+CANCELLATION = 1e-4
+
+# A hundredth of the pairs of 1000 classes; fewer would mostly show what comes with each part.
+CLASSES_TO_TRY = 100
+
+# The number of threads of BLAS is one for the process, so one call at a time may change it.
+BLAS = Lock()
 
 
 def jeffries_matusita(mean_a: Tensor, var_a: Tensor, mean_b: Tensor, var_b: Tensor) -> Tensor:
@@ -52,6 +74,25 @@ def jeffries_matusita(mean_a: Tensor, var_a: Tensor, mean_b: Tensor, var_b: Tens
     return (2 - 2 * overlap).clamp(min=0)
 
 
+@dataclass(frozen=True, slots=True)
+class Separation:
+    """How far channels are apart in what they separate, and what that was computed from.
+
+    Attributes:
+        distances: Euclidean distances between the channels' separability vectors, float64, (N, N),
+            symmetric, zero diagonal. Of sampled class pairs, scaled up to all of them.
+        classes: classes seen, of which every two are a pair.
+        class_pairs: class pairs that were looked at.
+        sampling_error: root mean square of the standard errors of the distances, as a share of their
+            median, estimated from two halves of the sample; 0 if all pairs were looked at.
+    """
+
+    distances: Tensor
+    classes: int
+    class_pairs: int
+    sampling_error: float
+
+
 def separability_vectors(moments: ClassMoments) -> Tensor:
     """JM of every channel for every pair of classes and every position, stored in full.
 
@@ -67,7 +108,9 @@ def separability_vectors(moments: ClassMoments) -> Tensor:
     Raises:
         ValueError: as ``separation_distances``.
     """
-    return torch.cat(list(_separability_blocks(moments)), dim=1)
+    everything = moments.mean.numel()  # all positions of a pair side by side
+    blocks = [block.mul(-2).clamp_(min=0) for block in _ClassPairs.of(moments).blocks(everything)]
+    return torch.cat(blocks).permute(2, 0, 1).flatten(start_dim=1)
 
 
 def mean_separability(moments: ClassMoments) -> Tensor:
@@ -82,100 +125,287 @@ def mean_separability(moments: ClassMoments) -> Tensor:
     Raises:
         ValueError: as ``separation_distances``.
     """
+    pairs = _ClassPairs.of(moments)
     total = moments.mean.new_zeros(moments.num_channels)
-    length = 0
-    for block in _separability_blocks(moments):
-        total += block.sum(dim=1)
-        length += block.shape[1]
-    return total / length
+    for block in pairs.blocks(pairs.room):
+        total += block.sum(dim=(0, 1))
+    return (total * (-2 / (pairs.number * moments.num_positions))).clamp_(min=0)
 
 
 def separation_distances(moments: ClassMoments) -> Tensor:
-    """Euclidean distances between the channels' separability vectors.
-
-    Classes never seen are left out. The sum over class pairs is taken block by block; the vectors
-    themselves are never stored. Memory: a few N * N plus a few blocks of ``BLOCK_BYTES`` (or of one
-    class pair, where that is more). Time: one product of matrices, (N, L * P) by its transpose, and
-    L * P differences for each pair of channels that nearly agree.
+    """Euclidean distances between the channels' separability vectors, over all pairs of classes.
 
     Args:
-        moments: moments of N channels at P positions, at least two samples of each class seen.
+        moments: as in :func:`compare_channels`.
 
     Returns:
         Float64, shape (N, N), symmetric, zero diagonal, on the moments' device. Channels with equal
         moments are at distance 0.
 
     Raises:
-        ValueError: if fewer than two classes were seen, a class was seen exactly once, or a moment
-            is not finite.
+        ValueError: as there.
     """
-    num_channels = moments.num_channels
-    products = moments.mean.new_zeros(num_channels, num_channels)
-    for block in _separability_blocks(moments):
-        # Distances ignore what all channels share, and without it less cancels below.
-        centred = block - block.mean(dim=0)
-        products.addmm_(centred, centred.T)
-    norms = products.diagonal()
-    scale = norms[:, None] + norms
-    # From one triangle alone: a product with its own transpose may be asymmetric in the last bit.
-    squared = (scale - 2 * products).triu_(diagonal=1)
-    near = torch.triu(squared <= CANCELLATION * scale, diagonal=1).nonzero()
-    if len(near):
-        squared[near[:, 0], near[:, 1]] = _squared_differences(moments, near)
-    return (squared + squared.T).sqrt_()
+    return compare_channels(moments).distances
 
 
-def _squared_differences(moments: ClassMoments, pairs: Tensor) -> Tensor:
-    """Squared distances of some pairs of channels, free of cancellation.
+def compare_channels(moments: ClassMoments, class_pairs: int | None = None, seed: int = 0) -> Separation:
+    """Compare what the channels separate, over all pairs of classes or some drawn at random.
+
+    Classes never seen are left out. The sum over class pairs is taken block by block; the vectors
+    themselves are never stored. Memory: ten N * N, seven times the moments, and on the CPU ``ROWS`` * N
+    for each thread. Time: one exponential for each channel, position and class pair; half the product
+    of matrices (N, L * P) by its transpose, on accelerators all of it; and L * P differences for each
+    pair of channels that nearly agree.
 
     Args:
-        moments: moments of N channels.
-        pairs: indices of channels, shape (R, 2).
+        moments: moments of N channels at P positions, at least two samples of each class seen.
+        class_pairs: look at this many, at least 2; None, or as many as there are: at all.
+        seed: of the draw.
+
+    Raises:
+        ValueError: if fewer than two classes were seen, a class was seen exactly once, a moment is not
+            finite, or ``class_pairs`` is less than 2.
+    """
+    if class_pairs is not None and class_pairs < 2:
+        raise ValueError(f"class_pairs is {class_pairs}; it must be at least 2, or None for all")
+    pairs = _ClassPairs.of(moments)
+    classes, number = len(pairs.mean), pairs.number
+    if class_pairs is None or class_pairs >= number:
+        return Separation(_squared_distances(pairs).sqrt_(), classes, number, 0.0)
+    drawn = torch.randperm(number, generator=torch.Generator().manual_seed(seed))[:class_pairs]
+    halves = [pairs.only(part) for part in drawn.tensor_split(2)]
+    one, two = (_squared_distances(half).mul_(number / half.number) for half in halves)
+    distances = ((one + two) / 2).sqrt_()
+    apart = distances > 0
+    if not bool(apart.any()):
+        return Separation(distances, classes, class_pairs, 0.0)
+    # The mean of two draws is off by half their difference; by less, the fewer pairs are left to draw.
+    errors = (one - two)[apart] / 2 * (1 - class_pairs / number) ** 0.5
+    # That was of squares: divided by the slope of a square.
+    errors /= 2 * distances[apart]
+    share = errors.square().mean().sqrt() / distances[apart].median()
+    return Separation(distances, classes, class_pairs, float(share))
+
+
+def expected_seconds(moments: ClassMoments, class_pairs: int | None = None) -> float:
+    """How long :func:`compare_channels` will take on these moments, from a try on a few classes.
+
+    Raises:
+        ValueError: as there.
+    """
+    pairs = _ClassPairs.of(moments)
+    classes = slice(0, CLASSES_TO_TRY)
+    few = _ClassPairs(pairs.mean[classes], pairs.variance[classes], pairs.root[classes])
+    times = []
+    for _ in range(2):  # the first one also warms up
+        start = time.perf_counter()
+        float(_squared_distances(few).sum())  # waits for an accelerator
+        times.append(time.perf_counter() - start)
+    return min(times) * min(class_pairs or pairs.number, pairs.number) / few.number
+
+
+@dataclass(frozen=True, slots=True)
+class _ClassPairs:
+    """Pairs of classes, and what the JM of any of them is computed from.
+
+    Attributes:
+        mean: class means, scaled so that no factor is left in the exponent, (C, P, N).
+        variance: half of the class variances, (C, P, N).
+        root: fourth root of the class variances, (C, P, N).
+        partners: for every class the classes, all after it, that it is compared with; None: all.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    root: Tensor
+    partners: tuple[Tensor, ...] | None = None
+
+    @classmethod
+    def of(cls, moments: ClassMoments) -> Self:
+        """All pairs of the classes that were seen.
+
+        Raises:
+            ValueError: as :func:`separation_distances`.
+        """
+        seen = _seen_classes(moments)
+        mean, variance = _floored(
+            moments.count[seen], moments.mean.detach()[seen], moments.m2.detach()[seen]
+        )
+        # Channels last, so that a block is a matrix of theirs.
+        mean = mean.transpose(1, 2).contiguous().mul_(8**-0.5)
+        variance = variance.transpose(1, 2).contiguous()
+        return cls(mean, variance / 2, variance.sqrt_().sqrt_())
+
+    @property
+    def room(self) -> int:
+        """Values in a block that suit the device."""
+        return BLOCK if self.mean.device.type == "cpu" else BLOCK_ON_ACCELERATOR
+
+    @property
+    def number(self) -> int:
+        """How many pairs."""
+        if self.partners is not None:
+            return sum(map(len, self.partners))
+        return len(self.mean) * (len(self.mean) - 1) // 2
+
+    def only(self, chosen: Tensor) -> Self:
+        """Some of all pairs, by their places in lexicographic order, int64."""
+        classes = len(self.mean)
+        first, second = torch.triu_indices(classes, classes, offset=1)[:, chosen.sort().values]
+        counts = first.bincount(minlength=classes).tolist()
+        return replace(self, partners=torch.split(second.to(self.mean.device), counts))
+
+    def channels(self, chosen: Tensor) -> Self:
+        """The same pairs of classes for some channels."""
+        return replace(
+            self,
+            mean=self.mean[..., chosen],
+            variance=self.variance[..., chosen],
+            root=self.root[..., chosen],
+        )
+
+    def blocks(self, room: int, firsts: range | None = None) -> Iterator[Tensor]:
+        """JM of some pairs, times -1/2; each block is (pairs in the block, positions, N).
+
+        Args:
+            room: values in a block, or N where that is more. With room for all classes at all positions
+                the pairs come in lexicographic order.
+            firsts: first classes of the pairs; None: all.
+        """
+        classes, positions, num_channels = self.mean.shape
+        length = min(positions, max(1, room // num_channels))
+        step = max(1, room // (num_channels * length))
+        firsts = range(classes) if firsts is None else firsts
+        for start in range(0, positions, length):
+            here = replace(
+                self,
+                mean=self.mean[:, start : start + length],
+                variance=self.variance[:, start : start + length],
+                root=self.root[:, start : start + length],
+            )
+            if self.partners is None:
+                yield from here._in_tiles(step, firsts)
+            else:
+                for first in firsts:
+                    for seconds in torch.split(self.partners[first], step):
+                        yield here._block(first, seconds)
+
+    def _in_tiles(self, step: int, firsts: range) -> Iterator[Tensor]:
+        # The classes of a tile stay in the caches while all that come before them pass by.
+        for low in range(0, len(self.mean), step):
+            high = min(low + step, len(self.mean))
+            for first in firsts:
+                if first + 1 < high:
+                    yield self._block(first, slice(max(low, first + 1), high))
+
+    def _block(self, first: int, seconds: slice | Tensor) -> Tensor:
+        return _negated_half_jm(
+            self.mean[first] - self.mean[seconds],
+            self.variance[first] + self.variance[seconds],
+            self.root[first],
+            self.root[seconds],
+        )
+
+
+def _negated_half_jm(difference: Tensor, variance: Tensor, root_a: Tensor, root_b: Tensor) -> Tensor:
+    """exp(-B) - 1 in as few passes over the memory as possible; ``jeffries_matusita`` is the formula.
+
+    Args:
+        difference: of the scaled means; overwritten.
+        variance: mean of the two variances; overwritten.
+        root_a: fourth root of one variance.
+        root_b: fourth root of the other.
+    """
+    inverse = variance.rsqrt_()
+    difference.mul_(inverse)
+    overlap = torch.addcmul(difference.new_zeros(()), difference, difference, value=-1).exp_()
+    return torch.addcmul(difference.new_tensor(-1.0), overlap.mul_(root_b), inverse.mul_(root_a))
+
+
+def _squared_distances(pairs: _ClassPairs) -> Tensor:
+    """Sums over pairs of classes and positions of squared differences in JM, (N, N)."""
+    products = _products(pairs)
+    norms = products.diagonal()
+    scale = norms[:, None] + norms
+    squared = (scale - 2 * products).triu_(diagonal=1)
+    # What separates nothing at all is zero to the bit, and so are distances between such channels.
+    near = torch.triu((squared <= CANCELLATION * scale) & (scale > 0), diagonal=1).nonzero()
+    if len(near):
+        squared[near[:, 0], near[:, 1]] = _squared_differences(pairs, near)
+    return (squared + squared.T).mul_(4)
+
+
+def _products(pairs: _ClassPairs) -> Tensor:
+    """Sums over pairs of classes and positions of products of two channels, (N, N)."""
+    if pairs.mean.device.type == "cpu":
+        # One thread for each part instead of several in each operation: these are too short for that,
+        # and the threads of two libraries would wait for each other.
+        workers = ThreadPoolExecutor(torch.get_num_threads())
+        with BLAS, workers, threadpool_limits(1, user_api="blas"):
+            parts = [workers.submit(_part_of_products, pairs, part) for part in range(PARTS)]
+            return torch.from_numpy(sum(part.result() for part in parts))
+    num_channels = pairs.mean.shape[2]
+    products = pairs.mean.new_zeros(num_channels, num_channels)
+    for block in pairs.blocks(pairs.room):
+        rows = block.flatten(0, 1)
+        products.addmm_(rows.T, rows)
+    return products
+
+
+def _part_of_products(pairs: _ClassPairs, part: int) -> NDArray[np.float64]:
+    classes, _, num_channels = pairs.mean.shape
+    total, product = np.zeros((num_channels, num_channels)), np.empty((num_channels, num_channels))
+    rows = np.empty((max(ROWS, BLOCK // num_channels), num_channels))
+    filled = 0
+    for block in pairs.blocks(BLOCK, range(part, classes, PARTS)):
+        values = block.flatten(0, 1).numpy()
+        if filled + len(values) > len(rows):
+            # NumPy sees the transpose and computes half; torch would compute all of it.
+            total += np.matmul(rows[:filled].T, rows[:filled], out=product)
+            filled = 0
+        rows[filled : filled + len(values)] = values
+        filled += len(values)
+    total += np.matmul(rows[:filled].T, rows[:filled], out=product)
+    return total
+
+
+def _squared_differences(pairs: _ClassPairs, channels: Tensor) -> Tensor:
+    """Sums over pairs of classes and positions of squared differences, free of cancellation.
+
+    Args:
+        pairs: of N channels.
+        channels: indices of channels to compare, shape (R, 2).
 
     Returns:
-        Float64, shape (R,).
+        Shape (R,), in units of half a JM.
     """
-    used = torch.zeros(moments.num_channels, dtype=torch.bool, device=pairs.device)
-    used[pairs.flatten()] = True
-    rows = (used.cumsum(dim=0) - 1)[pairs]
-    involved = ClassMoments(moments.count, moments.mean[:, used], moments.m2[:, used])
-    squared = moments.mean.new_zeros(len(pairs))
-    step = involved.num_channels
-    # So many pairs take no more room than the block their rows come from.
-    chunks = [slice(start, start + step) for start in range(0, len(pairs), step)]
-    for block in _separability_blocks(involved):
+    used = torch.zeros(pairs.mean.shape[2], dtype=torch.bool, device=channels.device)
+    used[channels.flatten()] = True
+    rows = (used.cumsum(dim=0) - 1)[channels]
+    step = int(used.sum())
+    squared = pairs.mean.new_zeros(len(channels))
+    # So many comparisons take no more room than the block they come from.
+    chunks = [slice(start, start + step) for start in range(0, len(channels), step)]
+    for block in pairs.channels(used).blocks(pairs.room):
+        values = block.flatten(0, 1)
         for chunk in chunks:
             first, second = rows[chunk].T
-            squared[chunk] += (block[first] - block[second]).square_().sum(dim=1)
+            squared[chunk] += (values[:, first] - values[:, second]).square_().sum(dim=0)
     return squared
 
 
-def _separability_blocks(moments: ClassMoments) -> Iterator[Tensor]:
-    """JM of consecutive class pairs; each block is (N, pairs in the block * P)."""
-    seen = _seen_classes(moments)
-    count = moments.count[seen].to(torch.float64)[:, None, None]
-    mean, variance, constant = _floored(count, moments.mean[seen], moments.m2[seen])
-    # Channels first, so that a block is a view of its rows.
-    mean, variance = mean.transpose(0, 1), variance.transpose(0, 1)
-    first, second = torch.triu_indices(len(seen), len(seen), offset=1, device=mean.device)
-    pair_bytes = max(1, moments.num_channels * moments.num_positions * mean.element_size())
-    pairs_per_block = max(1, BLOCK_BYTES // pair_bytes)
-    for a, b in zip(first.split(pairs_per_block), second.split(pairs_per_block), strict=True):
-        jm = jeffries_matusita(mean[:, a], variance[:, a], mean[:, b], variance[:, b])
-        yield jm.masked_fill_(constant[:, None], 0.0).flatten(start_dim=1)
-
-
-def _floored(count: Tensor, mean: Tensor, m2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Class means and floored class variances, both (C, N, P), and the constant ones, (N, P)."""
+def _floored(count: Tensor, mean: Tensor, m2: Tensor) -> tuple[Tensor, Tensor]:
+    """Class means and floored class variances, both (C, N, P); alike where a component is constant."""
+    count = count.to(torch.float64)[:, None, None]
     share = count / count.sum()
     grand_mean = (share * mean).sum(dim=0)
     within = m2.sum(dim=0) / count.sum()
     total = within + (share * (mean - grand_mean).square()).sum(dim=0)
-    constant = total <= CONSTANT_VARIANCE * (total + grand_mean.square())
     floor = torch.maximum(WITHIN_CLASS_VARIANCE_FLOOR * within, TOTAL_VARIANCE_FLOOR * total)
-    # Constant components are overwritten later; any positive variance keeps them free of 0 / 0.
-    floor = floor.masked_fill(constant, 1.0)
-    return mean, torch.maximum(m2 / count, floor), constant
+    constant = total <= CONSTANT_VARIANCE * (total + grand_mean.square())
+    variance = torch.maximum(m2 / count, floor)
+    # Zero and one, so that the JM of equal classes is 0 to the bit.
+    return mean.masked_fill(constant, 0.0), variance.masked_fill_(constant, 1.0)
 
 
 def _seen_classes(moments: ClassMoments) -> Tensor:

@@ -116,8 +116,7 @@ def decide_width(curves: ChannelCurves, config: SelectionConfig, *, round_to: in
             "layer; pass k, or use the callback, which finds one level for all layers"
         )
     if config.keep is not None:
-        k = _allowed(round(config.keep * width), width, config, round_to)
-        return WidthDecision(k, None, WidthReason.SHARE)
+        return width_of_share(width, config, round_to=round_to)
     if width <= 2:
         return WidthDecision(_allowed(width, width, config, round_to), None, WidthReason.TOO_NARROW)
     knee = find_knee(
@@ -129,6 +128,24 @@ def decide_width(curves: ChannelCurves, config: SelectionConfig, *, round_to: in
     if knee is None:
         return WidthDecision(_allowed(width, width, config, round_to), None, WidthReason.NO_KNEE)
     return WidthDecision(_allowed(int(knee), width, config, round_to), int(knee), WidthReason.KNEE)
+
+
+def width_of_share(width: int, config: SelectionConfig, *, round_to: int = 1) -> WidthDecision:
+    """The fixed share of N channels that ``config.keep`` asks for, raised and rounded as ever.
+
+    Args:
+        width: N.
+        config: ``keep``, which must be set, and ``min_channels`` are used.
+        round_to: in 1..N.
+
+    Raises:
+        ValueError: if ``config.keep`` is not set or ``round_to`` is out of range.
+    """
+    if config.keep is None:
+        raise ValueError("keep is None; set it to the share of the channels to keep, in (0, 1]")
+    return WidthDecision(
+        _allowed(round(config.keep * width), width, config, round_to), None, WidthReason.SHARE
+    )
 
 
 def width_at_level(

@@ -1,8 +1,9 @@
 """Running a network once, for inspection, without leaving a trace on it."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -35,6 +36,15 @@ def uncompiled(model: nn.Module) -> Iterator[None]:
     finally:
         for attributes, name, value in compiled:
             attributes[name] = value
+
+
+def eager_copy(model: nn.Module) -> nn.Module:
+    """A deep copy of ``model``, without what ``torch.compile`` made of it.
+
+    Compiled callables would not be copied but shared, and run the weights of ``model``.
+    """
+    with uncompiled(model):
+        return deepcopy(model)
 
 
 @contextmanager
@@ -109,15 +119,39 @@ def call_counts(model: nn.Module, inputs: tuple[Any, ...]) -> Counter[str]:
     return calls
 
 
+def positional(inputs: Tensor | Mapping[str, Tensor] | tuple[object, ...]) -> tuple[Any, ...]:
+    """What a user passes as inputs, as positional arguments of forward.
+
+    Args:
+        inputs: a tuple of arguments; or a tensor or a dict of tensors, which is the only argument.
+
+    Raises:
+        TypeError: if ``inputs`` is none of these.
+    """
+    if not isinstance(inputs, Tensor | Mapping | tuple):
+        raise TypeError(
+            "The inputs must be a tensor, a dict of tensors, or a tuple of positional arguments; "
+            f"found {type(inputs).__name__}."
+        )
+    return inputs if isinstance(inputs, tuple) else (inputs,)
+
+
 def run_forward(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
     """``model(*inputs)`` on copies of the tensors in ``inputs``; two calls give the same.
 
     A forward that writes to its inputs or draws random numbers sees the same ones every time, and
     batches that were made under ``inference_mode`` can be traced by autograd.
     """
-    copies = tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, inputs)
     with _random_state_kept(model):
-        return model(*copies)
+        return model(*cloned(inputs))
+
+
+def cloned(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Copies of the tensors in ``inputs``, outside any graph; all else as it is."""
+    copies: tuple[Any, ...] = tree_map(
+        lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, inputs
+    )
+    return copies
 
 
 def _random_state_kept(model: nn.Module) -> AbstractContextManager[None]:

@@ -1,11 +1,17 @@
 from itertools import combinations
 
 import kmedoids
+import numpy as np
 import pytest
 import torch
 
-from acsp_lightning.functional import coverage, mean_simplified_silhouette, sweep_k_medoids
-from acsp_lightning.functional._medoid_search import Clustering
+from acsp_lightning.functional import (
+    _medoid_search,
+    coverage,
+    mean_simplified_silhouette,
+    sweep_k_medoids,
+)
+from acsp_lightning.functional._medoid_search import WIDE, Clustering
 
 
 def some_weights(n, seed):
@@ -101,19 +107,76 @@ def test_sums_kept_through_every_move_equal_sums_made_anew(distances_of, kind):
     distances = distances_of("noise", 10)[source][:, source]
     if kind == "jm":
         distances = distances_of("jm", 30)
-    costs = distances * some_weights(30, 2)[:, None]
-    kept = Clustering(costs, torch.tensor([3, 7]), 20, 1e-12)
-    for move in [kept.add] * 8 + [kept.swap, lambda: kept.drop(4), kept.swap, kept.add, kept.add]:
+    distances, weights = distances.numpy(), some_weights(30, 2).numpy()
+    kept = Clustering(distances, weights, np.array([3, 7]), 20, 1e-12)
+    moves = [lambda: kept.add(1)] * 8 + [kept.swap, lambda: kept.drop(4), kept.swap, lambda: kept.add(3)]
+    for move in moves:
         move()
         kept.become((kept.medoids() + 1) % 30)
-        anew = Clustering(costs, kept.slots, 20, 1e-12)
-        k = len(kept.slots)
-        assert kept.deviation() == pytest.approx(float(costs[:, kept.slots].amin(dim=1).sum()))
-        torch.testing.assert_close(kept.second, anew.second)
-        torch.testing.assert_close(kept.extra, anew.extra)
+        anew = Clustering(distances, weights, kept.slots, 20, 1e-12)
+        paid = (weights[:, None] * distances[:, kept.slots]).min(axis=1)
+        assert kept.deviation() == pytest.approx(paid.sum())
+        np.testing.assert_allclose(kept.second, anew.second)
+        np.testing.assert_allclose(kept.gain, anew.gain, atol=1e-12)
         # Between medoids that tie a channel may belong to either.
         if kind == "jm":
-            torch.testing.assert_close(kept.excess[:k], anew.excess[:k])
+            np.testing.assert_allclose(kept.saved, anew.saved, atol=1e-12)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_gains_are_what_a_medoid_more_or_another_saves(distances_of, monkeypatch, share, weighted):
+    """By brute force, whether the distances are picked one by one or all computed with."""
+    monkeypatch.setattr(_medoid_search, "SPARSE", share)
+    distances = distances_of("jm", 30).numpy()
+    weights = some_weights(30, 4).numpy() if weighted else np.ones(30)
+    state = Clustering(distances, weights, np.array([3, 7, 11]), 20, 1e-12)
+    state.add(4)
+    state.drop(1)
+
+    def paid(medoids):
+        return weights @ distances[:, medoids].min(axis=1)
+
+    losses = np.bincount(state.label, weights * (state.second - state.first))
+    for comer in set(range(30)) - set(state.slots.tolist()):
+        more = paid([*state.slots, comer])
+        assert state.deviation() - state.gain[comer] == pytest.approx(more)
+        for slot in range(len(state.slots)):
+            others = np.delete(state.slots, slot)
+            price = losses[slot] - state.saved[slot, comer]
+            assert more + price == pytest.approx(paid([*others, comer]))
+
+
+@pytest.mark.parametrize("duplicates", [False, True])
+def test_channels_added_together_are_those_added_one_by_one(distances_of, duplicates):
+    source = torch.arange(10).repeat(4) if duplicates else torch.arange(40)
+    distances = distances_of("jm", len(source.unique()))[source][:, source].numpy()
+    weights = some_weights(40, 5).numpy()
+    together, single = (Clustering(distances, weights, np.array([3, 7]), 30, 1e-12) for _ in range(2))
+    together.add(20)
+    for _ in range(20):
+        extra = [
+            weights @ np.minimum(single.first, distances[j]) if j not in single.slots else np.inf
+            for j in range(40)
+        ]
+        best = int(np.flatnonzero(np.array(extra) <= min(extra) + 1e-12)[0])
+        single.add(1)
+        assert single.slots[-1] == best
+    assert together.slots.tolist() == single.slots.tolist()
+
+
+@pytest.mark.parametrize("kind", ["jm", "clustered", "noise"])
+@pytest.mark.parametrize("step", [1, 14])
+def test_wide_layers_are_within_one_percent_of_fasterpam(distances_of, kind, step):
+    """Where k are left out, they are passed only once."""
+    distances = distances_of(kind, WIDE + 32)
+    sweep = sweep_k_medoids(distances, ks=range(2, WIDE + 32, step))
+    for k, found in zip(sweep.ks.tolist(), sweep.deviation.tolist(), strict=True):
+        runs = [
+            kmedoids.fasterpam(distances.numpy(), k, init="random", random_state=start, n_cpu=1)
+            for start in range(3)
+        ]
+        assert found <= 1.01 * min(run.loss for run in runs), f"k = {k}"
 
 
 def test_only_the_ks_asked_for(distances_of):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from acsp_lightning.functional import ClassMoments, class_moments, merge_moments
+from acsp_lightning.functional import ClassMoments, ClassSums, class_moments
 
 
 def numpy_moments(values, labels, num_classes):
@@ -39,40 +39,60 @@ def test_one_batch_equals_numpy():
     assert (moments.num_classes, moments.num_channels, moments.num_positions) == (5, 4, 3)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_merging_any_split_equals_one_pass(seed):
-    values, labels = batch(seed)
+def summed(batches, num_classes):
+    batches = list(batches)
+    sums = ClassSums.about(batches[0][0], num_classes)
+    for values, labels in batches:
+        sums.add_(values, labels)
+    return sums
+
+
+def parts_of(values, labels, seed):
     cuts = torch.randperm(299, generator=torch.Generator().manual_seed(seed))[:9] + 1
-    sizes = torch.diff(torch.cat([torch.tensor([0]), cuts.sort().values, torch.tensor([300])]))
-    # Without num_classes every part knows only the classes up to its own largest label.
-    parts = [
-        class_moments(v, y)
-        for v, y in zip(values.split(sizes.tolist()), labels.split(sizes.tolist()), strict=True)
-    ]
-    merged = parts[0]
-    for part in parts[1:]:
-        merged = merge_moments(merged, part)
-    assert_matches(merged, values, labels, 5)
+    sizes = torch.diff(torch.cat([torch.tensor([0]), cuts.sort().values, torch.tensor([300])])).tolist()
+    return list(zip(values.split(sizes), labels.split(sizes), strict=True))
 
 
-@pytest.mark.parametrize("swapped", [False, True])
-def test_sides_may_know_different_classes(swapped):
-    few = torch.tensor([0, 1, 0, 1])
-    many = torch.tensor([3, 3, 1, 3])
-    values = torch.arange(8 * 2.0).reshape(8, 2, 1) ** 1.5
-    parts = [class_moments(values[:4], few), class_moments(values[4:], many)]
-    merged = merge_moments(*(parts[::-1] if swapped else parts))
-    assert_matches(merged, values, torch.cat([few, many]), 4)
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
+@pytest.mark.parametrize("seed", range(4))
+def test_any_split_and_any_merge_equal_one_pass(seed, dtype, rtol):
+    values, labels = batch(seed)
+    parts = parts_of(values.to(dtype), labels, seed)
+    in_batches = summed(parts, 5)
+    assert in_batches.total.dtype == in_batches.squares.dtype == dtype
+    # Three ranks, each with an origin of its own.
+    ranks = [summed(part, 5) for part in (parts[:2], parts[2:7], parts[7:])]
+    merged = ranks[0].merged(ranks[1]).merged(ranks[2])
+    for sums in (in_batches, merged):
+        moments = sums.moments()
+        count, mean, variance = numpy_moments(values, labels, 5)
+        assert moments.count.tolist() == count.tolist()
+        np.testing.assert_allclose(moments.mean, mean, rtol=rtol, atol=rtol * 1e-2)
+        np.testing.assert_allclose(moments.m2, variance * count[:, None, None], rtol=rtol)
 
 
-def test_large_mean_keeps_the_digits_of_a_small_variance():
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-8), (torch.float32, 1e-5)])
+def test_large_mean_keeps_the_digits_of_a_small_variance(dtype, rtol):
     generator = torch.Generator().manual_seed(0)
-    values = 1000 + 0.1 * torch.randn(6400, 2, 1, generator=generator)
+    values = (1000 + 0.1 * torch.randn(6400, 2, 1, generator=generator)).to(dtype)
     labels = torch.randint(2, (6400,), generator=generator)
-    merged = class_moments(values[:16], labels[:16], 2)
-    for v, y in zip(values[16:].split(16), labels[16:].split(16), strict=True):
-        merged = merge_moments(merged, class_moments(v, y, 2))
-    assert_matches(merged, values, labels, 2, rtol=1e-8)
+    batches = list(zip(values.split(16), labels.split(16), strict=True))
+    halves = [summed(half, 2) for half in (batches[:200], batches[200:])]
+    for sums in (summed(batches, 2), halves[0].merged(halves[1])):
+        assert_matches(sums.moments(), values, labels, 2, rtol=rtol)
+
+
+def test_a_class_never_seen_has_no_mean_and_no_deviation():
+    values, labels = batch(0)
+    moments = class_moments(values + 3, labels, 7)
+    assert moments.count.tolist()[5:] == [0, 0]
+    assert not moments.mean[5:].any()
+    assert not moments.m2[5:].any()
+
+
+def test_equal_samples_have_no_variance():
+    sums = summed([(torch.full((9, 2, 1), 0.1), torch.arange(9) % 3)] * 50, 3)
+    assert (sums.moments().m2.sqrt() < 1e-6).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
@@ -82,7 +102,7 @@ def test_any_integer_labels(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_low_precision_values_are_summed_in_double(dtype):
+def test_moments_of_low_precision_values_are_in_double(dtype):
     values, labels = batch(2)
     values = values.to(dtype)
     assert_matches(class_moments(values, labels), values.double(), labels, 5)
@@ -90,11 +110,8 @@ def test_low_precision_values_are_summed_in_double(dtype):
 
 def test_empty_batch_is_neutral():
     values, labels = batch(3)
-    whole = class_moments(values, labels, 5)
-    merged = merge_moments(class_moments(values[:0], labels[:0], 5), whole)
-    assert torch.equal(merged.count, whole.count)
-    assert torch.equal(merged.mean, whole.mean)
-    assert torch.equal(merged.m2, whole.m2)
+    sums = summed([(values, labels), (values[:0], labels[:0])], 5)
+    assert_matches(sums.moments(), values, labels, 5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +123,7 @@ def test_empty_batch_is_neutral():
         (torch.zeros(1, 2, 1), torch.tensor([True]), None, "must be integer class indices"),
         (torch.zeros(2, 2, 1), torch.tensor([0, 3]), 3, r"contain 3, .* outside \[0, 3\)"),
         (torch.zeros(2, 2, 1), torch.tensor([-1, 1]), None, r"contain -1, .* \[0, 2\)"),
-        (torch.zeros(0, 2, 1), torch.zeros(0, dtype=torch.int64), None, "batch is empty"),
+        (torch.zeros(0, 2, 1), torch.zeros(0, dtype=torch.int64), 3, "batch is empty"),
     ],
 )
 def test_wrong_batches(values, labels, num_classes, message):
@@ -116,11 +133,22 @@ def test_wrong_batches(values, labels, num_classes, message):
 
 @pytest.mark.parametrize("shape", [(3, 2, 1), (3, 4, 5)])
 def test_different_layers_do_not_merge(shape):
-    values, labels = batch(0)
-    other = class_moments(torch.zeros(shape), torch.zeros(3, dtype=torch.int64))
+    sums = summed([batch(0)], 5)
+    other, labels = torch.zeros(shape), torch.zeros(3, dtype=torch.int64)
     found = f"{shape[1]} channels at {shape[2]} positions"
     with pytest.raises(ValueError, match=f"4 channels at 3 positions .* {re.escape(found)}"):
-        merge_moments(class_moments(values, labels), other)
+        sums.merged(summed([(other, labels)], 5))
+    with pytest.raises(ValueError, match=f"4 channels at 3 positions .* {re.escape(found)}"):
+        sums.add_(other, labels)
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_sides_may_know_different_classes(swapped):
+    few, many = torch.tensor([0, 1, 0, 1]), torch.tensor([3, 3, 1, 3])
+    values = torch.arange(8 * 2.0, dtype=torch.float64).reshape(8, 2, 1) ** 1.5
+    parts = [summed([(values[:4], few)], 2), summed([(values[4:], many)], 4)]
+    one, other = parts[::-1] if swapped else parts
+    assert_matches(one.merged(other).moments(), values, torch.cat([few, many]), 4)
 
 
 @pytest.mark.parametrize(

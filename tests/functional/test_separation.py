@@ -10,6 +10,8 @@ from scipy.stats import norm
 from acsp_lightning.functional import (
     ClassMoments,
     class_moments,
+    compare_channels,
+    expected_seconds,
     jeffries_matusita,
     mean_separability,
     separability_vectors,
@@ -89,11 +91,11 @@ def test_vectors_hold_every_pair_at_every_position():
                 assert found == pytest.approx(2 - 2 * overlap, abs=1e-8)
 
 
-@pytest.mark.parametrize("block_bytes", [1, 400, 2**25])
-def test_blocks_do_not_change_the_result(monkeypatch, block_bytes):
+@pytest.mark.parametrize("block", [1, 400, 2**25])
+def test_blocks_do_not_change_the_result(monkeypatch, block):
     moments = class_moments(*sample())
     stored = separability_vectors(moments).numpy()
-    monkeypatch.setattr(separation, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(separation, "BLOCK", block)
     distances = separation_distances(moments)
     np.testing.assert_allclose(distances.numpy(), cdist(stored, stored), rtol=1e-12, atol=1e-14)
     np.testing.assert_allclose(mean_separability(moments).numpy(), stored.mean(axis=1), rtol=1e-12)
@@ -113,9 +115,9 @@ def test_near_equal_channels_stay_apart():
     assert separation_distances(moments)[0, 1].item() == pytest.approx(slope * 1e-9, rel=1e-5)
 
 
-@pytest.mark.parametrize("block_bytes", [400, 2**25])
-def test_copies_are_at_distance_zero_and_near_copies_are_exact(monkeypatch, block_bytes):
-    monkeypatch.setattr(separation, "BLOCK_BYTES", block_bytes)
+@pytest.mark.parametrize("block", [400, 2**25])
+def test_copies_are_at_distance_zero_and_near_copies_are_exact(monkeypatch, block):
+    monkeypatch.setattr(separation, "BLOCK", block)
     moments = class_moments(*sample(channels=9))
     source = torch.arange(9).repeat(4)
     noise = torch.randn(moments.mean.repeat(1, 4, 1).shape, generator=torch.Generator().manual_seed(1))
@@ -204,3 +206,86 @@ def test_non_finite_activations(value):
     values[0, 3, 1] = values[1, 5, 0] = value
     with pytest.raises(ValueError, match=r"2 of 6 channels .* first is channel 3"):
         separation_distances(class_moments(values, labels))
+
+
+def many_classes(classes=40, channels=24, positions=2, seed=0):
+    """Moments of channels that respond to a few directions in common, as those of a network do."""
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.randn(classes, 6, positions, generator=generator, dtype=torch.float64)
+    mixing = torch.randn(6, channels, generator=generator, dtype=torch.float64)
+    mean = torch.einsum("cdp,dn->cnp", directions, mixing) / 2
+    variance = 0.5 + torch.rand(classes, channels, positions, generator=generator, dtype=torch.float64)
+    return ClassMoments(torch.full((classes,), 50), mean, variance * 50)
+
+
+@pytest.mark.parametrize("block", [1, 3000, 2**25])
+def test_sampled_pairs_are_a_part_of_all(monkeypatch, block):
+    monkeypatch.setattr(separation, "BLOCK", block)
+    moments = many_classes(classes=9, channels=5)
+    drawn = torch.tensor([35, 0, 7, 8, 30])
+    some = separation._ClassPairs.of(moments).only(drawn)
+    assert some.number == 5
+    stored = separability_vectors(moments).view(5, 36, 2)[:, drawn.sort().values]
+    found = torch.cat(list(some.blocks(10))).permute(2, 0, 1) * -2
+    torch.testing.assert_close(found, stored, rtol=0, atol=1e-14)
+
+
+def test_sampled_distances_are_as_wrong_as_they_say():
+    moments = many_classes()
+    exact = compare_channels(moments)
+    assert (exact.classes, exact.class_pairs, exact.sampling_error) == (40, 780, 0.0)
+    apart = ~torch.eye(24, dtype=torch.bool)
+    truth = exact.distances[apart]
+    claimed, real = [], []
+    for seed in range(20):
+        sampled = compare_channels(moments, class_pairs=78, seed=seed)
+        assert (sampled.classes, sampled.class_pairs) == (40, 78)
+        claimed.append(sampled.sampling_error)
+        wrong = (sampled.distances[apart] - truth).square().mean().sqrt() / truth.median()
+        real.append(wrong.item())
+    assert 0.7 < np.mean(claimed) / np.mean(real) < 1.4
+    assert max(real) < 0.15
+
+
+def test_the_more_pairs_the_better_and_all_of_them_exactly():
+    moments = many_classes()
+    errors = [compare_channels(moments, pairs).sampling_error for pairs in (40, 160, 640, 780)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] == 0
+    everything = compare_channels(moments, class_pairs=10**9)
+    assert torch.equal(everything.distances, separation_distances(moments))
+    assert everything.class_pairs == 780
+
+
+def test_draws_depend_on_the_seed_alone():
+    moments = many_classes()
+    one, same, other = (compare_channels(moments, 50, seed).distances for seed in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_channels_that_separate_nothing_cost_nothing(monkeypatch):
+    """Dead channels agree with each other; a layer full of them must not be compared pair by pair."""
+    moments = many_classes(classes=6)
+    dead = torch.arange(24) % 3 > 0
+    moments.mean[:, dead] = moments.m2[:, dead] = 0
+    compared = []
+    whole = separation._squared_differences
+    monkeypatch.setattr(
+        separation, "_squared_differences", lambda p, c: (compared.append(len(c)), whole(p, c))[1]
+    )
+    distances = separation_distances(moments)
+    assert not distances[dead][:, dead].any()
+    assert not compared
+
+
+def test_too_few_class_pairs_are_refused():
+    with pytest.raises(ValueError, match="class_pairs is 1; it must be at least 2"):
+        compare_channels(many_classes(), class_pairs=1)
+
+
+def test_expected_time_grows_with_the_class_pairs():
+    moments = many_classes(classes=200)
+    exact, sampled = (min(expected_seconds(moments, pairs) for _ in range(5)) for pairs in (None, 1990))
+    # A tenth of the pairs, give or take a busy machine.
+    assert 3 < exact / sampled < 30

@@ -1,0 +1,140 @@
+"""A whole cut of ResNet-50 with 1000 classes: what each part takes, and the memory of the process.
+
+    python tests/benchmarks/cutting.py --out OUT
+
+The moments are made up; groups, distances, sweeps, curves and the cut are those of a training. With
+``--recover`` pictures of 224 x 224 are made up as well, and the consumers refitted on them.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from measuring import in_a_fresh_process, peak_bytes, record
+from torchvision.models import resnet50
+
+from acsp_lightning import SelectionConfig, allocation, measure_complexity
+from acsp_lightning.capture import Activations, InputMoments
+from acsp_lightning.functional import ClassSums
+from acsp_lightning.structure.fidelity import prunable_groups
+from acsp_lightning.structure.groups import ChannelGroup
+from acsp_lightning.structure.plan import build_plan
+from acsp_lightning.structure.pruning import prune
+from acsp_lightning.structure.refit import prepare_refit
+
+CLASSES = 1000
+SAMPLES = 50  # of every class
+CASES = [["--grid", 1], ["--grid", 1, "--recover", 128], ["--grid", 4, "--class-pairs", 49_950]]
+
+
+def made_up(groups: Sequence[ChannelGroup], grid: int) -> Activations:
+    """Moments of channels that respond to sixteen directions in common."""
+    outputs, inputs = {}, {}
+    positions = grid * grid
+    for group in groups:
+        for side in group.producers:
+            directions = torch.randn(CLASSES, 16, positions)
+            mean = torch.einsum("cdp,dn->cnp", directions, torch.randn(16, side.width)) / 3
+            variance = 0.5 + torch.rand(CLASSES, side.width, positions)
+            count = torch.full((CLASSES,), SAMPLES)
+            squares = (variance + mean.square()) * SAMPLES
+            origin = torch.zeros(side.width, positions)
+            outputs[side.layer] = ClassSums(count, origin, mean * SAMPLES, squares)
+        for side in group.consumers:
+            values = torch.randn(4 * side.width, side.width, dtype=torch.float64).relu()
+            inputs[side.layer] = InputMoments(len(values), values.T @ values)
+    return Activations(outputs, inputs, CLASSES * SAMPLES)
+
+
+@contextmanager
+def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Add the seconds of a block to an entry."""
+    start = time.perf_counter()
+    yield
+    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def case(grid: int, class_pairs: int | None, recover: int) -> dict[str, Any]:
+    """One cut, in this process."""
+    torch.manual_seed(0)
+    model, seconds = resnet50().eval(), dict[str, float]()
+    example = (torch.randn(2, 3, 224, 224),)
+    with timed(seconds, "groups"):
+        groups = prunable_groups(model, example).groups
+    activations = made_up(groups, grid)
+    state = sum(t.nbytes for s in activations.outputs.values() for t in (s.origin, s.total, s.squares))
+    state += sum(inputs.total.nbytes for inputs in activations.inputs.values())
+    before = measure_complexity(model, (example[0][:1],))
+    refit = None
+    if recover:
+        layers = dict.fromkeys(side.layer for group in groups for side in group.consumers)
+        with timed(seconds, "targets"):
+            refit = prepare_refit(model, layers, (torch.randn(recover, 3, 224, 224),))
+
+    for part in ("gather_evidence", "trace_curves", "damage_curve"):
+        watch(part, seconds)
+    config = SelectionConfig(flops=0.5, grid=grid, class_pairs=class_pairs)
+    with timed(seconds, "selection"):
+        chosen = allocation.select_groups(
+            model,
+            groups,
+            activations,
+            config,
+            layer_flops=before.by_layer,
+            targets=None if refit is None else refit.targets,
+            budget=allocation.flops_budget(config, before, before),
+        )
+    kept = {name: selection.kept.tolist() for name, selection in chosen.selections.items()}
+    with timed(seconds, "cut"):
+        moments = activations.input_moments
+        prune(
+            model, build_plan(groups, kept), example, groups=groups, input_moments=moments, refit=refit
+        )
+    after = measure_complexity(model, (example[0][:1],))
+    whole = sum(seconds[name] for name in ("groups", "targets", "selection", "cut") if name in seconds)
+    return {
+        "grid": grid,
+        "class pairs": chosen.comparison.class_pairs,
+        "recovery samples": recover,
+        "whole s": whole,
+        **{f"{name} s": value for name, value in seconds.items()},
+        "FLOPs": before.flops / after.flops,
+        "error": chosen.comparison.sampling_error,
+        "state MB": state / 2**20,
+        "peak MB": peak_bytes() / 2**20,
+    }
+
+
+def watch(part: str, seconds: dict[str, float]) -> None:
+    """Time all calls of a function that the selection uses."""
+    work = getattr(allocation, part)
+
+    def timed_work(*arguments: Any) -> Any:
+        with timed(seconds, part):
+            return work(*arguments)
+
+    setattr(allocation, part, timed_work)
+
+
+def main() -> None:
+    """See the top of this file."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("benchmarks"))
+    parser.add_argument("--grid", type=int, help="one case, as JSON")
+    parser.add_argument("--class-pairs", type=int)
+    parser.add_argument("--recover", type=int, default=0, metavar="SAMPLES")
+    options = parser.parse_args()
+    if options.grid:
+        print(json.dumps(case(options.grid, options.class_pairs, options.recover)))
+        return
+    record(options.out, "cutting", [in_a_fresh_process(__file__, *found) for found in CASES])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
