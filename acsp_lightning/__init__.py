@@ -14,7 +14,8 @@ if TYPE_CHECKING:
         compare_latency,
         measure_latency,
     )
-    from acsp_lightning.report import PruningStep
+    from acsp_lightning.rehearsal import preview
+    from acsp_lightning.report import PruningStep, step_table, write_report
     from acsp_lightning.structure.forward import UnsupportedStructureError
     from acsp_lightning.structure.plan import PruningPlan
     from acsp_lightning.structure.surgery import apply_plan
@@ -35,7 +36,10 @@ __all__ = [
     "load_pruned",
     "measure_complexity",
     "measure_latency",
+    "preview",
     "restore_structure",
+    "step_table",
+    "write_report",
 ]
 
 _HOMES = {
@@ -54,7 +58,10 @@ _HOMES = {
     "load_pruned": "checkpoint",
     "measure_complexity": "complexity",
     "measure_latency": "latency",
+    "preview": "rehearsal",
     "restore_structure": "checkpoint",
+    "step_table": "report",
+    "write_report": "report",
 }
 
 if not TYPE_CHECKING:  # or every misspelt name would be of type Any

@@ -21,6 +21,7 @@ from acsp_lightning.functional import (
     width_at_level,
     width_of_share,
 )
+from acsp_lightning.progress import tracked
 from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.refit import Target
 from acsp_lightning.volume import LayerCosts, NetworkCurve, cheapest_path, widths_within
@@ -79,7 +80,10 @@ def select_groups(
         ValueError: if the budget cannot be met even at the smallest widths, or as
             :func:`acsp_lightning.evidence.gather_evidence`.
     """
-    evidence = {group.name: gather_evidence(model, group, activations, config) for group in groups}
+    evidence = {
+        group.name: gather_evidence(model, group, activations, config)
+        for group in tracked(groups, "Comparing channels")
+    }
     if widths is None and config.keep is not None:
         widths = {g.name: width_of_share(g.width, config, round_to=round_to) for g in groups}
     weighted = config.weighting == "contribution"
@@ -95,7 +99,7 @@ def select_groups(
         ks.update({g.name: sorted({*candidates[g.name], widths[g.name].k} - {g.width}) for g in groups})
     curves = {
         name: trace_curves(found.distances, found.contributions if weighted else None, ks[name])
-        for name, found in evidence.items()
+        for name, found in tracked(evidence.items(), "Clustering channels")
     }
     decisions: Mapping[str, WidthDecision] = {}
     network: NetworkCurve | None = None
@@ -106,7 +110,7 @@ def select_groups(
             group.name: damage_curve(
                 model, group, activations, curves[group.name], targets or {}, candidates[group.name]
             )
-            for group in groups
+            for group in tracked(groups, "Weighing widths")
         }
         network, decisions = _least_damage(damage, LayerCosts(groups, layer_flops), config, budget)
     elif budget is not None:

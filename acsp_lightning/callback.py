@@ -1,7 +1,7 @@
 """The conductor: when to capture, when to cut, what to log. It holds no formula and cuts no weight."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,20 +22,28 @@ from acsp_lightning.allocation import (
     flops_budget,
     select_groups,
 )
+from acsp_lightning.bars import display_of
 from acsp_lightning.batches import BatchReader, Example, check_labels, count_classes, read_batch
 from acsp_lightning.capture import ActivationCapture, Captured, merge_activations
 from acsp_lightning.checkpoint import check_before_load, mend_progress, resize_on_load
 from acsp_lightning.companions import averaged_copies, save_uncut
 from acsp_lightning.complexity import Complexity, measure_complexity
-from acsp_lightning.functional import SelectionConfig, WidthReason
+from acsp_lightning.functional import ChannelSelection, SelectionConfig, WidthReason
 from acsp_lightning.guard import Guard
-from acsp_lightning.journal import announce_cut, announce_end, announce_verdict, announce_wait
+from acsp_lightning.journal import (
+    announce_cut,
+    announce_end,
+    announce_verdict,
+    announce_wait,
+    surely,
+)
 from acsp_lightning.latency import check_batch_sizes
 from acsp_lightning.loaders import training_batches, validation_batches
 from acsp_lightning.operation import cut_in_fit, settle, share_consumers
 from acsp_lightning.passes import collect_inputs, count_correct, recalibrate_batchnorm
 from acsp_lightning.plain import from_plain, to_plain
 from acsp_lightning.probation import Probation
+from acsp_lightning.progress import shown_by
 from acsp_lightning.ranks import agreed, decided_on_first, is_first, together
 from acsp_lightning.report import PruningStep
 from acsp_lightning.schedule import (
@@ -52,6 +60,7 @@ from acsp_lightning.structure.fidelity import prunable_groups, unseen_layers
 from acsp_lightning.structure.groups import ChannelGroup, Tracing
 from acsp_lightning.structure.plan import PruningPlan, build_plan
 from acsp_lightning.structure.refit import Refit, prepare_refit
+from acsp_lightning.views import GroupView, view_groups
 
 RECOVERIES = ("least_squares", "fold", "none")
 NO_BATCH = "The validation loader is empty; pruning captures validation batches."
@@ -89,8 +98,12 @@ class ACSPPruningCallback(pl.Callback):
         read_batch: splits a batch into (inputs, labels), labels being integers of shape (B,); a
             function, from YAML its import path. Default: :func:`acsp_lightning.batches.read_batch`,
             which understands ``(x, y)`` and dicts with ``image`` or ``x`` and ``label`` or ``y``.
-        report_dir: folder for the record of every cut (JSON); None: ``acsp`` in the logger's
-            directory, or in the trainer's.
+        report_dir: folder in which every cut has a folder of its own, with the record
+            (``report.json``), a page to read (``report.html``) and its pictures; None: ``acsp`` in the
+            logger's directory, or in the trainer's.
+        report_pictures: also draw the page and the pictures, which takes a second or more for each cut,
+            and give some of them to loggers that take pictures (TensorBoard, W&B). False: the record
+            alone, of which ``acsp-lightning report`` makes them later.
         latency_batch_sizes: batch sizes at which the network is timed before and after every cut, in
             turns in one run, eagerly and without autocast, on the device of the module, by the first
             process. It costs seconds and, meanwhile, memory for a copy of the network. Empty: it is
@@ -135,6 +148,7 @@ class ACSPPruningCallback(pl.Callback):
         max_batches: int | None = None,
         read_batch: BatchReader = read_batch,
         report_dir: str | Path | None = None,
+        report_pictures: bool = True,
         latency_batch_sizes: Sequence[int] = (),
         reset_monitors: bool = True,
         max_drop: float | None = None,
@@ -174,6 +188,7 @@ class ACSPPruningCallback(pl.Callback):
         self.max_batches = max_batches
         self.read_batch = read_batch
         self.report_dir = report_dir
+        self.report_pictures = report_pictures
         self.latency_batch_sizes = tuple(latency_batch_sizes)
         self.reset_monitors = reset_monitors
         self.max_drop = max_drop
@@ -398,7 +413,8 @@ class ACSPPruningCallback(pl.Callback):
         if self._captured is not None:
             # What came out of a checkpoint lies on the CPU.
             activations = self._captured.activations.to(pl_module.device)
-            self._prune(trainer, pl_module, replace(self._captured, activations=activations))
+            with shown_by(display_of(trainer)):
+                self._prune(trainer, pl_module, replace(self._captured, activations=activations))
 
     def _prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, captured: Captured) -> None:
         assert self._example is not None, "on_train_start comes first"
@@ -428,6 +444,7 @@ class ACSPPruningCallback(pl.Callback):
         selections = {group.name: allocation.selections[group.name] for group in groups}
         plan = build_plan(groups, {name: s.kept.tolist() for name, s in selections.items()})
 
+        views = self._look(pl_module, groups, captured, selections)
         accuracy_before = self._accuracy(trainer, pl_module)
         uncut = uncut_copy(pl_module, self.latency_batch_sizes)
         self._probation.open(trainer, captured)
@@ -439,11 +456,7 @@ class ACSPPruningCallback(pl.Callback):
             epoch=captured.epoch,
             plan=plan,
             selections=selections,
-            layers={
-                side.layer: (side.width, len(plan.kept(side.layer, "out") or side.positions))
-                for group in groups
-                for side in group.producers
-            },
+            layers=plan.filters(groups),
             before=before,
             after=measure_complexity(pl_module, self._example.counted),
             accuracy_before=accuracy_before,
@@ -452,9 +465,29 @@ class ACSPPruningCallback(pl.Callback):
             comparison=allocation.comparison,
             network=allocation.network,
             latency=time_cut(uncut, pl_module, self._example.counted, self.latency_batch_sizes),
+            views=views,
         )
         self.steps.append(step)
-        announce_cut(trainer, step, self.report_dir)
+        announce_cut(trainer, step, self.report_dir, self.report_pictures)
+
+    def _look(
+        self,
+        pl_module: pl.LightningModule,
+        groups: Sequence[ChannelGroup],
+        captured: Captured,
+        selections: Mapping[str, ChannelSelection],
+    ) -> dict[str, GroupView]:
+        """What people will look at; nothing where that fails."""
+        if not self.report_pictures:
+            return {}
+        return decided_on_first(
+            lambda: (
+                surely(
+                    lambda: view_groups(pl_module, groups, captured.activations, selections), "prepared"
+                )
+                or {}
+            )
+        )
 
     def _prepare_refit(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, groups: Sequence[ChannelGroup]
@@ -501,7 +534,7 @@ class ACSPPruningCallback(pl.Callback):
         if self.steps[-1].undone:
             settle(trainer, forget_monitors=self.reset_monitors)
             self._captured = again  # what else was captured is of a network that is no more
-        announce_verdict(trainer, self.steps[-1], self.report_dir)
+        announce_verdict(trainer, self.steps[-1], self.report_dir, self.report_pictures)
 
     def _judge_if_due(self, trainer: pl.Trainer, next_epoch: int) -> None:
         trial = self._probation.trial
@@ -522,7 +555,7 @@ class ACSPPruningCallback(pl.Callback):
             )
         if steps and self._example is not None:
             final = measure_complexity(pl_module, self._example.counted)
-            announce_end(trainer, steps, final, self._accuracy(trainer, pl_module))
+            announce_end(steps, final, self._accuracy(trainer, pl_module))
 
     # -- data ------------------------------------------------------------------------------------------
 

@@ -20,9 +20,11 @@ POOLS: tuple[Callable[..., Tensor], ...] = (
     adaptive_avg_pool3d,
 )
 
-# Of an input map about so many positions enter its second moments, others in every batch: neighbours
-# tell nearly the same, and all of them would double the time of a forward pass.
+# Of an input map at most so many positions enter its second moments, others in every batch: neighbours
+# tell nearly the same, and all of them would double the time of a forward pass. Of layers with more
+# than so many channels still fewer, because the products grow with the square of the channels.
 INPUT_POSITIONS = 9
+INPUT_CHANNELS = 256
 
 # Multiples of these, less their whole parts, fill the unit interval, square or cube evenly, however many
 # there are (M. Roberts, "The unreasonable effectiveness of quasirandom sequences", 2018).
@@ -45,6 +47,10 @@ class InputMoments:
     def mean(self) -> Tensor:
         """Mean of x x^T, float64 (D, D)."""
         return self.total / self.count
+
+    def with_rows(self, rows: Tensor) -> "InputMoments":
+        """The moments with the vectors in the columns of (D, S), in place as far as it goes."""
+        return InputMoments(self.count + rows.shape[1], self.total.addmm_(rows, rows.T))
 
     def merged(self, other: "InputMoments") -> "InputMoments":
         """The moments of both sets of vectors."""
@@ -304,13 +310,14 @@ class ActivationCapture:
                 inputs = (args[0] if args else kwargs["input"]).detach()
                 with torch.autocast(inputs.device.type, enabled=False):
                     channels = inputs.movedim(channel_dim(module), 1)
-                    channels = _some_positions(channels, self._batches).movedim(1, 0)
+                    most = _positions_of(channels.shape[1] // spread)
+                    channels = _some_positions(channels, self._batches, most).movedim(1, 0)
                     # After a flatten a channel has several features; they are its positions. In double,
                     # because TF32 products are too coarse for a nearly singular least-squares problem.
                     rows = channels.reshape(len(channels) // spread, -1).double()
-                    moments = InputMoments(rows.shape[1], rows @ rows.T)
-                known = self._inputs.get(layer)
-                self._inputs[layer] = moments if known is None else known.merged(moments)
+                    if layer not in self._inputs:
+                        self._inputs[layer] = InputMoments(0, rows.new_zeros(len(rows), len(rows)))
+                    self._inputs[layer] = self._inputs[layer].with_rows(rows)
             except Exception as error:
                 self.fail(error)
 
@@ -333,11 +340,17 @@ def _first_false(flags: Mapping[str, bool]) -> str:
     return next(name for name, flag in flags.items() if not flag)
 
 
-def _some_positions(maps: Tensor, turn: int) -> Tensor:
-    """Maps (B, D, ...) on a grid of some :data:`INPUT_POSITIONS` positions, another in every turn."""
+def _positions_of(num_channels: int) -> int:
+    return max(1, INPUT_POSITIONS * INPUT_CHANNELS // max(INPUT_CHANNELS, num_channels))
+
+
+def _some_positions(maps: Tensor, turn: int, most: int) -> Tensor:
+    """Maps (B, D, ...) on a grid of at most so many positions, another grid in every turn."""
     axes = maps.ndim - 2
+    left: float = most
     for axis in range(axes):
-        enough = round(INPUT_POSITIONS ** (1 / axes))
+        enough = round(left ** (1 / (axes - axis)))
+        left /= enough
         stride = -(-maps.shape[axis + 2] // enough)
         offset = int(stride * (turn * SEQUENCES[axes][axis] % 1))
         maps = maps[(slice(None),) * (axis + 2) + (slice(offset, None, stride),)]

@@ -1,12 +1,56 @@
 """The command line: ``acsp-lightning fit --config recipes/digits_vgg.yaml``."""
 
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import lightning.pytorch as pl
 from lightning.pytorch.cli import ArgsType, LightningCLI
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from acsp_lightning.callback import ACSPPruningCallback
+from acsp_lightning.commands import COMMANDS
+from acsp_lightning.previewing import PreviewCallback
+from acsp_lightning.report import step_table, write_report
+
 __all__ = ["ACSPCommandLine", "main"]
+
+
+class CommandLineTrainer(pl.Trainer):
+    """A Trainer that can also show what a cut would do."""
+
+    def preview(
+        self,
+        model: pl.LightningModule,
+        datamodule: pl.LightningDataModule | None = None,
+        flops: float | None = None,
+        keep: float | None = None,
+        ckpt_path: str | None = None,
+        out: str = ".",
+    ) -> None:
+        """Shows what a cut would do to the network as it is, and changes nothing.
+
+        The settings are those of the ACSPPruningCallback in the configuration, or its defaults.
+
+        Args:
+            model: the module.
+            datamodule: its data, of which the validation batches are looked at.
+            flops: share of the FLOPs that would stay, in (0, 1], instead of what the settings say.
+            keep: share of every layer's channels that would stay, in (0, 1], instead of that.
+            ckpt_path: a checkpoint with the trained weights, pruned or not; null: the module as built.
+            out: folder in which a folder "preview" gets the record, the page and the pictures.
+        """
+        settings = next((c for c in self.callbacks if isinstance(c, ACSPPruningCallback)), None)  # type: ignore[attr-defined]
+        if settings is None:
+            settings = ACSPPruningCallback(epochs=[0])
+            self.callbacks.append(settings)  # type: ignore[attr-defined]
+        looking = PreviewCallback(settings, flops, keep)
+        self.callbacks.append(looking)  # type: ignore[attr-defined]
+        self.validate(model, datamodule=datamodule, ckpt_path=ckpt_path)
+        step = looking.step
+        assert step is not None, "validation ends with the preview"
+        print(f"{step_table(step)}\n\nTo read: {write_report(step, out)}")
 
 
 class ACSPCommandLine(LightningCLI):
@@ -16,6 +60,17 @@ class ACSPCommandLine(LightningCLI):
     chosen by an earlier validation may hold the network before its last cut. It is left out when
     the module has no ``test_step`` or the data no ``test_dataloader``.
     """
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Those of Lightning, and preview."""
+        return {**LightningCLI.subcommands(), "preview": {"model", "datamodule"}}
+
+    def before_instantiate_classes(self) -> None:
+        """A preview leaves nothing but its own folder."""
+        if self.subcommand == "preview":
+            self.save_config_callback = None
+            self.config.preview.trainer.logger = False
 
     def instantiate_classes(self) -> None:
         """Builds everything; what a class says of its arguments is not buried in a list of types."""
@@ -37,23 +92,49 @@ class ACSPCommandLine(LightningCLI):
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=None)
 
 
-def main(args: ArgsType = None) -> None:
-    """Runs one subcommand: fit, validate, test or predict.
+def command_line(args: ArgsType = None, run: bool = True) -> ACSPCommandLine:
+    """The command line of the package.
 
     Args:
         args: what would follow the program's name; None reads ``sys.argv``.
+        run: run the subcommand; False: there is none, and everything is built and nothing run.
     """
+    with _expected_warnings_ignored():
+        return ACSPCommandLine(
+            pl.LightningModule,
+            pl.LightningDataModule,
+            trainer_class=CommandLineTrainer,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={
+                "description": "Structured pruning that decides by itself, inside a Lightning job.",
+                "epilog": f"Without a configuration: acsp-lightning {{{','.join(COMMANDS)}}} --help",
+            },
+            args=args,
+            run=run,
+        )
+
+
+@contextmanager
+def _expected_warnings_ignored() -> Iterator[None]:
     with warnings.catch_warnings():
         # The number of workers is the recipe's decision: 0 is right for pictures in memory.
         warnings.filterwarnings("ignore", message=".*does not have many workers")
         # Lightning 2.6 asks this of torch 2.15 in its own loops; nobody here can change it.
         warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
-        ACSPCommandLine(
-            pl.LightningModule,
-            pl.LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            auto_configure_optimizers=False,
-            save_config_kwargs={"overwrite": True},
-            args=args,
-        )
+        yield
+
+
+def main(args: ArgsType = None) -> None:
+    """Runs one subcommand: fit, validate, test, predict, preview, report, export or recipe.
+
+    Args:
+        args: what would follow the program's name; None reads ``sys.argv``.
+    """
+    words = sys.argv[1:] if args is None else args
+    if isinstance(words, list) and words and words[0] in COMMANDS:
+        COMMANDS[words[0]](words[1:])
+    else:
+        command_line(args)

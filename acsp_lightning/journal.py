@@ -1,7 +1,8 @@
-"""What people hear of a cut during a fit: tables on the console, warnings, and a record in a file."""
+"""What people hear of a cut during a fit: log lines, warnings, scalars, and a folder of files."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -9,20 +10,27 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from acsp_lightning.complexity import Complexity
 from acsp_lightning.functional import SelectionConfig, WidthReason
 from acsp_lightning.guard import Outcome
+from acsp_lightning.logbook import log_cut, log_undone
 from acsp_lightning.report import (
     PruningStep,
-    step_table,
+    draw_step,
+    headline,
+    summary_figures,
     summary_table,
     verdict_line,
     write_step,
 )
 
+T = TypeVar("T")
+
 LONG = 30.0  # seconds after which people begin to wonder
 
 
-def announce_cut(trainer: pl.Trainer, step: PruningStep, report_dir: str | Path | None) -> None:
-    """Print the table of a cut, warn of layers without a knee, and write the record."""
-    _print(trainer, step_table(step))
+def announce_cut(
+    trainer: pl.Trainer, step: PruningStep, report_dir: str | Path | None, pictures: bool
+) -> None:
+    """Tell of a cut in one log line, warn of layers without a knee, and write the report."""
+    rank_zero_info(headline(step))
     reasons = {name: selection.reason for name, selection in step.selections.items()}
     if WidthReason.NO_NETWORK_KNEE in reasons.values():
         rank_zero_warn(
@@ -36,7 +44,10 @@ def announce_cut(trainer: pl.Trainer, step: PruningStep, report_dir: str | Path 
             f"The curve of {', '.join(whole)} has no knee; without one every channel is kept. Set "
             "selection.keep or selection.flops to say how much to cut."
         )
-    record_cut(trainer, step, report_dir)
+    report_cut(trainer, step, report_dir, pictures)
+    if trainer.is_global_zero:
+        figures = surely(lambda: dict(summary_figures(step)), "drawn") if pictures else None
+        log_cut(trainer, step, figures or {})
 
 
 def announce_wait(seconds: float, selection: SelectionConfig) -> None:
@@ -49,38 +60,48 @@ def announce_wait(seconds: float, selection: SelectionConfig) -> None:
         )
 
 
-def announce_verdict(trainer: pl.Trainer, step: PruningStep, report_dir: str | Path | None) -> None:
-    """Print what the accuracy guard did, and write the record of the cut anew."""
-    _print(trainer, verdict_line(step))
+def announce_verdict(
+    trainer: pl.Trainer, step: PruningStep, report_dir: str | Path | None, pictures: bool
+) -> None:
+    """Tell what the accuracy guard did, and write the report of the cut anew."""
+    rank_zero_info(verdict_line(step))
     if step.verdict is not None and step.verdict.outcome is Outcome.UNJUDGED:
         rank_zero_warn(
             f"The fit ended before the cut after epoch {step.epoch} could be judged; it stays. Train "
             "longer, or cut earlier."
         )
-    record_cut(trainer, step, report_dir)
+    report_cut(trainer, step, report_dir, pictures)
+    if step.undone:
+        log_undone(trainer, step)
 
 
-def announce_end(
-    trainer: pl.Trainer, steps: Sequence[PruningStep], final: Complexity, accuracy: float | None
-) -> None:
-    """Print the summary of the cuts of a fit that were not undone."""
+def announce_end(steps: Sequence[PruningStep], final: Complexity, accuracy: float | None) -> None:
+    """Sum up the cuts of a fit that were not undone, as a table."""
     standing = [step for step in steps if not step.undone]
     if standing:
-        _print(trainer, summary_table(standing, final, accuracy))
+        rank_zero_info("\n" + summary_table(standing, final, accuracy))
 
 
-def record_cut(trainer: pl.Trainer, step: PruningStep, report_dir: str | Path | None) -> None:
-    """Write the record of a cut; a fit goes on without it where that fails."""
+def report_cut(
+    trainer: pl.Trainer, step: PruningStep, report_dir: str | Path | None, pictures: bool
+) -> None:
+    """Write the record of a cut, its pictures and its page; a fit goes on without what fails."""
     root = trainer.log_dir or trainer.default_root_dir  # a collective: every process asks
     folder = Path(root, "acsp") if report_dir is None else Path(report_dir)
     if not trainer.is_global_zero:
         return
+    own = surely(lambda: write_step(step, folder), f"written to {folder}")
+    if own is not None and pictures:
+        surely(lambda: draw_step(step, own), f"drawn in {own}")
+
+
+def surely(work: Callable[[], T], done: str) -> T | None:
+    """The result of ``work``; None, with a warning, where it fails: no fit dies of its report."""
     try:
-        write_step(step, folder)
-    except OSError as error:
-        rank_zero_warn(f"The record of the cut could not be written to {folder}: {error}.")
-
-
-def _print(trainer: pl.Trainer, text: str) -> None:
-    # Through the progress bar, which would overwrite what is written past it.
-    trainer.lightning_module.print("\n" + text)
+        return work()
+    except Exception as error:
+        rank_zero_warn(
+            f"The report of the cut could not be {done} ({type(error).__name__}: {error}). Training "
+            "goes on without it."
+        )
+        return None

@@ -6,18 +6,19 @@ from itertools import islice
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.trainer.states import RunningStage
+from lightning.pytorch.trainer.states import RunningStage, TrainerFn
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
 
 def validation_batches(trainer: pl.Trainer, max_batches: int | None = None) -> Iterator[Any]:
-    """Batches of the first validation loader of a fit, on the module's device.
+    """Batches of the first validation loader, on the module's device.
 
     Args:
-        trainer: inside ``fit``, after ``on_fit_start``.
+        trainer: inside ``fit``, after ``on_fit_start``; or inside ``validate``.
         max_batches: at most this many, besides the Trainer's own limit.
     """
-    loop = trainer.fit_loop.epoch_loop.val_loop
+    alone = trainer.state.fn is TrainerFn.VALIDATING
+    loop = trainer.validate_loop if alone else trainer.fit_loop.epoch_loop.val_loop
     if trainer.val_dataloaders is None:
         # The Trainer sets the loop up only when its first validation is due.
         with _in_stage(trainer, RunningStage.VALIDATING):

@@ -10,13 +10,14 @@ from torch import Tensor
 from acsp_lightning.capture import Activations, Captured, InputMoments
 from acsp_lightning.complexity import Complexity
 from acsp_lightning.evidence import Comparison
-from acsp_lightning.functional import ChannelSelection, ClassSums, WidthReason
+from acsp_lightning.functional import ChannelSelection, ClassSeparation, ClassSums, WidthReason
 from acsp_lightning.guard import Outcome, Trial, Verdict
 from acsp_lightning.latency import Latency, LatencyComparison
 from acsp_lightning.report import PruningStep
 from acsp_lightning.snapshot import Snapshot
 from acsp_lightning.structure.groups import ChannelGroup, LayerSide
 from acsp_lightning.structure.plan import PruningPlan, SideCut
+from acsp_lightning.views import GroupView
 from acsp_lightning.volume import NetworkCurve
 
 KIND = "__kind__"
@@ -27,9 +28,11 @@ RECORDS: dict[str, type] = {
         Captured,
         ChannelGroup,
         ChannelSelection,
+        ClassSeparation,
         ClassSums,
         Comparison,
         Complexity,
+        GroupView,
         InputMoments,
         Latency,
         LatencyComparison,

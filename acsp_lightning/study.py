@@ -51,7 +51,7 @@ class Study:
 
 def study_cut(
     model: nn.Module,
-    batches: Sequence[object],
+    batches: Iterable[object],
     selection: SelectionConfig,
     *,
     include: Sequence[str] = ("*",),
@@ -69,7 +69,7 @@ def study_cut(
 
     Args:
         model: the network, on the device of the batches.
-        batches: labelled batches; read twice.
+        batches: labelled batches on the same device; read three times, so no iterator that ends.
         selection: how many channels stay, and which.
         include: as in the callback, as are ``exclude``, ``residual``, ``round_to``,
             ``recovery_samples`` and ``read_batch``.
@@ -91,11 +91,14 @@ def study_cut(
         ValueError: if there is no batch, labels are no classes, a class is missing, or the volume that
             is asked for cannot be had.
     """
-    if not batches:
+    example, labels = None, []
+    for batch in batches:
+        inputs, found_labels = read_batch(batch)
+        labels.append(check_labels(found_labels))
+        example = example or Example.of(model, inputs)
+    if example is None:
         raise ValueError("there is no batch to look at; pass at least one.")
-    labels = [check_labels(read_batch(batch)[1]) for batch in batches]
     num_classes = count_classes(torch.cat(labels))
-    example = Example.of(model, read_batch(batches[0])[0])
     before = measure_complexity(model, example.counted)
     found = prunable_groups(
         model, example.traced, include=include, exclude=exclude, residual=residual
@@ -108,17 +111,18 @@ def study_cut(
     capture.attach()
     try:
         with evaluation_state(model):
-            for batch, known in zip(batches, labels, strict=True):
-                capture.expect(known)
-                model(*as_arguments(model, read_batch(batch)[0]))
+            for batch in batches:
+                inputs, found_labels = read_batch(batch)
+                capture.expect(check_labels(found_labels))
+                model(*as_arguments(model, inputs))
     finally:
         capture.detach()
     activations = capture.finish()
 
-    inputs = collect_inputs(model, batches, read_batch, recovery_samples)
-    assert inputs is not None, "there are batches"
+    samples = collect_inputs(model, batches, read_batch, recovery_samples)
+    assert samples is not None, "there are batches"
     consumers = dict.fromkeys(side.layer for group in looked_at for side in group.consumers)
-    refit = prepare_refit(model, consumers, inputs)
+    refit = prepare_refit(model, consumers, samples)
     given = None
     if widths is not None:
         given = decided({group.name: widths[group.name] for group in looked_at}, WidthReason.GIVEN)

@@ -1,4 +1,5 @@
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,21 @@ def every_position(monkeypatch: pytest.MonkeyPatch) -> None:
     """Second moments and variances of maps over all of their positions, as oracles take them."""
     monkeypatch.setattr("acsp_lightning.structure.refit.POSITIONS", 64)
     monkeypatch.setattr("acsp_lightning.capture.INPUT_POSITIONS", 64)
+
+
+@pytest.fixture
+def logged() -> Iterator[list[str]]:
+    """What Lightning's logger is told, message by message."""
+    messages: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            messages.append(record.getMessage())
+
+    logger, listener = logging.getLogger("lightning.pytorch"), Listener()
+    logger.addHandler(listener)
+    yield messages
+    logger.removeHandler(listener)
 
 
 @pytest.fixture

@@ -213,5 +213,7 @@ class Probe(pl.Callback):
 
 
 def callback(*epochs: int, **options: Any) -> ACSPPruningCallback:
-    """Cuts every group in half after ``epochs`` (0), unless told otherwise."""
-    return ACSPPruningCallback(epochs or (0,), **{"selection": HALF, **options})
+    """Cuts every group in half after ``epochs`` (0), and draws nothing, unless told otherwise."""
+    return ACSPPruningCallback(
+        epochs or (0,), **{"selection": HALF, "report_pictures": False, **options}
+    )

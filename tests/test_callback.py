@@ -164,8 +164,10 @@ def test_accuracies_are_those_of_the_validation_data(fit: Fit) -> None:
 def test_the_record_is_written_as_json(fit: Fit, tmp_path: Path) -> None:
     pruning = callback(0, 1, report_dir=tmp_path / "there" / "deep")
     fit(Classifier(), [pruning])
-    files = sorted((tmp_path / "there" / "deep").iterdir())
-    assert [file.name for file in files] == ["cut_after_epoch_0.json", "cut_after_epoch_1.json"]
+    files = sorted((tmp_path / "there" / "deep").rglob("*"))
+    files = [file for file in files if file.is_file()]
+    names = [file.relative_to(tmp_path / "there" / "deep").as_posix() for file in files]
+    assert names == ["cut_after_epoch_0/report.json", "cut_after_epoch_1/report.json"]
     for file, step in zip(files, pruning.steps, strict=True):
         found = json.loads(file.read_text())
         assert found == json.loads(json.dumps(step.to_dict()))
@@ -176,29 +178,34 @@ def test_the_record_is_written_as_json(fit: Fit, tmp_path: Path) -> None:
 
 def test_the_record_goes_to_the_trainers_folder_by_default(fit: Fit, tmp_path: Path) -> None:
     fit(Classifier(), [callback()])
-    assert (tmp_path / "acsp" / "cut_after_epoch_0.json").is_file()
+    assert (tmp_path / "acsp" / "cut_after_epoch_0" / "report.json").is_file()
 
 
 def test_the_record_goes_to_the_loggers_folder(fit: Fit, tmp_path: Path) -> None:
     logger = pl.loggers.CSVLogger(tmp_path, name="run", version="one")
     fit(Classifier(), [callback()], logger=logger, log_every_n_steps=1)
-    assert (tmp_path / "run" / "one" / "acsp" / "cut_after_epoch_0.json").is_file()
+    assert (tmp_path / "run" / "one" / "acsp" / "cut_after_epoch_0" / "report.json").is_file()
 
 
 def test_a_folder_that_cannot_be_written_costs_a_warning_only(fit: Fit, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file")
     module, pruning = Classifier(), callback(report_dir=tmp_path / "taken")
-    with pytest.warns(UserWarning, match=r"record of the cut could not be written to .*taken"):
+    with pytest.warns(UserWarning, match=r"report of the cut could not be written to .*taken"):
         fit(module, [pruning])
     assert len(pruning.steps) == 1
     assert module.steps == 12
 
 
-def test_tables_are_shown(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
-    fit(Classifier(), [callback()])
-    printed = capsys.readouterr().out
-    assert "Cut after epoch 0" in printed
-    assert "Pruned in one cut" in printed
+def test_one_line_for_each_cut_and_a_table_at_the_end(
+    fit: Fit, logged: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(Classifier(), [callback(0, 1)])
+    lines = [message for message in logged if message.startswith("Cut after")]
+    assert [line.partition(":")[0] for line in lines] == ["Cut after epoch 0", "Cut after epoch 1"]
+    assert not any("\n" in line for line in lines)
+    (table,) = [message for message in logged if "Pruned in 2 cuts" in message]
+    assert "net.conv1" in table
+    assert capsys.readouterr().out == ""
 
 
 def test_a_callback_serves_a_second_fit(fit: Fit) -> None:
@@ -210,17 +217,15 @@ def test_a_callback_serves_a_second_fit(fit: Fit) -> None:
     assert widths(module)["net.conv1"] == 2
 
 
-def test_a_second_fit_of_another_network_starts_afresh(
-    fit: Fit, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_second_fit_of_another_network_starts_afresh(fit: Fit, logged: list[str]) -> None:
     """Layers visited, the FLOPs target and the summary are those of the network at hand."""
     layers = torch.nn.Flatten(), torch.nn.Linear(36, 12), torch.nn.ReLU(), torch.nn.Linear(12, 3)
     pruning = callback(0, layers_per_epoch=1, selection=SelectionConfig(flops=0.5))
     fit(Classifier(), [pruning])
-    capsys.readouterr()
+    logged.clear()
     module = Classifier(torch.nn.Sequential(*layers))
     fit(module, [pruning])
-    printed = capsys.readouterr().out
+    printed = "\n".join(logged)
     assert widths(module) == {"net.1": 6, "net.3": 3}
     assert [list(step.layers) for step in pruning.steps] == [["net.conv1"], ["net.1"]]
     assert "Pruned in one cut" in printed

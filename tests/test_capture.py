@@ -212,11 +212,19 @@ def test_input_moments_of_large_maps_are_estimated_without_bias() -> None:
     np.testing.assert_allclose(many.input_moments["1"], truth, rtol=0.02, atol=0.02 * truth.max())
 
 
+def test_of_wide_layers_fewer_positions_are_read() -> None:
+    for width, positions_read in ((256, 9), (600, 2), (2000, 1)):
+        net = nn.Sequential(nn.Conv2d(1, width, 1), nn.Conv2d(width, 2, 1), nn.Flatten())
+        found, _ = capture(net, [(torch.randn(6, 1, 12, 12, dtype=torch.float64), torch.arange(6) % 3)])
+        assert found.inputs["1"].count == 6 * positions_read
+
+
+@pytest.mark.parametrize("most", [9, 4, 2, 1])
 @pytest.mark.parametrize("shape", [(100,), (40, 28), (9, 9, 9)])
-def test_every_position_is_as_likely_as_any_other(shape: tuple[int, ...]) -> None:
+def test_every_position_is_as_likely_as_any_other(shape: tuple[int, ...], most: int) -> None:
     maps = torch.arange(math.prod(shape)).view(1, 1, *shape)
-    seen = [_some_positions(maps, turn).flatten() for turn in range(3000)]
-    assert max(map(len, seen)) <= 9
+    seen = [_some_positions(maps, turn, most).flatten() for turn in range(27_000 // most)]
+    assert max(map(len, seen)) <= most
     counts = torch.cat(seen).bincount(minlength=math.prod(shape)).double()
     assert counts.min() > 0.4 * counts.mean()
     assert counts.max() < 1.8 * counts.mean()

@@ -86,7 +86,7 @@ def check_several(found: Sequence[dict[str, Any]], folder: Path) -> None:
     assert widths_of(first).items() >= ALL_HALVED.items()
     assert [list(step) for step in first["kept"]] == [["net.conv1"], ["net.conv2"], ["net.fc1"]]
     records = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.json"))
-    assert records == [f"records0/cut_after_epoch_{epoch}.json" for epoch in range(3)]
+    assert records == [f"records0/cut_after_epoch_{epoch}/report.json" for epoch in range(3)]
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])

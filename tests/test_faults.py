@@ -321,7 +321,7 @@ def test_other_objects_are_refused(tmp_path: Path) -> None:
 # -- full disks and half-written records ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("function", ["write_text", "mkdir"])
+@pytest.mark.parametrize("function", ["write_bytes", "mkdir"])
 def test_a_full_disk_does_not_stop_training(
     function: str, fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -359,18 +359,18 @@ def test_training_goes_on_where_the_uncut_network_cannot_be_saved(fit: Fit, tmp_
 def test_a_half_written_draft_is_removed(fit: Fit, tmp_path: Path, monkeypatch) -> None:
     pruning = callback()
     fit(Classifier(), [pruning])
-    write = Path.write_text
+    write = Path.write_bytes
 
-    def half(self: Path, text: str, *_: Any, **__: Any) -> None:
-        write(self, text[:100])
+    def half(self: Path, content: bytes, *_: Any, **__: Any) -> None:
+        write(self, content[:100])
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    old = write_step(pruning.steps[0], tmp_path / "report").read_text()
-    monkeypatch.setattr(Path, "write_text", half)
+    old = (write_step(pruning.steps[0], tmp_path / "report") / "report.json").read_bytes()
+    monkeypatch.setattr(Path, "write_bytes", half)
     with pytest.raises(OSError, match="No space left"):
         write_step(pruning.steps[0], tmp_path / "report")
-    (record,) = (tmp_path / "report").iterdir()
-    assert record.read_text() == old
+    (record,) = (tmp_path / "report" / "cut_after_epoch_0").iterdir()
+    assert record.read_bytes() == old
 
 
 @pytest.mark.parametrize("old", [True, False])
@@ -379,20 +379,20 @@ def test_a_kill_leaves_no_half_record(old: bool, fit: Fit, tmp_path: Path, monke
     fit(Classifier(), [pruning])
     if old:
         write_step(pruning.steps[0], folder)
-    write = Path.write_text
+    write = Path.write_bytes
 
-    def half(self: Path, text: str, *_: Any, **__: Any) -> None:
-        write(self, text[:100])
+    def half(self: Path, content: bytes, *_: Any, **__: Any) -> None:
+        write(self, content[:100])
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(Path, "write_text", half)
+    monkeypatch.setattr(Path, "write_bytes", half)
     assert in_child(lambda: write_step(pruning.steps[0], folder)) == -signal.SIGKILL
     monkeypatch.undo()
-    records = list(folder.glob("*.json"))
+    records = list(folder.rglob("*.json"))
     assert len(records) == old
     assert all(json.loads(record.read_text())["epoch"] == 0 for record in records)
     write_step(pruning.steps[0], folder)  # over what the killed process left
-    assert [file.name for file in folder.iterdir()] == ["cut_after_epoch_0.json"]
+    assert [file.name for file in (folder / "cut_after_epoch_0").iterdir()] == ["report.json"]
 
 
 if __name__ == "__main__":

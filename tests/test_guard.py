@@ -67,7 +67,7 @@ def outcomes(pruning: ACSPPruningCallback) -> list[Outcome | None]:
     return [step.verdict and step.verdict.outcome for step in pruning.steps]
 
 
-def test_a_cut_that_recovers_stays(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cut_that_recovers_stays(fit: Fit, logged: list[str]) -> None:
     module, pruning = Scripted(lambda width: 0.9 if width == 8 else 0.81), guarded()
     fit(module, [pruning], max_epochs=4)
     assert widths(module) == ALL_HALVED
@@ -75,12 +75,12 @@ def test_a_cut_that_recovers_stays(fit: Fit, capsys: pytest.CaptureFixture[str])
     assert step.verdict is not None
     assert step.verdict.outcome is Outcome.RECOVERED
     assert (step.verdict.before, step.verdict.after) == pytest.approx((0.9, 0.81))
-    assert "Guard: cut after epoch 0 recovered (quality 0.9 -> 0.81)" in capsys.readouterr().out
+    assert "Guard: cut after epoch 0 recovered (quality 0.9 -> 0.81)" in "\n".join(logged)
 
 
 @pytest.mark.parametrize("patience", [1, 2])
 def test_a_cut_that_does_not_is_undone_and_made_at_half_the_depth(
-    fit: Fit, patience: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    fit: Fit, patience: int, tmp_path: Path, logged: list[str]
 ) -> None:
     module, before, after = Scripted(at_least_six), Momenta(), Momenta()
     pruning = guarded(1, patience=patience, report_dir=tmp_path)
@@ -107,15 +107,15 @@ def test_a_cut_that_does_not_is_undone_and_made_at_half_the_depth(
     assert same_state(before.seen[judged], uncut)
 
     undone = "undone, to be cut again at half the depth"
-    records = {path.name: json.loads(path.read_text()) for path in tmp_path.iterdir()}
-    assert set(records) == {"cut_after_epoch_1.json", "cut_after_epoch_1_again.json"}
-    assert records["cut_after_epoch_1.json"]["verdict"] == {
+    records = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.rglob("report.json")}
+    assert set(records) == {"cut_after_epoch_1", "cut_after_epoch_1_again"}
+    assert records["cut_after_epoch_1"]["verdict"] == {
         "monitor": "quality",
         "before": pytest.approx(0.9),
         "after": pytest.approx(0.5),
         "outcome": undone,
     }
-    printed = capsys.readouterr().out
+    printed = "\n".join(logged)
     assert (
         "Guard: cut after epoch 1 undone, to be cut again at half the depth (quality 0.9 -> 0.5)"
         in printed
@@ -125,9 +125,7 @@ def test_a_cut_that_does_not_is_undone_and_made_at_half_the_depth(
     assert "Pruned in one cut" in printed
 
 
-def test_a_layer_set_that_bears_no_cut_is_left_as_it_was(
-    fit: Fit, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_layer_set_that_bears_no_cut_is_left_as_it_was(fit: Fit, logged: list[str]) -> None:
     module, before, after = Scripted(only_whole), Momenta(), Momenta()
     pruning = guarded(1)
     fit(module, [before, pruning, after], max_epochs=6)
@@ -136,7 +134,7 @@ def test_a_layer_set_that_bears_no_cut_is_left_as_it_was(
     # Cut at the start of epochs 2 and 3, given up at the start of 4.
     assert same_state(after.seen[4], before.seen[2])
     assert not same_state(before.seen[5], before.seen[2])
-    printed = capsys.readouterr().out
+    printed = "\n".join(logged)
     assert "Guard: cut after epoch 1, again, undone, left as it was (quality 0.9 -> 0.5)" in printed
     assert "Pruned in" not in printed
 
@@ -262,9 +260,7 @@ def test_without_room_for_a_second_cut_the_layers_are_left(fit: Fit) -> None:
     assert outcomes(pruning) == [Outcome.LEFT]
 
 
-def test_a_fit_that_ends_early_says_that_nothing_was_judged(
-    fit: Fit, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_fit_that_ends_early_says_that_nothing_was_judged(fit: Fit, logged: list[str]) -> None:
     class Stop(pl.Callback):
         def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
             trainer.should_stop = trainer.current_epoch == 1
@@ -274,7 +270,7 @@ def test_a_fit_that_ends_early_says_that_nothing_was_judged(
         fit(module, [pruning, Stop()], max_epochs=6)
     assert outcomes(pruning) == [Outcome.UNJUDGED]
     assert widths(module) == ALL_HALVED
-    assert "not judged, since the fit ended before (quality 0.9 -> ?)" in capsys.readouterr().out
+    assert "not judged, since the fit ended before (quality 0.9 -> ?)" in "\n".join(logged)
 
 
 def test_a_second_cut_that_is_not_judged_is_undone(fit: Fit) -> None:

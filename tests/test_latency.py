@@ -381,12 +381,10 @@ def test_arguments_of_the_callback(sizes: Any, message: str) -> None:
 
 
 @pytest.mark.usefixtures("_brief")
-def test_a_fit_that_is_timed_is_the_same_fit(
-    fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_fit_that_is_timed_is_the_same_fit(fit: Fit, tmp_path: Path, logged: list[str]) -> None:
     plain, plain_callback = Classifier(), callback(0, 1, layers_per_epoch=1)
     fit(plain, [plain_callback])
-    assert "latency" not in capsys.readouterr().out
+    assert "latency" not in "\n".join(logged)
     assert [step.latency for step in plain_callback.steps] == [(), ()]
     module = Classifier()
     pruning = callback(0, 1, layers_per_epoch=1, latency_batch_sizes=[1, 4], report_dir=tmp_path)
@@ -397,13 +395,13 @@ def test_a_fit_that_is_timed_is_the_same_fit(
         assert step.plan == expected.plan
         assert [(c.before.batch_size, c.after.batch_size) for c in step.latency] == [(1, 1), (4, 4)]
         assert all(c.before.median > 0 and c.after.median > 0 for c in step.latency)
-        record = json.loads((tmp_path / f"cut_after_epoch_{step.epoch}.json").read_text())
+        record = json.loads((tmp_path / f"cut_after_epoch_{step.epoch}" / "report.json").read_text())
         assert record["latency"] == json.loads(
             json.dumps([dataclasses.asdict(found) for found in step.latency])
         )
-    printed = capsys.readouterr().out
-    assert printed.count("latency, batch 1 (cpu, ms)") == 2
-    assert printed.count("latency, batch 4 (cpu, ms)") == 2
+    printed = "\n".join(logged)
+    assert printed.count("ms for a batch of 1") == 2
+    assert printed.count("ms for a batch of 4") == 2
 
 
 def test_the_networks_that_are_compared(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ Letters: N channels of a layer, C classes, P spatial positions, L = C(C-1)/2 cla
 k clusters.
 """
 
+from acsp_lightning.functional.class_separation import ClassSeparation, class_separation
 from acsp_lightning.functional.clustering import (
     KMedoidsSweep,
     coverage,
@@ -44,6 +45,7 @@ __all__ = [
     "ChannelCurves",
     "ChannelSelection",
     "ClassMoments",
+    "ClassSeparation",
     "ClassSums",
     "KMedoidsSweep",
     "SelectionConfig",
@@ -51,6 +53,7 @@ __all__ = [
     "WidthDecision",
     "WidthReason",
     "class_moments",
+    "class_separation",
     "compare_channels",
     "coverage",
     "decide_width",

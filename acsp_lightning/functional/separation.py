@@ -1,11 +1,9 @@
 """How well each channel separates each pair of classes, and how far channels are apart in that."""
 
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from threading import Lock
-from typing import Self
 
 import numpy as np
 import torch
@@ -13,26 +11,8 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from acsp_lightning.functional._class_pairs import ClassPairs
 from acsp_lightning.functional.moments import ClassMoments
-
-# A class on which a component is constant (a dead pixel, a ReLU that never fires) has no variance,
-# and the logarithm in the Bhattacharyya distance explodes: with a small absolute floor that pixel
-# would look maximally separating. Both floors are relative to the component itself, which keeps JM
-# unchanged by affine maps: a tenth of the pooled standard deviation within the classes, and, where
-# every class is constant, a thousandth of the component's whole standard deviation.
-WITHIN_CLASS_VARIANCE_FLOOR = 1e-2
-TOTAL_VARIANCE_FLOOR = 1e-6
-
-# Relative to the mean square. Activations arrive in float32, whose rounding is about 1e-7 of the
-# value, 1e-14 in squares; a component that varies by no more than a few such steps carries only
-# rounding noise, and noise may not separate classes.
-CONSTANT_VARIANCE = 1e-12
-
-# Values in one block of class pairs; about four blocks are alive at once, and the (N, P * L) matrix,
-# 200 GB for a wide ImageNet layer, never exists. On the CPU a block stays in the caches, and torch works
-# on so few values in the thread that asks; accelerators want more of them at once.
-BLOCK = 2**15
-BLOCK_ON_ACCELERATOR = 2**23
 
 # On the CPU, sums are taken in so many parts, by up to as many threads; always the same parts, so that
 # the result does not depend on the number of threads.
@@ -109,7 +89,7 @@ def separability_vectors(moments: ClassMoments) -> Tensor:
         ValueError: as ``separation_distances``.
     """
     everything = moments.mean.numel()  # all positions of a pair side by side
-    blocks = [block.mul(-2).clamp_(min=0) for block in _ClassPairs.of(moments).blocks(everything)]
+    blocks = [block.mul(-2).clamp_(min=0) for block in ClassPairs.of(moments).blocks(everything)]
     return torch.cat(blocks).permute(2, 0, 1).flatten(start_dim=1)
 
 
@@ -125,7 +105,7 @@ def mean_separability(moments: ClassMoments) -> Tensor:
     Raises:
         ValueError: as ``separation_distances``.
     """
-    pairs = _ClassPairs.of(moments)
+    pairs = ClassPairs.of(moments)
     total = moments.mean.new_zeros(moments.num_channels)
     for block in pairs.blocks(pairs.room):
         total += block.sum(dim=(0, 1))
@@ -168,7 +148,7 @@ def compare_channels(moments: ClassMoments, class_pairs: int | None = None, seed
     """
     if class_pairs is not None and class_pairs < 2:
         raise ValueError(f"class_pairs is {class_pairs}; it must be at least 2, or None for all")
-    pairs = _ClassPairs.of(moments)
+    pairs = ClassPairs.of(moments)
     classes, number = len(pairs.mean), pairs.number
     if class_pairs is None or class_pairs >= number:
         return Separation(_squared_distances(pairs).sqrt_(), classes, number, 0.0)
@@ -193,9 +173,9 @@ def expected_seconds(moments: ClassMoments, class_pairs: int | None = None) -> f
     Raises:
         ValueError: as there.
     """
-    pairs = _ClassPairs.of(moments)
+    pairs = ClassPairs.of(moments)
     classes = slice(0, CLASSES_TO_TRY)
-    few = _ClassPairs(pairs.mean[classes], pairs.variance[classes], pairs.root[classes])
+    few = ClassPairs(pairs.mean[classes], pairs.variance[classes], pairs.root[classes])
     times = []
     for _ in range(2):  # the first one also warms up
         start = time.perf_counter()
@@ -204,125 +184,7 @@ def expected_seconds(moments: ClassMoments, class_pairs: int | None = None) -> f
     return min(times) * min(class_pairs or pairs.number, pairs.number) / few.number
 
 
-@dataclass(frozen=True, slots=True)
-class _ClassPairs:
-    """Pairs of classes, and what the JM of any of them is computed from.
-
-    Attributes:
-        mean: class means, scaled so that no factor is left in the exponent, (C, P, N).
-        variance: half of the class variances, (C, P, N).
-        root: fourth root of the class variances, (C, P, N).
-        partners: for every class the classes, all after it, that it is compared with; None: all.
-    """
-
-    mean: Tensor
-    variance: Tensor
-    root: Tensor
-    partners: tuple[Tensor, ...] | None = None
-
-    @classmethod
-    def of(cls, moments: ClassMoments) -> Self:
-        """All pairs of the classes that were seen.
-
-        Raises:
-            ValueError: as :func:`separation_distances`.
-        """
-        seen = _seen_classes(moments)
-        mean, variance = _floored(
-            moments.count[seen], moments.mean.detach()[seen], moments.m2.detach()[seen]
-        )
-        # Channels last, so that a block is a matrix of theirs.
-        mean = mean.transpose(1, 2).contiguous().mul_(8**-0.5)
-        variance = variance.transpose(1, 2).contiguous()
-        return cls(mean, variance / 2, variance.sqrt_().sqrt_())
-
-    @property
-    def room(self) -> int:
-        """Values in a block that suit the device."""
-        return BLOCK if self.mean.device.type == "cpu" else BLOCK_ON_ACCELERATOR
-
-    @property
-    def number(self) -> int:
-        """How many pairs."""
-        if self.partners is not None:
-            return sum(map(len, self.partners))
-        return len(self.mean) * (len(self.mean) - 1) // 2
-
-    def only(self, chosen: Tensor) -> Self:
-        """Some of all pairs, by their places in lexicographic order, int64."""
-        classes = len(self.mean)
-        first, second = torch.triu_indices(classes, classes, offset=1)[:, chosen.sort().values]
-        counts = first.bincount(minlength=classes).tolist()
-        return replace(self, partners=torch.split(second.to(self.mean.device), counts))
-
-    def channels(self, chosen: Tensor) -> Self:
-        """The same pairs of classes for some channels."""
-        return replace(
-            self,
-            mean=self.mean[..., chosen],
-            variance=self.variance[..., chosen],
-            root=self.root[..., chosen],
-        )
-
-    def blocks(self, room: int, firsts: range | None = None) -> Iterator[Tensor]:
-        """JM of some pairs, times -1/2; each block is (pairs in the block, positions, N).
-
-        Args:
-            room: values in a block, or N where that is more. With room for all classes at all positions
-                the pairs come in lexicographic order.
-            firsts: first classes of the pairs; None: all.
-        """
-        classes, positions, num_channels = self.mean.shape
-        length = min(positions, max(1, room // num_channels))
-        step = max(1, room // (num_channels * length))
-        firsts = range(classes) if firsts is None else firsts
-        for start in range(0, positions, length):
-            here = replace(
-                self,
-                mean=self.mean[:, start : start + length],
-                variance=self.variance[:, start : start + length],
-                root=self.root[:, start : start + length],
-            )
-            if self.partners is None:
-                yield from here._in_tiles(step, firsts)
-            else:
-                for first in firsts:
-                    for seconds in torch.split(self.partners[first], step):
-                        yield here._block(first, seconds)
-
-    def _in_tiles(self, step: int, firsts: range) -> Iterator[Tensor]:
-        # The classes of a tile stay in the caches while all that come before them pass by.
-        for low in range(0, len(self.mean), step):
-            high = min(low + step, len(self.mean))
-            for first in firsts:
-                if first + 1 < high:
-                    yield self._block(first, slice(max(low, first + 1), high))
-
-    def _block(self, first: int, seconds: slice | Tensor) -> Tensor:
-        return _negated_half_jm(
-            self.mean[first] - self.mean[seconds],
-            self.variance[first] + self.variance[seconds],
-            self.root[first],
-            self.root[seconds],
-        )
-
-
-def _negated_half_jm(difference: Tensor, variance: Tensor, root_a: Tensor, root_b: Tensor) -> Tensor:
-    """exp(-B) - 1 in as few passes over the memory as possible; ``jeffries_matusita`` is the formula.
-
-    Args:
-        difference: of the scaled means; overwritten.
-        variance: mean of the two variances; overwritten.
-        root_a: fourth root of one variance.
-        root_b: fourth root of the other.
-    """
-    inverse = variance.rsqrt_()
-    difference.mul_(inverse)
-    overlap = torch.addcmul(difference.new_zeros(()), difference, difference, value=-1).exp_()
-    return torch.addcmul(difference.new_tensor(-1.0), overlap.mul_(root_b), inverse.mul_(root_a))
-
-
-def _squared_distances(pairs: _ClassPairs) -> Tensor:
+def _squared_distances(pairs: ClassPairs) -> Tensor:
     """Sums over pairs of classes and positions of squared differences in JM, (N, N)."""
     products = _products(pairs)
     norms = products.diagonal()
@@ -335,7 +197,7 @@ def _squared_distances(pairs: _ClassPairs) -> Tensor:
     return (squared + squared.T).mul_(4)
 
 
-def _products(pairs: _ClassPairs) -> Tensor:
+def _products(pairs: ClassPairs) -> Tensor:
     """Sums over pairs of classes and positions of products of two channels, (N, N)."""
     if pairs.mean.device.type == "cpu":
         # One thread for each part instead of several in each operation: these are too short for that,
@@ -352,12 +214,12 @@ def _products(pairs: _ClassPairs) -> Tensor:
     return products
 
 
-def _part_of_products(pairs: _ClassPairs, part: int) -> NDArray[np.float64]:
+def _part_of_products(pairs: ClassPairs, part: int) -> NDArray[np.float64]:
     classes, _, num_channels = pairs.mean.shape
     total, product = np.zeros((num_channels, num_channels)), np.empty((num_channels, num_channels))
-    rows = np.empty((max(ROWS, BLOCK // num_channels), num_channels))
+    rows = np.empty((max(ROWS, pairs.room // num_channels), num_channels))
     filled = 0
-    for block in pairs.blocks(BLOCK, range(part, classes, PARTS)):
+    for block in pairs.blocks(pairs.room, range(part, classes, PARTS)):
         values = block.flatten(0, 1).numpy()
         if filled + len(values) > len(rows):
             # NumPy sees the transpose and computes half; torch would compute all of it.
@@ -369,7 +231,7 @@ def _part_of_products(pairs: _ClassPairs, part: int) -> NDArray[np.float64]:
     return total
 
 
-def _squared_differences(pairs: _ClassPairs, channels: Tensor) -> Tensor:
+def _squared_differences(pairs: ClassPairs, channels: Tensor) -> Tensor:
     """Sums over pairs of classes and positions of squared differences, free of cancellation.
 
     Args:
@@ -392,43 +254,3 @@ def _squared_differences(pairs: _ClassPairs, channels: Tensor) -> Tensor:
             first, second = rows[chunk].T
             squared[chunk] += (values[:, first] - values[:, second]).square_().sum(dim=0)
     return squared
-
-
-def _floored(count: Tensor, mean: Tensor, m2: Tensor) -> tuple[Tensor, Tensor]:
-    """Class means and floored class variances, both (C, N, P); alike where a component is constant."""
-    count = count.to(torch.float64)[:, None, None]
-    share = count / count.sum()
-    grand_mean = (share * mean).sum(dim=0)
-    within = m2.sum(dim=0) / count.sum()
-    total = within + (share * (mean - grand_mean).square()).sum(dim=0)
-    floor = torch.maximum(WITHIN_CLASS_VARIANCE_FLOOR * within, TOTAL_VARIANCE_FLOOR * total)
-    constant = total <= CONSTANT_VARIANCE * (total + grand_mean.square())
-    variance = torch.maximum(m2 / count, floor)
-    # Zero and one, so that the JM of equal classes is 0 to the bit.
-    return mean.masked_fill(constant, 0.0), variance.masked_fill_(constant, 1.0)
-
-
-def _seen_classes(moments: ClassMoments) -> Tensor:
-    """Indices of the classes seen, after the checks that every caller needs."""
-    counts = moments.count.tolist()
-    seen = [index for index, count in enumerate(counts) if count > 0]
-    if len(seen) < 2:
-        raise ValueError(
-            f"{len(seen)} of {len(counts)} classes were seen; separability compares classes, "
-            "so at least 2 are needed: capture more batches"
-        )
-    single = [index for index in seen if counts[index] == 1]
-    if single:
-        raise ValueError(
-            f"class {single[0]} has 1 sample (as {len(single)} of {len(seen)} classes do); "
-            "a variance needs at least 2 samples: capture more batches"
-        )
-    finite = (moments.mean.isfinite() & moments.m2.isfinite()).all(dim=2).all(dim=0)
-    broken = torch.nonzero(~finite).flatten().tolist()
-    if broken:
-        raise ValueError(
-            f"{len(broken)} of {moments.num_channels} channels have moments that are not finite, "
-            f"the first is channel {broken[0]}; the network's activations must be finite: "
-            "check the learning rate and the precision it runs in"
-        )
-    return torch.tensor(seen, device=moments.mean.device)

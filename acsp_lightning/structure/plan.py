@@ -1,7 +1,7 @@
 """What to keep, as plain data: it can be stored, compared, sent to other processes and replayed."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -69,6 +69,14 @@ class PruningPlan:
     def kept(self, layer: str, side: Side) -> tuple[int, ...] | None:
         """Positions that ``side`` of ``layer`` keeps; None if the plan does not touch it."""
         return next((c.kept for c in self.cuts if (c.layer, c.side) == (layer, side)), None)
+
+    def filters(self, groups: "Iterable[ChannelGroup]") -> dict[str, tuple[int, int]]:
+        """Output channels before and after the cut of every layer that makes channels of groups."""
+        return {
+            side.layer: (side.width, len(self.kept(side.layer, "out") or side.positions))
+            for group in groups
+            for side in group.producers
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, strings and integers, as JSON and ``weights_only`` checkpoints take them."""

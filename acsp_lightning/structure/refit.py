@@ -24,6 +24,7 @@ from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
 from acsp_lightning.functional import refit_weight
+from acsp_lightning.progress import step
 from acsp_lightning.structure.forward import evaluation_state, run_forward
 from acsp_lightning.structure.patches import gives_rows, has_rows, input_rows, output_rows, random_rows
 from acsp_lightning.structure.plan import PruningPlan
@@ -217,6 +218,7 @@ def refit_consumers(model: nn.Module, plan: PruningPlan, refit: Refit) -> None:
         weight.copy_(new.view_as(weight))
         if bias is not None and shift is not None:
             bias.copy_(shift)
+        advance()
 
     def before(layer: str, module: nn.Module, given: Tensor) -> None:
         target = targets[layer]
@@ -245,7 +247,10 @@ def refit_consumers(model: nn.Module, plan: PruningPlan, refit: Refit) -> None:
         own.copy_(refitted if branch.norm is None else branch.norm.forward(refitted))
 
     layers = [cut.layer for cut in plan if cut.side == "in" and cut.layer in targets]
-    with _watched(model, layers, _Sums(add), before=before):
+    with (
+        step("Refitting layers", len(layers)) as advance,
+        _watched(model, layers, _Sums(add), before=before),
+    ):
         run_forward(model, refit.inputs)
 
 

@@ -9,6 +9,7 @@ from scipy.stats import norm
 
 from acsp_lightning.functional import (
     ClassMoments,
+    _class_pairs,
     class_moments,
     compare_channels,
     expected_seconds,
@@ -95,7 +96,7 @@ def test_vectors_hold_every_pair_at_every_position():
 def test_blocks_do_not_change_the_result(monkeypatch, block):
     moments = class_moments(*sample())
     stored = separability_vectors(moments).numpy()
-    monkeypatch.setattr(separation, "BLOCK", block)
+    monkeypatch.setattr(_class_pairs, "BLOCK", block)
     distances = separation_distances(moments)
     np.testing.assert_allclose(distances.numpy(), cdist(stored, stored), rtol=1e-12, atol=1e-14)
     np.testing.assert_allclose(mean_separability(moments).numpy(), stored.mean(axis=1), rtol=1e-12)
@@ -117,7 +118,7 @@ def test_near_equal_channels_stay_apart():
 
 @pytest.mark.parametrize("block", [400, 2**25])
 def test_copies_are_at_distance_zero_and_near_copies_are_exact(monkeypatch, block):
-    monkeypatch.setattr(separation, "BLOCK", block)
+    monkeypatch.setattr(_class_pairs, "BLOCK", block)
     moments = class_moments(*sample(channels=9))
     source = torch.arange(9).repeat(4)
     noise = torch.randn(moments.mean.repeat(1, 4, 1).shape, generator=torch.Generator().manual_seed(1))
@@ -220,10 +221,10 @@ def many_classes(classes=40, channels=24, positions=2, seed=0):
 
 @pytest.mark.parametrize("block", [1, 3000, 2**25])
 def test_sampled_pairs_are_a_part_of_all(monkeypatch, block):
-    monkeypatch.setattr(separation, "BLOCK", block)
+    monkeypatch.setattr(_class_pairs, "BLOCK", block)
     moments = many_classes(classes=9, channels=5)
     drawn = torch.tensor([35, 0, 7, 8, 30])
-    some = separation._ClassPairs.of(moments).only(drawn)
+    some = _class_pairs.ClassPairs.of(moments).only(drawn)
     assert some.number == 5
     stored = separability_vectors(moments).view(5, 36, 2)[:, drawn.sort().values]
     found = torch.cat(list(some.blocks(10))).permute(2, 0, 1) * -2

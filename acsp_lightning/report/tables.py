@@ -1,116 +1,40 @@
-"""What a cut did: its record, and the tables and files that people read."""
+"""Cuts as text, for terminals and logs."""
 
 import io
-import json
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from acsp_lightning.complexity import Complexity
 from acsp_lightning.evidence import Comparison
-from acsp_lightning.functional import ChannelSelection, WidthReason
-from acsp_lightning.guard import Outcome, Verdict
 from acsp_lightning.latency import LatencyComparison
-from acsp_lightning.structure.plan import PruningPlan
-from acsp_lightning.volume import NetworkCurve
+from acsp_lightning.report.step import PruningStep
 
 TABLE_WIDTH = 80  # of the narrowest usual terminal
 
 
-@dataclass(frozen=True, slots=True)
-class PruningStep:
-    """One cut, with its evidence.
-
-    Attributes:
-        epoch: zero-based epoch whose validation was captured; the cut came at the start of the next.
-        plan: the kept indices of every layer side that changed.
-        selections: the selection for every group that was looked at, by group name.
-        layers: for every layer whose filters make channels of these groups, the number of output
-            channels before and after.
-        before: complexity of the network before the cut, of one forward pass on the example inputs.
-        after: the same after it.
-        accuracy_before: top-1 accuracy on the captured validation batches before the cut, in [0, 1];
-            None if forward does not give logits.
-        accuracy_after: the same straight after the cut, before any training step.
-        samples: validation samples that were captured.
-        comparison: what the distances between channels rest on.
-        network: damage to the whole network against its FLOPs, where it decided; else None.
-        verdict: what the accuracy guard found; None without a guard, and while it waits.
-        latency: the network before the cut and straight after it, timed in turns in one run, for each
-            batch size that was asked for.
-    """
-
-    epoch: int
-    plan: PruningPlan
-    selections: Mapping[str, ChannelSelection]
-    layers: Mapping[str, tuple[int, int]]
-    before: Complexity
-    after: Complexity
-    accuracy_before: float | None
-    accuracy_after: float | None
-    samples: int
-    comparison: Comparison
-    network: NetworkCurve | None = None
-    verdict: Verdict | None = None
-    latency: Sequence[LatencyComparison] = ()
-
-    @property
-    def again(self) -> bool:
-        """Whether this is the second cut of the same layers, at half the depth of the first."""
-        return any(s.reason is WidthReason.HALVED for s in self.selections.values())
-
-    @property
-    def undone(self) -> bool:
-        """Whether the network was put back as it had been before this cut."""
-        return self.verdict is not None and self.verdict.outcome in (Outcome.HALVED, Outcome.LEFT)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON: tensors become lists."""
-        return {
-            "epoch": self.epoch,
-            "plan": self.plan.to_dict(),
-            "selections": {name: _plain(s) for name, s in self.selections.items()},
-            "layers": {name: list(widths) for name, widths in self.layers.items()},
-            "before": asdict(self.before),
-            "after": asdict(self.after),
-            "accuracy_before": self.accuracy_before,
-            "accuracy_after": self.accuracy_after,
-            "samples": self.samples,
-            "comparison": asdict(self.comparison),
-            "network": self.network and asdict(self.network),
-            "verdict": self.verdict and asdict(self.verdict),
-            "latency": [asdict(comparison) for comparison in self.latency],
-        }
-
-
-def write_step(step: PruningStep, folder: Path) -> Path:
-    """Write ``step`` as JSON into ``folder``, which is made if need be; returns the file.
-
-    The file appears whole or not at all: a process that dies leaves at most a ``.tmp`` beside it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"cut_after_epoch_{step.epoch}{'_again' if step.again else ''}.json"
-    draft = path.with_suffix(".tmp")
-    try:
-        draft.write_text(json.dumps(step.to_dict(), indent=1))
-        os.replace(draft, path)
-    except OSError:
-        draft.unlink(missing_ok=True)
-        raise
-    return path
+def headline(step: PruningStep) -> str:
+    """One cut as one line of text."""
+    before, after = step.before, step.after
+    changed = sum(old != new for old, new in step.layers.values())
+    facts = [
+        f"{changed} of {len(step.layers)} layers are narrower",
+        f"parameters {before.parameters:,} -> {after.parameters:,}",
+        f"FLOPs {before.flops:,} -> {after.flops:,} ({before.flops / after.flops:.2f}x less)",
+    ]
+    if step.accuracy_before is not None and step.accuracy_after is not None:
+        facts.append(f"accuracy {step.accuracy_before:.2%} -> {step.accuracy_after:.2%}")
+    for found in step.latency:
+        times = f"{_milliseconds(found.before.median)} -> {_milliseconds(found.after.median)} ms"
+        facts.append(f"{times} for a batch of {found.before.batch_size}")
+    return f"{step.title}: {', '.join(facts)}"
 
 
 def step_table(step: PruningStep) -> str:
     """One cut as text: channels per layer, then the network before and straight after it."""
-    title = f"Cut after epoch {step.epoch}{', again, at half the depth' if step.again else ''}"
-    table = _table(title, ("", "before", "straight after"))
+    table = _table(step.title, ("", "before", "straight after"))
     _add_layers(table, step.layers)
     _add_counts(table, (step.before, step.after))
     _add_latency(table, step.latency)
@@ -152,11 +76,6 @@ def verdict_line(step: PruningStep) -> str:
     name = f"cut after epoch {step.epoch}{', again,' if step.again else ''}"
     after = "?" if verdict.after is None else f"{verdict.after:.4g}"
     return f"Guard: {name} {verdict.outcome} ({verdict.monitor} {verdict.before:.4g} -> {after})"
-
-
-def _plain(selection: ChannelSelection) -> dict[str, Any]:
-    values = {name: getattr(selection, name) for name in ChannelSelection.__slots__}
-    return {n: v.tolist() if isinstance(v, Tensor) else v for n, v in values.items()}
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:

@@ -1,0 +1,202 @@
+"""Pairs of classes, as what the separation of any of them is computed from, block by block."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from acsp_lightning.functional.moments import ClassMoments
+
+# A class on which a component is constant (a dead pixel, a ReLU that never fires) has no variance,
+# and the logarithm in the Bhattacharyya distance explodes: with a small absolute floor that pixel
+# would look maximally separating. Both floors are relative to the component itself, which keeps JM
+# unchanged by affine maps: a tenth of the pooled standard deviation within the classes, and, where
+# every class is constant, a thousandth of the component's whole standard deviation.
+WITHIN_CLASS_VARIANCE_FLOOR = 1e-2
+TOTAL_VARIANCE_FLOOR = 1e-6
+
+# Relative to the mean square. Activations arrive in float32, whose rounding is about 1e-7 of the
+# value, 1e-14 in squares; a component that varies by no more than a few such steps carries only
+# rounding noise, and noise may not separate classes.
+CONSTANT_VARIANCE = 1e-12
+
+# Values in one block of class pairs; about four blocks are alive at once, and the (N, P * L) matrix,
+# 200 GB for a wide ImageNet layer, never exists. On the CPU a block stays in the caches, and torch works
+# on so few values in the thread that asks; accelerators want more of them at once.
+BLOCK = 2**15
+BLOCK_ON_ACCELERATOR = 2**23
+
+
+@dataclass(frozen=True, slots=True)
+class ClassPairs:
+    """Pairs of classes, and what the JM of any of them is computed from.
+
+    Attributes:
+        mean: class means, scaled so that no factor is left in the exponent, (C, P, N).
+        variance: half of the class variances, (C, P, N).
+        root: fourth root of the class variances, (C, P, N).
+        partners: for every class the classes, all after it, that it is compared with; None: all.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    root: Tensor
+    partners: tuple[Tensor, ...] | None = None
+
+    @classmethod
+    def of(cls, moments: ClassMoments) -> Self:
+        """All pairs of the classes that were seen.
+
+        Raises:
+            ValueError: as :func:`acsp_lightning.functional.separation_distances`.
+        """
+        seen = _seen_classes(moments)
+        mean, variance = _floored(
+            moments.count[seen], moments.mean.detach()[seen], moments.m2.detach()[seen]
+        )
+        # Channels last, so that a block is a matrix of theirs.
+        mean = mean.transpose(1, 2).contiguous().mul_(8**-0.5)
+        variance = variance.transpose(1, 2).contiguous()
+        return cls(mean, variance / 2, variance.sqrt_().sqrt_())
+
+    @property
+    def room(self) -> int:
+        """Values in a block that suit the device."""
+        return BLOCK if self.mean.device.type == "cpu" else BLOCK_ON_ACCELERATOR
+
+    @property
+    def number(self) -> int:
+        """How many pairs."""
+        if self.partners is not None:
+            return sum(map(len, self.partners))
+        return len(self.mean) * (len(self.mean) - 1) // 2
+
+    def only(self, chosen: Tensor) -> Self:
+        """Some of all pairs, by their places in lexicographic order, int64."""
+        classes = len(self.mean)
+        first, second = torch.triu_indices(classes, classes, offset=1)[:, chosen.sort().values]
+        counts = first.bincount(minlength=classes).tolist()
+        return replace(self, partners=torch.split(second.to(self.mean.device), counts))
+
+    def channels(self, chosen: Tensor) -> Self:
+        """The same pairs of classes for some channels."""
+        return replace(
+            self,
+            mean=self.mean[..., chosen],
+            variance=self.variance[..., chosen],
+            root=self.root[..., chosen],
+        )
+
+    def blocks(self, room: int, firsts: range | None = None) -> Iterator[Tensor]:
+        """JM of some pairs, times -1/2; each block is (pairs in the block, positions, N).
+
+        Args:
+            room: values in a block, or N where that is more. With room for all classes at all positions
+                the pairs come in lexicographic order.
+            firsts: first classes of the pairs; None: all.
+        """
+        classes, positions, num_channels = self.mean.shape
+        length = min(positions, max(1, room // num_channels))
+        step = max(1, room // (num_channels * length))
+        firsts = range(classes) if firsts is None else firsts
+        for here in self._stretches(length):
+            if self.partners is None:
+                yield from here._in_tiles(step, firsts)
+            else:
+                for first in firsts:
+                    for seconds in torch.split(self.partners[first], step):
+                        yield here._block(first, seconds)
+
+    def of_first(self, first: int) -> Iterator[tuple[Tensor, slice]]:
+        """Blocks of the pairs of one class with all after it, each with the places of the others."""
+        classes, positions, num_channels = self.mean.shape
+        length = min(positions, max(1, self.room // num_channels))
+        step = max(1, self.room // (num_channels * length))
+        for here in self._stretches(length):
+            for low in range(first + 1, classes, step):
+                seconds = slice(low, min(low + step, classes))
+                yield here._block(first, seconds), seconds
+
+    def _stretches(self, length: int) -> Iterator[Self]:
+        """The same pairs at some of the positions, one stretch after the other."""
+        for start in range(0, self.mean.shape[1], length):
+            here = slice(start, start + length)
+            yield replace(
+                self,
+                mean=self.mean[:, here],
+                variance=self.variance[:, here],
+                root=self.root[:, here],
+            )
+
+    def _in_tiles(self, step: int, firsts: range) -> Iterator[Tensor]:
+        # The classes of a tile stay in the caches while all that come before them pass by.
+        for low in range(0, len(self.mean), step):
+            high = min(low + step, len(self.mean))
+            for first in firsts:
+                if first + 1 < high:
+                    yield self._block(first, slice(max(low, first + 1), high))
+
+    def _block(self, first: int, seconds: slice | Tensor) -> Tensor:
+        return _negated_half_jm(
+            self.mean[first] - self.mean[seconds],
+            self.variance[first] + self.variance[seconds],
+            self.root[first],
+            self.root[seconds],
+        )
+
+
+def _negated_half_jm(difference: Tensor, variance: Tensor, root_a: Tensor, root_b: Tensor) -> Tensor:
+    """exp(-B) - 1 in as few passes over the memory as possible; ``jeffries_matusita`` is the formula.
+
+    Args:
+        difference: of the scaled means; overwritten.
+        variance: mean of the two variances; overwritten.
+        root_a: fourth root of one variance.
+        root_b: fourth root of the other.
+    """
+    inverse = variance.rsqrt_()
+    difference.mul_(inverse)
+    overlap = torch.addcmul(difference.new_zeros(()), difference, difference, value=-1).exp_()
+    return torch.addcmul(difference.new_tensor(-1.0), overlap.mul_(root_b), inverse.mul_(root_a))
+
+
+def _floored(count: Tensor, mean: Tensor, m2: Tensor) -> tuple[Tensor, Tensor]:
+    """Class means and floored class variances, both (C, N, P); alike where a component is constant."""
+    count = count.to(torch.float64)[:, None, None]
+    share = count / count.sum()
+    grand_mean = (share * mean).sum(dim=0)
+    within = m2.sum(dim=0) / count.sum()
+    total = within + (share * (mean - grand_mean).square()).sum(dim=0)
+    floor = torch.maximum(WITHIN_CLASS_VARIANCE_FLOOR * within, TOTAL_VARIANCE_FLOOR * total)
+    constant = total <= CONSTANT_VARIANCE * (total + grand_mean.square())
+    variance = torch.maximum(m2 / count, floor)
+    # Zero and one, so that the JM of equal classes is 0 to the bit.
+    return mean.masked_fill(constant, 0.0), variance.masked_fill_(constant, 1.0)
+
+
+def _seen_classes(moments: ClassMoments) -> Tensor:
+    """Indices of the classes seen, after the checks that every caller needs."""
+    counts = moments.count.tolist()
+    seen = [index for index, count in enumerate(counts) if count > 0]
+    if len(seen) < 2:
+        raise ValueError(
+            f"{len(seen)} of {len(counts)} classes were seen; separability compares classes, "
+            "so at least 2 are needed: capture more batches"
+        )
+    single = [index for index in seen if counts[index] == 1]
+    if single:
+        raise ValueError(
+            f"class {single[0]} has 1 sample (as {len(single)} of {len(seen)} classes do); "
+            "a variance needs at least 2 samples: capture more batches"
+        )
+    finite = (moments.mean.isfinite() & moments.m2.isfinite()).all(dim=2).all(dim=0)
+    broken = torch.nonzero(~finite).flatten().tolist()
+    if broken:
+        raise ValueError(
+            f"{len(broken)} of {moments.num_channels} channels have moments that are not finite, "
+            f"the first is channel {broken[0]}; the network's activations must be finite: "
+            "check the learning rate and the precision it runs in"
+        )
+    return torch.tensor(seen, device=moments.mean.device)

@@ -1,0 +1,75 @@
+"""A preview in the Trainer's own validation: devices, data hooks and checkpoints as in a fit."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from acsp_lightning.bars import display_of
+from acsp_lightning.callback import ACSPPruningCallback
+from acsp_lightning.loaders import validation_batches
+from acsp_lightning.progress import shown_by
+from acsp_lightning.rehearsal import preview
+from acsp_lightning.report import PruningStep
+
+
+class PreviewCallback(pl.Callback):
+    """Previews a cut at the end of a stand-alone validation.
+
+    Args:
+        settings: says what would be cut, and how; its ``epochs`` do not count.
+        flops: share of the FLOPs that would stay, instead of what the settings say.
+        keep: share of every layer's channels that would stay, instead of that.
+
+    Attributes:
+        step: what the cut would do; None before the validation has ended.
+    """
+
+    def __init__(
+        self, settings: ACSPPruningCallback, flops: float | None = None, keep: float | None = None
+    ) -> None:
+        self.settings = settings
+        self.selection = settings.selection
+        if flops is not None or keep is not None:
+            self.selection = replace(settings.selection, flops=flops, keep=keep)
+        self.step: PruningStep | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuse several processes."""
+        if trainer.world_size > 1:
+            raise ValueError(
+                f"A preview runs in one process; this Trainer has {trainer.world_size}. Set devices=1 "
+                "and num_nodes=1."
+            )
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Look at the network as it is."""
+        settings = self.settings
+        # The Trainer validates under inference mode, whose tensors nothing can be traced with.
+        with torch.inference_mode(False), torch.enable_grad(), shown_by(display_of(trainer)):
+            self.step = preview(
+                pl_module,
+                _ValidationBatches(trainer),
+                self.selection,
+                include=settings.include,
+                exclude=settings.exclude,
+                residual=settings.residual,
+                recovery=settings.recovery,
+                recovery_samples=settings.recovery_samples,
+                round_to=settings.round_to,
+                max_batches=settings.max_batches,
+                read_batch=settings.read_batch,
+                latency_batch_sizes=settings.latency_batch_sizes,
+            )
+
+
+class _ValidationBatches:
+    """Those of the Trainer, as often as they are asked for."""
+
+    def __init__(self, trainer: pl.Trainer) -> None:
+        self._trainer = trainer
+
+    def __iter__(self) -> Iterator[Any]:
+        return validation_batches(self._trainer)

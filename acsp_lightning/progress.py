@@ -1,0 +1,44 @@
+"""Long steps, told to whoever wants to show how far they are; nobody does by default."""
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from typing import TypeVar
+
+T = TypeVar("T")
+
+Advance = Callable[[], None]
+"""To be called after each part."""
+
+Display = Callable[[str, int], AbstractContextManager[Advance]]
+"""Shows a step of a name and a number of parts while the context is open."""
+
+_DISPLAY: ContextVar[Display | None] = ContextVar("acsp_lightning_display", default=None)
+
+
+def step(name: str, parts: int) -> AbstractContextManager[Advance]:
+    """A step of some parts, shown while the context is open if somebody shows steps."""
+    display = _DISPLAY.get()
+    return nullcontext(_ignore) if display is None else display(name, parts)
+
+
+def tracked(items: Collection[T], name: str) -> Iterator[T]:
+    """The items one by one, each a part of a step."""
+    with step(name, len(items)) as advance:
+        for item in items:
+            yield item
+            advance()
+
+
+@contextmanager
+def shown_by(display: Display | None) -> Iterator[None]:
+    """Let ``display`` show the steps of the body; None: nobody shows them."""
+    token = _DISPLAY.set(display)
+    try:
+        yield
+    finally:
+        _DISPLAY.reset(token)
+
+
+def _ignore() -> None:
+    """What advances where nobody looks."""

@@ -1,0 +1,109 @@
+"""The folder of a cut: a record for programs, a page and pictures for people."""
+
+import json
+import os
+from os import PathLike
+from pathlib import Path
+
+from acsp_lightning.report.figures import png, step_figures
+from acsp_lightning.report.page import step_page
+from acsp_lightning.report.step import PruningStep
+
+RECORD, PAGE = "report.json", "report.html"
+
+
+def step_folder(step: PruningStep) -> str:
+    """Name of the folder of a cut."""
+    if step.epoch is None:
+        return "preview"
+    return f"cut_after_epoch_{step.epoch}{'_again' if step.again else ''}"
+
+
+def write_step(step: PruningStep, root: Path) -> Path:
+    """Write the record of a cut into a folder of its own below ``root``; returns this folder.
+
+    The record appears whole or not at all: a process that dies leaves at most a ``.tmp`` beside it.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    folder = root / step_folder(step)
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder / RECORD, json.dumps(step.to_dict(), indent=1, allow_nan=False).encode())
+    return folder
+
+
+def draw_step(step: PruningStep, folder: Path) -> Path:
+    """Write the pictures and the page of a cut into its folder, over those that are there.
+
+    Returns:
+        The page, one file that holds the pictures as well.
+
+    Raises:
+        OSError: if a file cannot be written.
+    """
+    pictures = {}
+    for name, figure in step_figures(step):
+        pictures[name] = png(figure)
+        _replace(folder / f"{name}.png", pictures[name])
+    _replace(folder / PAGE, step_page(step, pictures).encode())
+    return folder / PAGE
+
+
+def write_report(step: PruningStep, root: str | PathLike[str]) -> Path:
+    """Write record, pictures and page of a cut into a folder of its own below ``root``.
+
+    Returns:
+        The page, one file that holds the pictures as well.
+
+    Raises:
+        OSError: if a file cannot be written.
+    """
+    return draw_step(step, write_step(step, Path(root)))
+
+
+def read_step(path: Path) -> PruningStep:
+    """The cut that a record is of.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: if it is no record of a cut, or one of another version; names the file.
+    """
+    try:
+        return PruningStep.from_dict(json.loads(path.read_text()))
+    except ValueError as error:
+        raise ValueError(f"{path} is no record of a cut: {error}") from error
+
+
+def find_records(path: Path) -> list[Path]:
+    """The records at or below a path: a record, the folder of a cut, of a run, or of many runs.
+
+    Raises:
+        FileNotFoundError: if there is no such path, or no record below it.
+    """
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path} does not exist; give the folder of a run or of a cut.")
+    found = sorted(path.rglob(RECORD), key=_natural)
+    if not found:
+        raise FileNotFoundError(
+            f"There is no {RECORD} in {path} or below: nothing was cut there. A run writes one for "
+            "every cut, into acsp/ in its logger's folder unless report_dir= says otherwise."
+        )
+    return found
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """Epoch 10 after epoch 9."""
+    return [(int("".join(filter(str.isdigit, part)) or 0), part) for part in path.parts]
+
+
+def _replace(path: Path, content: bytes) -> None:
+    draft = path.with_name(path.name + ".tmp")
+    try:
+        draft.write_bytes(content)
+        os.replace(draft, path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,107 @@
+"""What people look at in a group of channels: a map of them, and the classes that they tell apart."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from sklearn.manifold import ClassicalMDS
+from torch import Tensor, nn
+
+from acsp_lightning.capture import Activations
+from acsp_lightning.evidence import gather_evidence
+from acsp_lightning.functional import (
+    ChannelSelection,
+    ClassSeparation,
+    SelectionConfig,
+    class_separation,
+)
+from acsp_lightning.progress import tracked
+from acsp_lightning.structure.groups import ChannelGroup
+
+# A picture of more is a blot, and placing them would take longer than the cut.
+MOST_CHANNELS = 400
+
+# All pairs of 64 classes. Of more, a random part puts the channels in the same places, to the eye.
+MOST_PAIRS = 2016
+
+
+@dataclass(frozen=True, slots=True)
+class GroupView:
+    """One group of channels, to be looked at. All tensors are on the CPU.
+
+    Attributes:
+        channels: the S channels on the map, all that are kept among them, ascending, int64, (S,).
+        places: where they lie in two dimensions, so that distances on the map are like those between
+            their separability vectors (classical MDS), float64, (S, 2).
+        stress: how wrong the map is, Kruskal's stress: root of the squared errors of its distances over
+            the squared distances; 0 if it is right.
+        classes: which classes the best channel of all, and the best one kept, tell apart.
+    """
+
+    channels: Tensor
+    places: Tensor
+    stress: float
+    classes: ClassSeparation
+
+
+def view_groups(
+    model: nn.Module,
+    groups: Sequence[ChannelGroup],
+    activations: Activations,
+    selections: Mapping[str, ChannelSelection],
+) -> dict[str, GroupView]:
+    """Look at the groups of the uncut ``model`` that lose channels, by name."""
+    cut = [group for group in groups if selections[group.name].k < group.width]
+    return {
+        group.name: view_group(model, group, activations, selections[group.name])
+        for group in tracked(cut, "Looking at channels")
+    }
+
+
+def view_group(
+    model: nn.Module, group: ChannelGroup, activations: Activations, selection: ChannelSelection
+) -> GroupView:
+    """Look at a group of the uncut ``model`` and what was selected of it.
+
+    Raises:
+        ValueError: as :func:`acsp_lightning.evidence.gather_evidence`.
+    """
+    some_pairs = SelectionConfig(class_pairs=MOST_PAIRS)
+    distances = gather_evidence(model, group, activations, some_pairs).distances.cpu()
+    shown = _shown(selection)
+    places, stress = _map(distances[shown][:, shown])
+    return GroupView(shown, places, stress, _classes(group, activations, selection.kept))
+
+
+def _shown(selection: ChannelSelection) -> Tensor:
+    """Those kept, then the heaviest."""
+    rank = selection.weights.clone()
+    rank[selection.kept] = torch.inf
+    return rank.argsort(descending=True, stable=True)[:MOST_CHANNELS].sort().values
+
+
+def _map(distances: Tensor) -> tuple[Tensor, float]:
+    whole = distances.square().sum()
+    if len(distances) < 2 or not whole:
+        return torch.zeros(len(distances), 2, dtype=torch.float64), 0.0
+    found = ClassicalMDS(n_components=2, metric="precomputed").fit_transform(distances.numpy())
+    places = torch.from_numpy(found)
+    error = (torch.cdist(places, places) - distances).square().sum()
+    return places, float((error / whole).sqrt())
+
+
+def _classes(group: ChannelGroup, activations: Activations, kept: Tensor) -> ClassSeparation:
+    """Over all layers that make the channels: the best layer counts."""
+    found = []
+    for side in group.producers:
+        # Where in this layer's output the channels that stay are.
+        stay = torch.isin(torch.tensor(side.channels), kept).nonzero().flatten()
+        found.append(class_separation(activations.moments(side.layer), stay))
+    first, *others = found
+    for other in others:
+        first = replace(
+            first,
+            before=torch.maximum(first.before, other.before),
+            after=torch.maximum(first.after, other.after),
+        )
+    return first

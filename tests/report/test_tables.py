@@ -1,0 +1,89 @@
+"""Cuts as text."""
+
+import re
+
+import pytest
+from steps import complexity, step
+
+from acsp_lightning import Complexity, PruningStep
+from acsp_lightning.report import headline, step_table, summary_table
+
+
+def rows(table: str) -> list[list[str]]:
+    """Cells of the header and the body, without title, rules and caption."""
+    _, *lines = table.splitlines()
+    lines = [line.strip() for line in lines if line.strip(" ─") and not line.startswith("not in the")]
+    return [re.split(r" {2,}", line) for line in lines]
+
+
+def test_table_of_one_cut() -> None:
+    table = step_table(step())
+    assert table.startswith("Cut after epoch 4")
+    assert rows(table) == [
+        ["before", "straight after"],
+        ["conv", "6", "3"],
+        ["parameters", "6,000", "3,000 (2.00x less)"],
+        ["FLOPs (fvcore)", "60,000", "30,000 (2.00x less)"],
+        ["accuracy", "75.00%", "-"],
+    ]
+
+
+def test_table_of_a_run() -> None:
+    table = summary_table([step(1, 6, 3), step(3, 3, 2)], complexity(2000, 20_000), 0.5)
+    assert table.startswith("Pruned in 2 cuts")
+    assert rows(table) == [
+        ["before", "after the last", "at the end"],
+        ["conv", "6", "2", "2"],
+        ["parameters", "6,000", "2,000 (3.00x less)", "2,000"],
+        ["FLOPs (fvcore)", "60,000", "20,000 (3.00x less)", "20,000"],
+        ["accuracy", "75.00%", "-", "50.00%"],
+    ]
+
+
+@pytest.mark.parametrize("accuracy", [0.0, 1.0, None])
+def test_extreme_accuracies(accuracy: float | None) -> None:
+    cell = rows(step_table(step(accuracy=accuracy)))[-1][1]
+    assert cell == {0.0: "0.00%", 1.0: "100.00%", None: "-"}[accuracy]
+
+
+def test_a_cut_that_removed_nothing() -> None:
+    assert rows(step_table(step(after=6)))[2] == ["parameters", "6,000", "6,000"]
+
+
+def test_names_longer_than_the_table_is_wide_are_not_lost() -> None:
+    found = step()
+    name = "backbone." * 15 + "conv"
+    table = step_table(PruningStep(**{**fields(found), "layers": {name: (6, 3)}}))
+    text = "".join(cells[0] for cells in rows(table))
+    assert name in text
+
+
+def fields(found: PruningStep) -> dict[str, object]:
+    return {name: getattr(found, name) for name in PruningStep.__slots__}
+
+
+def test_operators_left_out_are_named() -> None:
+    counted = Complexity(1, 1, {}, {"aten::add": 3, "aten::max_pool2d": 1})
+    table = summary_table([step()], counted, None)
+    assert table.endswith("not in the FLOPs: aten::add, aten::max_pool2d")
+    assert "not in the FLOPs" not in summary_table([step()], complexity(1, 1), None)
+
+
+def test_a_table_fits_the_narrowest_terminal() -> None:
+    assert max(map(len, summary_table([step()], complexity(10**9, 10**10), 0.5).splitlines())) <= 80
+
+
+def test_one_line_says_it_all() -> None:
+    found = PruningStep(**{**fields(step()), "accuracy_after": 0.5})
+    assert headline(found) == (
+        "Cut after epoch 4: 1 of 1 layers are narrower, parameters 6,000 -> 3,000, "
+        "FLOPs 60,000 -> 30,000 (2.00x less), accuracy 75.00% -> 50.00%"
+    )
+    assert "accuracy" not in headline(step())
+    assert headline(step(after=6)).startswith("Cut after epoch 4: 0 of 1 layers are narrower")
+
+
+def test_a_preview_says_that_nothing_was_cut() -> None:
+    found = PruningStep(**{**fields(step()), "epoch": None})
+    assert step_table(found).startswith("Preview: nothing was cut")
+    assert headline(found).startswith("Preview: nothing was cut")

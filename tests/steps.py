@@ -1,0 +1,68 @@
+"""Cuts that never were, for tests of what is made of them."""
+
+from dataclasses import replace
+
+import torch
+
+from acsp_lightning import Complexity, PruningPlan, PruningStep, SelectionConfig
+from acsp_lightning.evidence import Comparison
+from acsp_lightning.functional import ChannelSelection, ClassSeparation, select_channels
+from acsp_lightning.guard import Outcome, Verdict
+from acsp_lightning.latency import Latency, LatencyComparison
+from acsp_lightning.structure.plan import SideCut
+from acsp_lightning.views import GroupView
+from acsp_lightning.volume import NetworkCurve
+
+
+def selection() -> ChannelSelection:
+    points = torch.rand(6, 3, generator=torch.Generator().manual_seed(0))
+    return select_channels(torch.cdist(points, points), SelectionConfig(keep=0.5))
+
+
+def complexity(parameters: int, flops: int) -> Complexity:
+    return Complexity(parameters, flops, {"conv": flops}, {})
+
+
+def step(epoch: int = 4, before: int = 6, after: int = 3, accuracy: float | None = 0.75) -> PruningStep:
+    chosen = selection()
+    return PruningStep(
+        epoch=epoch,
+        plan=PruningPlan((SideCut("conv", "out", 6, tuple(chosen.kept.tolist())),)),
+        selections={"conv": chosen},
+        layers={"conv": (before, after)},
+        before=complexity(before * 1000, before * 10_000),
+        after=complexity(after * 1000, after * 10_000),
+        accuracy_before=accuracy,
+        accuracy_after=None,
+        samples=18,
+        comparison=Comparison(classes=3, unseen=0, class_pairs=3, sampling_error=0.0),
+    )
+
+
+def viewed() -> PruningStep:
+    """The same with everything that a record can hold."""
+    found = step(accuracy=0.75)
+    nan = float("nan")
+    before = torch.tensor([[nan, 1.5], [1.5, nan]], dtype=torch.float64)
+    view = GroupView(
+        channels=torch.arange(6),
+        places=torch.rand(6, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64),
+        stress=0.125,
+        classes=ClassSeparation(((0, 1), (2, 4)), before, before / 2),
+    )
+    both = (
+        LatencyComparison(
+            Latency(size, "cpu", 2, False, 20, 0.002 * size, (0.001, 0.003)),
+            Latency(size, "cpu", 2, False, 20, 0.001 * size, (0.001, 0.003)),
+        )
+        for size in (1, 32)
+    )
+    return replace(
+        found,
+        accuracy_after=0.5,
+        comparison=Comparison(classes=3, unseen=2, class_pairs=2, sampling_error=0.25),
+        network=NetworkCurve((60.0, 40.0, 30.0), (0.0, 0.1, 0.5), 1),
+        verdict=Verdict("val_acc", 0.75, 0.7, Outcome.RECOVERED),
+        latency=tuple(both),
+        views={"conv": view},
+    )

@@ -1,0 +1,103 @@
+"""What people look at, against the vectors it is made from."""
+
+import pytest
+import torch
+from helpers import CLASSES, conv_net, pictures
+from torch import Tensor, nn
+
+from acsp_lightning import SelectionConfig, views
+from acsp_lightning.allocation import select_groups
+from acsp_lightning.capture import ActivationCapture, Activations
+from acsp_lightning.functional import ChannelSelection, class_separation, separability_vectors
+from acsp_lightning.structure.groups import ChannelGroup, trace_groups
+from acsp_lightning.views import view_group, view_groups
+
+IMAGES, LABELS = pictures(18, seed=2).tensors
+
+
+class Joined(nn.Module):
+    """Two layers that make the same channels, joined in a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.left = nn.Conv2d(1, 6, 3, padding=1)
+        self.right = nn.Conv2d(1, 6, 1)
+        self.head = nn.Linear(6, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head((self.left(images) + self.right(images)).relu().mean((2, 3)))
+
+
+def looked_at(
+    model: nn.Module, keep: float
+) -> tuple[tuple[ChannelGroup, ...], Activations, dict[str, ChannelSelection]]:
+    model.eval()
+    groups = trace_groups(model, (IMAGES[:2],), residual=True).groups
+    capture = ActivationCapture(model, groups, 1, num_classes=3)
+    capture.attach()
+    capture.expect(LABELS)
+    model(IMAGES)
+    capture.detach()
+    activations = capture.finish()
+    found = select_groups(model, groups, activations, SelectionConfig(keep=keep), layer_flops={})
+    return groups, activations, dict(found.selections)
+
+
+def test_the_map_is_as_true_as_it_says() -> None:
+    model = conv_net()
+    groups, activations, selections = looked_at(model, 0.5)
+    found = view_group(model, groups[0], activations, selections["conv1"])
+    assert torch.equal(found.channels, torch.arange(8))
+    vectors = separability_vectors(activations.moments("conv1"))
+    apart = torch.cdist(vectors, vectors)
+    shown = torch.cdist(found.places, found.places)
+    stress = ((shown - apart).square().sum() / apart.square().sum()).sqrt()
+    assert found.stress == pytest.approx(float(stress), rel=1e-6)
+    # Principal components are the best two dimensions that are linear in the vectors.
+    centred = vectors - vectors.mean(0)
+    variances = torch.linalg.svdvals(centred).square()
+    assert found.places.square().sum(0).tolist() == pytest.approx(variances[:2].tolist(), rel=1e-6)
+
+
+def test_only_what_loses_channels_is_looked_at() -> None:
+    model = conv_net()
+    groups, activations, selections = looked_at(model, 0.5)
+    whole = looked_at(model, 1.0)[2]
+    mixed = {**selections, "conv2": whole["conv2"]}
+    assert set(view_groups(model, groups, activations, mixed)) == {"conv1", "fc1"}
+
+
+def test_of_many_channels_the_kept_and_the_heaviest_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(views, "MOST_CHANNELS", 5)
+    model = conv_net()
+    groups, activations, selections = looked_at(model, 0.5)
+    chosen = selections["conv1"]
+    found = view_group(model, groups[0], activations, chosen)
+    kept = set(chosen.kept.tolist())
+    others = [c for c in chosen.weights.argsort(descending=True).tolist() if c not in kept]
+    assert set(found.channels.tolist()) == kept | {others[0]}
+    assert found.channels.tolist() == sorted(found.channels.tolist())
+    assert found.places.shape == (5, 2)
+
+
+def test_classes_are_told_apart_by_the_better_of_several_producers() -> None:
+    model = Joined()
+    groups, activations, selections = looked_at(model, 0.5)
+    (group,) = groups
+    found = view_group(model, group, activations, selections[group.name]).classes
+    kept = selections[group.name].kept
+    each = [class_separation(activations.moments(layer), kept) for layer in ("left", "right")]
+    for name in ("before", "after"):
+        best = torch.maximum(getattr(each[0], name), getattr(each[1], name))
+        assert torch.equal(getattr(found, name).nan_to_num(9), best.nan_to_num(9))
+
+
+def test_channels_that_separate_nothing_lie_in_one_place() -> None:
+    model = conv_net()
+    with torch.no_grad():
+        model.conv1.weight.zero_()
+    groups, activations, selections = looked_at(model, 0.5)
+    found = view_group(model, groups[0], activations, selections["conv1"])
+    assert not found.places.any()
+    assert found.stress == 0
