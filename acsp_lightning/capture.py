@@ -349,7 +349,7 @@ def _some_positions(maps: Tensor, turn: int, most: int) -> Tensor:
     axes = maps.ndim - 2
     left: float = most
     for axis in range(axes):
-        enough = round(left ** (1 / (axes - axis)))
+        enough = int(left ** (1 / (axes - axis)) + 1e-9)  # 64 ** (1 / 3) is a little less than 4
         left /= enough
         stride = -(-maps.shape[axis + 2] // enough)
         offset = int(stride * (turn * SEQUENCES[axes][axis] % 1))

@@ -8,7 +8,8 @@ from inspect import signature
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from acsp_lightning.complexity import Complexity
 from acsp_lightning.export import Exported
@@ -93,6 +94,7 @@ def model_card(
     steps: Sequence[PruningStep] | None,
     *,
     source: str | None = None,
+    inputs: tuple[Any, ...] = (),
     data: str | None = None,
     settings: Mapping[str, Any] | None = None,
     complexity: Complexity | None = None,
@@ -105,6 +107,7 @@ def model_card(
         model: the network as it is now.
         steps: its cuts, none for one that was not pruned; None: not known.
         source: name of the file that the network came from.
+        inputs: example arguments of its forward; the length of the first tensor is the batch size.
         data: whose validation samples it was looked at with, such as the class of a data module.
         settings: arguments of the callback that pruned it, where they are not the defaults, by name.
         complexity: of the network as it is now, for one sample.
@@ -113,7 +116,7 @@ def model_card(
     """
     standing = [step for step in steps or () if not step.undone]
     sections = (
-        _network(model, source),
+        _network(model, source, inputs),
         _data(standing, data),
         _method(steps, standing, settings),
         _channels(standing),
@@ -125,14 +128,16 @@ def model_card(
     return "\n\n".join(paragraph for section in sections for paragraph in section) + "\n"
 
 
-def _network(model: nn.Module, source: str | None) -> list[str]:
-    origin = "" if source is None else f" of `{source}`"
-    parts = [f"`{name}`: `{_class(part)}`" for name, part in _parts(model).items()]
+def _network(model: nn.Module, source: str | None, inputs: tuple[Any, ...]) -> list[str]:
+    origin = "Written" if source is None else f"From `{source}`, written"
+    facts = [f"class: `{_class(model)}`"]
+    facts += [f"`{name}`: `{_class(part)}`" for name, part in _parts(model).items()]
+    facts += [f"input: {shape}" for shape in _shapes(inputs)]
     return [
         f"# Model card: {type(model).__name__}",
-        f"Written{origin} by acsp_lightning {version('acsp-lightning')} with torch {torch.__version__}.",
+        f"{origin} by acsp_lightning {version('acsp-lightning')} with torch {torch.__version__}.",
         "## Network",
-        "\n".join(f"- {fact}" for fact in (f"class: `{_class(model)}`", *parts)),
+        *_bullets(facts),
     ]
 
 
@@ -145,7 +150,7 @@ def _data(standing: Sequence[PruningStep], data: str | None) -> list[str]:
         facts.append(
             f"captured for the {_name(step)}: {step.samples:,} of {seen.classes} classes{unseen}"
         )
-    return ["## Data", "\n".join(f"- {fact}" for fact in facts)]
+    return ["## Data", *_bullets(facts)]
 
 
 def _method(
@@ -172,7 +177,8 @@ def _method(
                 f"channels are right to {comparison.sampling_error:.1%} of their median"
             )
     if settings is not None:
-        facts += [f"`{name}`: {value}" for name, value in settings.items()]
+        changed = ", ".join(f"`{name}`: {value}" for name, value in settings.items())
+        facts.append(f"settings that are not the defaults: {changed}")
     return [
         title,
         "Channels that separate the same classes were clustered, and one of each cluster was kept: "
@@ -217,8 +223,7 @@ def _figures(
     notes = [
         "FLOPs are those of a forward pass on one sample, as fvcore counts: a multiply-add is one."
         + (f" Not counted: {', '.join(f'`{name}`' for name in left_out)}." if left_out else ""),
-        "Accuracy is top-1 in validation, in the last column over all samples, before it over those "
-        "captured.",
+        "Accuracy is top-1 in validation: now over all samples, before over those captured.",
     ]
     return ["## Measured figures", _table(("", *names), rows), "\n".join(notes)]
 
@@ -305,6 +310,18 @@ def _parts(model: nn.Module) -> dict[str, nn.Module]:
     return {
         name: part for name, part in model.named_children() if next(part.parameters(), None) is not None
     }
+
+
+def _shapes(inputs: tuple[Any, ...]) -> list[str]:
+    tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    samples = next((len(tensor) for tensor in tensors if tensor.ndim), 0)
+    shapes = []
+    for tensor in tensors:
+        sizes = list(map(str, tensor.shape))
+        if tensor.ndim and len(tensor) == samples:
+            sizes[0] = "batch"
+        shapes.append(f"{str(tensor.dtype).removeprefix('torch.')}, ({', '.join(sizes)})")
+    return shapes
 
 
 def _class(module: nn.Module) -> str:

@@ -19,7 +19,7 @@ from torch import nn
 from acsp_lightning.batches import BatchReader, Example, as_arguments, read_batch
 from acsp_lightning.callback import ACSPPruningCallback
 from acsp_lightning.card import callback_settings, model_card, pruning_steps
-from acsp_lightning.checkpoint import load_pruned
+from acsp_lightning.checkpoint import check_intact, load_pruned
 from acsp_lightning.cli import ACSPCommandLine
 from acsp_lightning.complexity import Complexity, measure_complexity
 from acsp_lightning.export import Exported, export_onnx, export_program, export_state_dict, replaced
@@ -80,13 +80,7 @@ def main(arguments: Sequence[str]) -> None:
         with _expected_noise_ignored():
             for line in _export(options):
                 print(line)
-    except (
-        argparse.ArgumentError,
-        ImportError,
-        MisconfigurationException,
-        OSError,
-        ValueError,
-    ) as error:
+    except (ImportError, MisconfigurationException, OSError, ValueError) as error:
         parser.error(str(error))
 
 
@@ -104,6 +98,7 @@ def _export(options: argparse.Namespace) -> Iterator[str]:
     cli = _build(config, 1.0 if options.accuracy else 1)
     module: pl.LightningModule = cli.model
     module.configure_model()
+    check_intact(checkpoint)
     try:
         load_pruned(module, checkpoint)
     except ValueError as error:
@@ -113,17 +108,20 @@ def _export(options: argparse.Namespace) -> Iterator[str]:
     looking = _Looking(pruning[0].read_batch if pruning else read_batch, options.accuracy)
     callbacks.append(looking)
     cli.trainer.validate(module, datamodule=cli.datamodule, verbose=False)
+    if not looking.inputs:
+        raise ValueError("The validation loader is empty; files are tried on a batch of it.")
 
     exported = []
     for form, target in targets.items():
         file = FORMATS[form][1](module, looking.inputs, target)
         exported.append(file)
-        yield f"{target}: {form}, {file.size:,} bytes, {file.difference:.1e} from the network at most"
+        yield f"{target}: {form}, {file.size:,} bytes, at most {file.difference:.2g} from the network"
     card = folder / f"{checkpoint.stem}.md"
     text = model_card(
         module,
         _history(checkpoint),
         source=checkpoint.name,
+        inputs=looking.inputs,
         data=f"{type(cli.datamodule).__module__}.{type(cli.datamodule).__qualname__}",
         settings=callback_settings(pruning[0]) if len(pruning) == 1 else None,
         complexity=looking.complexity,
@@ -139,7 +137,7 @@ class _Looking(pl.Callback):
     """Takes from a validation what the export needs.
 
     Attributes:
-        inputs: arguments of forward, those of the first batch.
+        inputs: arguments of forward, those of the first batch; empty if there is none.
         complexity: of the network, for one sample; None if it cannot be counted.
         accuracy: top 1, in [0, 1]; None if it was not asked for, or outputs are no logits.
     """
@@ -154,10 +152,7 @@ class _Looking(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Tensors made under the Trainer's inference mode could not be traced.
         with torch.inference_mode(False):
-            batch = next(validation_batches(trainer), None)
-            if batch is None:
-                raise ValueError("The validation loader is empty; an export is tried on a batch of it.")
-            inputs = self._read_batch(batch)[0]
+            inputs = self._read_batch(next(validation_batches(trainer)))[0]
             self.inputs = as_arguments(pl_module, inputs)
             try:
                 self.complexity = measure_complexity(pl_module, Example.of(pl_module, inputs).counted)
@@ -169,34 +164,32 @@ class _Looking(pl.Callback):
 
 
 def _build(config: Path, limit: float) -> ACSPCommandLine:
-    """Module, data and Trainer of a configuration, with its pruning callbacks alone; nothing is run.
-
-    Raises:
-        ValueError: if the file is no configuration of a module and its data.
-        argparse.ArgumentError: if an argument in it does not fit its class.
-    """
+    """Module, data and Trainer of a configuration, with its pruning callbacks alone; nothing is run."""
     content = _read_config(config)
     callbacks = (content.get("trainer") or {}).get("callbacks") or []
     entries = callbacks if isinstance(callbacks, list) else [callbacks]
-    return ACSPCommandLine(
-        pl.LightningModule,
-        pl.LightningDataModule,
-        save_config_callback=None,
-        seed_everything_default=False,
-        parser_kwargs={"exit_on_error": False},
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        auto_configure_optimizers=False,
-        args={
-            **{key: content[key] for key in ("model", "data", "seed_everything") if key in content},
-            "trainer": {
-                **TRAINER,
-                "limit_val_batches": limit,
-                "callbacks": [entry for entry in entries if _is_pruning(entry)],
+    try:
+        return ACSPCommandLine(
+            pl.LightningModule,
+            pl.LightningDataModule,
+            save_config_callback=None,
+            seed_everything_default=False,
+            parser_kwargs={"exit_on_error": False},
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            args={
+                **{key: content[key] for key in ("model", "data", "seed_everything") if key in content},
+                "trainer": {
+                    **TRAINER,
+                    "limit_val_batches": limit,
+                    "callbacks": [entry for entry in entries if _is_pruning(entry)],
+                },
             },
-        },
-        run=False,
-    )
+            run=False,
+        )
+    except argparse.ArgumentError as error:
+        raise ValueError(f"{config} does not fit its classes. {error}") from error
 
 
 def _read_config(path: Path) -> Mapping[str, Any]:
@@ -211,6 +204,9 @@ def _read_config(path: Path) -> Mapping[str, Any]:
             f"{path} has no {' and no '.join(missing)}; the network and its data are built from the "
             "YAML that it was trained with. Give that one: --config FILE."
         )
+    for key in ("model", "data"):
+        if isinstance(content[key], Mapping) and "class_path" not in content[key]:
+            raise ValueError(f"{path} has a {key} without class_path; write its class there.")
     found: Mapping[str, Any] = content
     return found
 
@@ -236,7 +232,7 @@ def _history(path: Path) -> list[PruningStep] | None:
     if steps is None:
         _warn(f"{path} holds weights alone; whether they were pruned, the card cannot tell.")
     elif not steps:
-        _warn(f"{path} was never pruned; what was exported is the whole network.")
+        _warn(f"{path} tells of no cut; what was exported is the whole network.")
     return steps
 
 

@@ -33,7 +33,8 @@ class Everything(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.grouped = nn.Conv2d(3, 6, 1, groups=3)
+        self.stem = nn.Conv2d(6, 8, 3, padding=1)
         self.square = nn.Conv2d(8, 8, 1)
         self.expand = nn.Conv2d(8, 12, 1, bias=False)
         self.norm = nn.BatchNorm2d(12)
@@ -42,18 +43,17 @@ class Everything(nn.Module):
         self.branch = nn.Conv2d(8, 6, 1)
         self.groups = nn.GroupNorm(6, 6)
         self.act = nn.PReLU(6)
-        self.grouped = nn.Conv2d(14, 4, 1, groups=2)
-        self.up = nn.ConvTranspose2d(4, 4, 2, stride=2)
+        self.up = nn.ConvTranspose2d(14, 4, 2, stride=2)
         self.instance = nn.InstanceNorm2d(4, affine=True)
         self.last = nn.ConvTranspose2d(4, 1, 1)
         self.hidden = nn.Linear(64, 64)
         self.head = nn.Linear(64, 5)
 
     def forward(self, x):
-        x = self.square(self.stem(x).relu())
+        x = self.square(self.stem(self.grouped(x)).relu())
         x = x + self.project(self.depthwise(self.norm(self.expand(x)).relu()).relu())
         x = torch.cat([x, self.act(self.groups(self.branch(x)))], 1)
-        x = self.last(self.instance(self.up(self.grouped(x).relu())))
+        x = self.last(self.instance(self.up(x)))
         return self.head(self.hidden(x.flatten(1)).relu())
 
 
@@ -127,7 +127,7 @@ def test_the_snippet_loads_with_torch_alone(tmp_path: Path) -> None:
         [sys.executable, "-W", "error", "-c", script], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "[]\nmissing 'stem.weight'\n"
+    assert done.stdout == "[]\nmissing 'grouped.weight'\n"
 
 
 def test_the_snippet_is_ten_lines_of_torch() -> None:
@@ -156,6 +156,11 @@ def test_a_card_says_what_was_cut_and_measured() -> None:
             Classifier(),
             [viewed()],
             source="last.ckpt",
+            inputs=(
+                {"x": torch.ones(2, 1, 6, 6), "ids": torch.ones(2, dtype=torch.int64)},
+                torch.ones(3, 2),
+                7,
+            ),
             data="my.Data",
             settings={"epochs": [4], "selection.keep": 0.5},
             complexity=complexity(3000, 30_000),
@@ -163,15 +168,18 @@ def test_a_card_says_what_was_cut_and_measured() -> None:
             exported=[Exported(Path("/a/b/last.onnx"), "onnx", 12345, (32, 1), 1.5e-7, 3e-4)],
         )
     )
-    assert found[""].startswith("# Model card: Classifier\n\nWritten of `last.ckpt` by acsp_lightning ")
+    assert found[""].startswith(
+        "# Model card: Classifier\n\nFrom `last.ckpt`, written by acsp_lightning "
+    )
     assert found["Network"] == (
-        "- class: `helpers.Classifier`\n- `net`: `torch.nn.modules.container.Sequential`"
+        "- class: `helpers.Classifier`\n- `net`: `torch.nn.modules.container.Sequential`\n"
+        "- input: float32, (batch, 1, 6, 6)\n- input: int64, (batch)\n- input: float32, (3, 2)"
     )
     assert "validation samples: `my.Data`" in found["Data"]
     assert "captured for the cut after epoch 4: 18 of 3 classes; 2 more never appeared" in found["Data"]
     assert "arXiv 2505.13225" in found["Method"]
     assert "widths of 1 groups of layers: fixed share of the channels" in found["Method"]
-    assert "`selection.keep`: 0.5" in found["Method"]
+    assert "settings that are not the defaults: `epochs`: [4], `selection.keep`: 0.5" in found["Method"]
     assert "(val_acc 0.75 -> 0.7)" in found["Method"]
     assert "2 pairs of classes drawn at random" in found["Method"]
     assert table(found["Kept channels"]) == [

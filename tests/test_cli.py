@@ -1,4 +1,5 @@
 import csv
+import json
 import sys
 from pathlib import Path
 
@@ -101,3 +102,29 @@ def test_what_a_class_says_of_its_arguments_is_heard(acsp, argument, error, mess
     recipe = RECIPE.parent / "cifar10_resnet56.yaml"
     with pytest.raises(error, match=message):
         acsp("fit", "--config", recipe, *teacher, argument)
+
+
+def test_a_preview_shows_a_cut_and_leaves_nothing_else(acsp, tmp_path: Path, capsys) -> None:
+    acsp("preview", "--config", RECIPE, "--trainer.accelerator=cpu", "--flops=0.5")
+    printed = capsys.readouterr().out
+    assert "Preview: nothing was cut" in printed
+    assert "network.features.stage1.conv1" in printed
+    assert [path.name for path in tmp_path.iterdir()] == ["preview"]
+    assert {"report.html", "report.json"} <= {path.name for path in (tmp_path / "preview").iterdir()}
+    record = json.loads((tmp_path / "preview" / "report.json").read_text())
+    assert record["epoch"] is None
+    assert record["after"]["flops"] <= 0.5 * record["before"]["flops"]
+
+
+def test_a_preview_of_a_checkpoint(acsp, tmp_path: Path, capsys) -> None:
+    acsp("fit", "--config", RECIPE, *SHORT)
+    (checkpoint,) = (tmp_path / "lightning_logs").rglob("*.ckpt")
+    options = ["--trainer.accelerator=cpu", "--trainer.callbacks=null", f"--ckpt_path={checkpoint}"]
+    acsp("preview", "--config", RECIPE, *options, "--keep=0.25", "--out=there")
+    layers = json.loads((tmp_path / "there" / "preview" / "report.json").read_text())["layers"]
+    assert all(after == before // 4 for before, after in layers.values())
+
+
+def test_a_preview_that_cannot_be(acsp) -> None:
+    with pytest.raises(ValueError, match="both fix the volume"):
+        acsp("preview", "--config", RECIPE, "--flops=0.5", "--keep=0.5")

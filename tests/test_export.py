@@ -26,16 +26,20 @@ from acsp_lightning.structure.fidelity import prunable_groups
 from acsp_lightning.structure.plan import build_plan
 from acsp_lightning.structure.pruning import prune
 
+
+def mobilenet() -> nn.Module:
+    """MobileNet-V2 with two stages, and logits of a usual size."""
+    stages = [[1, 16, 1, 1], [6, 24, 2, 2]]
+    network = torchvision.models.MobileNetV2(10, width_mult=0.25, inverted_residual_setting=stages)
+    nn.init.normal_(network.classifier[1].weight)
+    return network
+
+
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "chain": (conv_net, (1, 6, 6)),
     "residual": (zoo.resnet20, (3, 16, 16)),
     "concat": (lambda: zoo.DenseNet([2, 2], growth=5, stem=8), (3, 8, 8)),
-    "depthwise": (
-        lambda: torchvision.models.MobileNetV2(
-            width_mult=0.25, inverted_residual_setting=[[1, 16, 1, 1], [6, 24, 2, 2]]
-        ),
-        (3, 16, 16),
-    ),
+    "depthwise": (mobilenet, (3, 16, 16)),
 }
 EXPORTS = {".onnx": export_onnx, ".pt2": export_program}
 
@@ -107,6 +111,8 @@ def test_a_module_in_a_fit_is_left_as_it_was(suffix: str, fit: Fit, tmp_path: Pa
     seen: list[int] = []
     module.net.conv1.register_forward_hook(lambda *_: seen.append(1))
     module.trainer = trainer
+    module(noise(2, 1, 6, 6)).sum().backward()
+    gradient = module.net.conv1.weight.grad.clone()
     before, tensors = snapshot(module), [id(t) for t in (*module.parameters(), *module.buffers())]
     flags = [(m.training, hooks(m)) for m in module.modules()]
     torch.manual_seed(3)
@@ -120,7 +126,7 @@ def test_a_module_in_a_fit_is_left_as_it_was(suffix: str, fit: Fit, tmp_path: Pa
     assert [id(t) for t in (*module.parameters(), *module.buffers())] == tensors
     assert [(m.training, hooks(m)) for m in module.modules()] == flags
     assert not module.net.fc1.weight.requires_grad
-    assert module.net.conv1.weight.grad is not None
+    assert torch.equal(module.net.conv1.weight.grad, gradient)
     assert torch.equal(torch.get_rng_state(), random)
 
 
@@ -366,6 +372,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "accelerator": "cpu",
         "max_epochs": 2,
         "limit_train_batches": 8,
+        "log_every_n_steps": 1,
         "enable_progress_bar": False,
         "enable_model_summary": False,
     }
@@ -400,7 +407,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def checkpoint(run: Path) -> Path:
-    (found,) = run.glob("checkpoints/*.ckpt")
+    (found,) = run.glob("checkpoints/epoch=1-*.ckpt")
     return found
 
 
@@ -450,7 +457,8 @@ def test_a_checkpoint_becomes_files_and_a_card(
     assert "| `network.features.stage1.conv1` | 32 | 13 | 41% |" in card  # ceil(0.4 * 32)
     assert f"validation samples: `{__name__}.Letters`" in card
     assert "captured for the cut after epoch 0: 360 of 10 classes" in card
-    assert "- `selection.keep`: 0.4" in card
+    assert "not the defaults: `epochs`: [0], `selection.keep`: 0.4\n" in card
+    assert "- input: float32, (batch, 1, 8, 8)" in card
     assert "| cut after epoch 0 | 1 | cpu, " in card
     loader = zoo.DigitsDataModule().val_dataloader()
     with torch.no_grad():
@@ -505,7 +513,7 @@ def test_a_network_that_was_not_pruned_is_exported_with_a_warning(
     torch.save(content, tmp_path / "net.ckpt")
     acsp_export(tmp_path / "net.ckpt", "--to", "state_dict", "--config", run / "config.yaml")
     warning, said = {
-        "whole": ("was never pruned; what was exported is the whole network", "Not pruned."),
+        "whole": ("tells of no cut; what was exported is the whole network", "Not pruned."),
         "weights": ("holds weights alone; whether they were pruned", "Not known: the file holds"),
     }[kind]
     assert warning in capfd.readouterr().err
@@ -547,7 +555,8 @@ def edited(run: Path, path: Path, **changes: Any) -> Path:
             ["{ckpt}", "--to", "onnx", "--config", "{tmp}/other.yaml"],
             r"does not fit.*built from .*other",
         ),
-        (["{ckpt}", "--to", "onnx", "--config", "{tmp}/wrong.yaml"], "stagess"),
+        (["{ckpt}", "--to", "onnx", "--config", "{tmp}/wrong.yaml"], r"wrong\.yaml does not.*stagess"),
+        (["{ckpt}", "--to", "onnx", "--config", "{tmp}/bare.yaml"], "has a data without class_path"),
         (["{ckpt}", "--to", "onnx", "--config", "{tmp}/bad.yaml"], "at least one"),
         (["{tmp}/torn.ckpt", "--to", "onnx", "--config", "{config}"], r"torn\.ckpt is damaged"),
         (["{tmp}/weights.pt", "--to", "state_dict", "--config", "{config}"], "the checkpoint itself"),
@@ -570,6 +579,7 @@ def test_bad_input_ends_in_one_message(
     torch.save(LetterClassifier(vgg()).state_dict(), tmp_path / "weights.pt")
     (tmp_path / "list.yaml").write_text("[1, 2]")
     (tmp_path / "torn.yaml").write_text("model: [1, 2")
+    (tmp_path / "bare.yaml").write_text("{model: {class_path: a.B}, data: {root: here}}")
     edited(run, tmp_path / "other.yaml", num_classes=7)
     edited(run, tmp_path / "wrong.yaml", stagess=[[3]])
     edited(run, tmp_path / "bad.yaml", stages=[])
@@ -587,6 +597,7 @@ def test_bad_input_ends_in_one_message(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero")
 def test_an_empty_validation_loader(
     acsp_export: Any, checkpoint: Path, monkeypatch: Any, capfd: Any
 ) -> None:
