@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import ArgsType, LightningCLI
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
@@ -42,15 +41,17 @@ class CommandLineTrainer(pl.Trainer):
             ckpt_path: a checkpoint with the trained weights, pruned or not; null: the module as built.
             out: folder in which a folder "preview" gets the record, the page and the pictures.
         """
-        # Nothing is trained, so nothing is to be saved.
-        callbacks = [c for c in self.callbacks if not isinstance(c, Checkpoint)]  # type: ignore[attr-defined]
+        callbacks: list[pl.Callback] = self.callbacks  # type: ignore[attr-defined]
         settings = next((c for c in callbacks if isinstance(c, ACSPPruningCallback)), None)
         if settings is None:
             settings = ACSPPruningCallback(epochs=[0])
             callbacks.append(settings)
         looking = PreviewCallback(settings, flops, keep)
-        self.callbacks = [*callbacks, looking]
-        self.validate(model, datamodule=datamodule, ckpt_path=ckpt_path)
+        callbacks.append(looking)
+        with warnings.catch_warnings():
+            # Of checkpoints that are saved elsewhere from now on; a preview saves none.
+            warnings.filterwarnings("ignore", message="The dirpath has changed")
+            self.validate(model, datamodule=datamodule, ckpt_path=ckpt_path)
         step = looking.step
         assert step is not None, "validation ends with the preview"
         print(f"{step_table(step)}\n\nTo read: {write_report(step, out)}")

@@ -240,7 +240,6 @@ def _write_onnx(program: ExportedProgram, path: Path) -> None:
 def _read_onnx(path: Path) -> Run:
     onnxruntime = _onnx_package("onnxruntime")
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # fatal: errors are raised as well
     # Left to itself it takes a thread for every core, and complains where it may not use them all.
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
