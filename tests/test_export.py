@@ -244,6 +244,16 @@ def test_what_cannot_be_exported_is_said_in_one_line(
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
+@pytest.mark.parametrize("suffix", EXPORTS)
+def test_outputs_that_are_no_tensors_are_passed_over(
+    suffix: str, tmp_path: Path, capfd: Any, caplog: Any
+) -> None:
+    network = Broken(lambda layer, x: {"logits": layer(x), "loss": None})
+    assert EXPORTS[suffix](network, noise(4, 3), tmp_path / f"net{suffix}").difference < 1e-6
+    assert capfd.readouterr() == ("", "")
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
 def test_a_type_that_onnx_runtime_lacks(tmp_path: Path, capfd: Any) -> None:
     with pytest.raises(ValueError, match="the file does not run: NotImplemented"):
         export_onnx(nn.Linear(3, 2).bfloat16(), noise(4, 3).bfloat16(), tmp_path / "net.onnx")

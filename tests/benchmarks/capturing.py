@@ -14,7 +14,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from measuring import record
+from measuring import draw_bars, record
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models import mobilenet_v2
@@ -121,6 +121,13 @@ def main() -> None:
                 }
             )
     record(options.out, "capturing", rows)
+    draw_bars(
+        options.out / "capturing.png",
+        [f"{row['network']}, grid={row['grid']}" for row in rows],
+        {name: [row[name] for row in rows] for name in ("capturing / plain", "of CPU")},
+        "capturing validation / plain validation",
+        line=(1.25, "at most"),
+    )
 
 
 if __name__ == "__main__":

@@ -65,6 +65,38 @@ def record(out: Path, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
     (out / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
+def draw_bars(
+    path: Path,
+    labels: Sequence[str],
+    bars: Mapping[str, Sequence[float]],
+    axis: str,
+    *,
+    stacked: bool = False,
+    line: tuple[float, str] | None = None,
+) -> None:
+    """A picture of horizontal bars, some for each label, with a line at a value to be met."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(9, 1.2 + 0.5 * len(labels)), layout="constrained")
+    height = 0.8 if stacked else 0.8 / len(bars)
+    ends = [0.0] * len(labels)
+    for place, (name, values) in enumerate(bars.items()):
+        shift = 0.0 if stacked else (place - (len(bars) - 1) / 2) * height
+        rows = [row + shift for row in range(len(labels))]
+        axes.barh(rows, values, height, left=ends if stacked else None, label=name)
+        ends = [end + value for end, value in zip(ends, values, strict=True)]
+    if line is not None:
+        axes.axvline(line[0], color="black", linestyle=":", label=line[1])
+    axes.set_yticks(range(len(labels)), labels)
+    axes.invert_yaxis()
+    axes.set_xlabel(axis)
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=120)
+
+
 def _text(value: object) -> str:
     if value is None:
         return "-"

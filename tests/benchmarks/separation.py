@@ -112,6 +112,8 @@ def draw(rows: list[dict[str, float]], path: Path) -> None:
         expected = [last["seconds"] * (s / last[size]) ** powers[size] for s in sizes]
         label = f"proportional to {size}" + ("²" if powers[size] == 2 else "")
         time_axis.loglog(sizes, expected, linestyle="--", color="grey", label=label)
+        time_axis.set_xticks(sizes, map(str, sizes))
+        time_axis.minorticks_off()
         time_axis.set_ylabel("seconds")
         time_axis.legend(fontsize="small")
         memory_axis.plot(sizes, [row["extra MB"] for row in found], marker="o")

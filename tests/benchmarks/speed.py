@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import record
+from measuring import draw_bars, record
 from torch import Tensor, nn
 from torchvision.models import resnet50
 
@@ -131,6 +131,12 @@ def main() -> None:
                 for row in held_back(network, smaller, inputs)
             ]
     record(options.out, "speed", rows)
+    draw_bars(
+        options.out / "speed.png",
+        [f"{row['network']}, round_to={row['round_to']}, batch {row['batch']}" for row in rows],
+        {"FLOPs, times fewer": [r["FLOPs"] for r in rows], "faster": [r["faster"] for r in rows]},
+        "before / after",
+    )
     record(options.out, "speed_layers", layers)
 
 
