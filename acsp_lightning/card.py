@@ -63,7 +63,7 @@ def pruning_steps(checkpoint: Mapping[str, Any]) -> list[PruningStep] | None:
                 for step in found
                 if isinstance(step, Mapping) and step.get(KIND) == PruningStep.__name__
             ]
-    return sorted(steps, key=lambda step: -1 if step.epoch is None else step.epoch)
+    return sorted(steps, key=lambda step: step.epoch or 0)
 
 
 def callback_settings(callback: object) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def model_card(
         inputs: example arguments of its forward; the length of the first tensor is the batch size.
         data: whose validation samples it was looked at with, such as the class of a data module.
         settings: arguments of the callback that pruned it, where they are not the defaults, by name.
-        complexity: of the network as it is now, for one sample.
+        complexity: of the network as it is now, on the example inputs of the steps.
         accuracy: its top-1 accuracy on all validation samples, in [0, 1].
         exported: files that were made of it.
     """
@@ -167,7 +167,7 @@ def _method(
     reasons = Counter(str(s.reason) for step in standing for s in step.selections.values())
     facts = [
         f"cuts: {', '.join(_name(step) for step in standing)} (epochs count from 0)",
-        *(f"widths of {count} groups of layers: {reason}" for reason, count in reasons.items()),
+        *(f"widths: {reason} ({count} groups of layers)" for reason, count in reasons.items()),
         *verdicts,
     ]
     for comparison in (step.comparison for step in standing):
@@ -181,8 +181,8 @@ def _method(
         facts.append(f"settings that are not the defaults: {changed}")
     return [
         title,
-        "Channels that separate the same classes were clustered, and one of each cluster was kept: "
-        f"ACSP (D. Levin, G. Singer, {PAPER}) as acsp_lightning implements it.",
+        "Whole channels were removed by acsp_lightning, which implements ACSP (D. Levin, G. Singer, "
+        f"{PAPER}).",
         *_bullets(facts),
     ]
 
@@ -221,7 +221,7 @@ def _figures(
     ]
     left_out = sorted({name for count in counts if count for name in count.unsupported})
     notes = [
-        "FLOPs are those of a forward pass on one sample, as fvcore counts: a multiply-add is one."
+        "FLOPs are those of one forward pass on the example, as fvcore counts: a multiply-add is one."
         + (f" Not counted: {', '.join(f'`{name}`' for name in left_out)}." if left_out else ""),
         "Accuracy is top-1 in validation: now over all samples, before over those captured.",
     ]
@@ -234,8 +234,8 @@ def _latencies(standing: Sequence[PruningStep]) -> list[str]:
             _name(step),
             str(found.before.batch_size),
             f"{found.before.device}, {found.before.threads} threads",
-            f"{1000 * found.before.median:.3g}",
-            f"{1000 * found.after.median:.3g} ({_gain(found.speedup)})",
+            f"{1000 * found.before.median:,.3f}",
+            f"{1000 * found.after.median:,.3f} ({_gain(found.speedup)})",
         )
         for step in standing
         for found in step.latency
@@ -272,7 +272,8 @@ def _files(exported: Sequence[Exported]) -> list[str]:
 
 def _loading(model: nn.Module, source: str | None, exported: Sequence[Exported]) -> list[str]:
     files = {file.format: file.path.name for file in exported}
-    weights = files.get("state_dict", source or "weights.pt")
+    readable = source is not None and not source.endswith(".safetensors")
+    weights = files.get("state_dict", source if readable else "weights.pt")
     calls = [f'network = load({type(model).__name__}(...), "{weights}")']
     parts = _parts(model)
     if len(parts) == 1:

@@ -86,9 +86,9 @@ def main(arguments: Sequence[str]) -> None:
 
 def _export(options: argparse.Namespace) -> Iterator[str]:
     """Write what was asked for; gives a line of text for every file that was written."""
-    checkpoint: Path = options.checkpoint
+    checkpoint = _check_file(options.checkpoint)
+    config = _check_file(options.config or _find_config(checkpoint))
     folder: Path = options.out or checkpoint.parent
-    config: Path = _check_file(options.config or _find_config(_check_file(checkpoint)))
     targets = {form: folder / f"{checkpoint.stem}{FORMATS[form][0]}" for form in options.to}
     for target in targets.values():
         if target.resolve() == checkpoint.resolve():

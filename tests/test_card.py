@@ -178,7 +178,7 @@ def test_a_card_says_what_was_cut_and_measured() -> None:
     assert "validation samples: `my.Data`" in found["Data"]
     assert "captured for the cut after epoch 4: 18 of 3 classes; 2 more never appeared" in found["Data"]
     assert "arXiv 2505.13225" in found["Method"]
-    assert "widths of 1 groups of layers: fixed share of the channels" in found["Method"]
+    assert "widths: fixed share of the channels (1 groups of layers)" in found["Method"]
     assert "settings that are not the defaults: `epochs`: [4], `selection.keep`: 0.5" in found["Method"]
     assert "(val_acc 0.75 -> 0.7)" in found["Method"]
     assert "2 pairs of classes drawn at random" in found["Method"]
@@ -194,13 +194,16 @@ def test_a_card_says_what_was_cut_and_measured() -> None:
         ["accuracy", "75.00%", "50.00%", "90.00%"],
     ]
     assert table(latencies)[1:] == [
-        ["cut after epoch 4", "1", "cpu, 2 threads", "2", "1 (2.00x faster)"],
-        ["cut after epoch 4", "32", "cpu, 2 threads", "64", "32 (2.00x faster)"],
+        ["cut after epoch 4", "1", "cpu, 2 threads", "2.000", "1.000 (2.00x faster)"],
+        ["cut after epoch 4", "32", "cpu, 2 threads", "64.000", "32.000 (2.00x faster)"],
     ]
     assert table(found["Files"])[1] == ["`last.onnx`", "onnx", "12,345", "32 and 1", "1.5e-07", "0.0003"]
     assert SNIPPET in found["Loading"]
     assert 'onnxruntime.InferenceSession("last.onnx")' in found["Loading"]
     assert "torch.export" not in found["Loading"]
+    assert 'load(Classifier(...), "last.ckpt")' in found["Loading"]
+    safe = model_card(Classifier(), [], source="last.safetensors")  # which torch cannot read
+    assert 'load(Classifier(...), "weights.pt")' in safe
 
 
 def test_several_cuts_are_summed_up_and_those_undone_left_out() -> None:

@@ -555,6 +555,7 @@ def edited(run: Path, path: Path, **changes: Any) -> Path:
     ("words", "message"),
     [
         (["{tmp}/no.ckpt", "--to", "onnx"], r"no\.ckpt does not exist"),
+        (["{tmp}/no.ckpt", "--to", "onnx", "--config", "{config}"], r"no\.ckpt does not exist"),
         (["{tmp}", "--to", "onnx"], "is a folder; give a file in it"),
         (["{ckpt}", "--to", "tflite"], "invalid choice: 'tflite'"),
         (["{ckpt}"], "required: --to"),
