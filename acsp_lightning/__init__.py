@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from acsp_lightning.callback import ACSPPruningCallback
     from acsp_lightning.checkpoint import PrunedCheckpointMixin, load_pruned, restore_structure
     from acsp_lightning.complexity import Complexity, measure_complexity
+    from acsp_lightning.export import Exported, export_onnx, export_program, export_state_dict
     from acsp_lightning.functional import ChannelSelection, SelectionConfig
     from acsp_lightning.latency import (
         Latency,
@@ -24,6 +25,7 @@ __all__ = [
     "ACSPPruningCallback",
     "ChannelSelection",
     "Complexity",
+    "Exported",
     "Latency",
     "LatencyComparison",
     "PrunedCheckpointMixin",
@@ -33,6 +35,9 @@ __all__ = [
     "UnsupportedStructureError",
     "apply_plan",
     "compare_latency",
+    "export_onnx",
+    "export_program",
+    "export_state_dict",
     "load_pruned",
     "measure_complexity",
     "measure_latency",
@@ -46,6 +51,7 @@ _HOMES = {
     "ACSPPruningCallback": "callback",
     "ChannelSelection": "functional",
     "Complexity": "complexity",
+    "Exported": "export",
     "Latency": "latency",
     "LatencyComparison": "latency",
     "PrunedCheckpointMixin": "checkpoint",
@@ -55,6 +61,9 @@ _HOMES = {
     "UnsupportedStructureError": "structure.forward",
     "apply_plan": "structure.surgery",
     "compare_latency": "latency",
+    "export_onnx": "export",
+    "export_program": "export",
+    "export_state_dict": "export",
     "load_pruned": "checkpoint",
     "measure_complexity": "complexity",
     "measure_latency": "latency",

@@ -2,7 +2,6 @@
 
 import io
 import logging
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -19,13 +18,17 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves, tree_map
 
+from acsp_lightning.draft import replaced
 from acsp_lightning.structure.forward import (
     describe_inputs,
     eager_copy,
     evaluation_state,
+    is_batched,
+    of_batch_size,
     output_tensors,
     positional,
     run_forward,
+    sample_count,
 )
 
 __all__ = ["Exported", "export_onnx", "export_program", "export_state_dict"]
@@ -156,27 +159,6 @@ def export_state_dict(model: nn.Module, path: str | PathLike[str]) -> Exported:
         return Exported(target, "state_dict", draft.stat().st_size, (), 0.0, 0.0)
 
 
-@contextmanager
-def replaced(path: Path) -> Iterator[Path]:
-    """A name beside ``path`` for the body to write to; at its end this file takes the place of ``path``.
-
-    If the body raises, nothing of it is left, and what was at ``path`` is still there.
-
-    Raises:
-        OSError: if ``path`` is a folder or its folder does not exist, or nothing can be written there.
-    """
-    if not path.parent.is_dir():
-        raise NotADirectoryError(f"There is no folder {path.parent} to write {path.name} to; make it.")
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; give the name of a file.")
-    draft = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        yield draft
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
 def _export(
     model: nn.Module,
     arguments: tuple[Any, ...],
@@ -186,12 +168,13 @@ def _export(
     read: Callable[[Path], Run],
 ) -> Exported:
     name = type(model).__name__
-    samples = _samples(arguments)
+    arguments = tree_map(_on_cpu, arguments)
+    samples = sample_count(arguments)
     # A batch of one is where exporters fail first.
     sizes = (samples, 1 if samples > 1 else 3)
     with _failing_as(f"{name} cannot be copied to the CPU"):
         network = eager_copy(model).cpu()
-        batches = [_batch(arguments, size) for size in sizes]
+        batches = [of_batch_size(arguments, size) for size in sizes]
     with replaced(target) as draft, evaluation_state(network), _quiet():
         expected = []
         for batch in batches:
@@ -211,13 +194,14 @@ def _export(
 
 def _program(network: nn.Module, arguments: tuple[Any, ...]) -> ExportedProgram:
     """``network`` traced on zeros: the arguments will be in the file, and users' data should not be."""
-    samples = _samples(arguments)
+    samples = sample_count(arguments)
     named = signature(network.forward).bind(*arguments).arguments
     batch_dim = torch.export.Dim("batch")
-    shapes = tree_map(lambda leaf: {0: batch_dim} if _is_batch(leaf, samples) else None, named)
+    shapes = tree_map(lambda leaf: {0: batch_dim} if is_batched(leaf, samples) else None, named)
     # Of two: torch.export takes a batch of one for a constant.
     zeros = tree_map(
-        lambda leaf: torch.zeros_like(leaf) if isinstance(leaf, Tensor) else leaf, _batch(arguments, 2)
+        lambda leaf: torch.zeros_like(leaf) if isinstance(leaf, Tensor) else leaf,
+        of_batch_size(arguments, 2),
     )
     said = io.StringIO()
     with redirect_stderr(said):  # if it fails, torch prints the graph as far as it has come
@@ -284,31 +268,6 @@ def _compare(name: str, form: str, found: list[Tensor], expected: list[Tensor]) 
 
 def _largest(values: Tensor) -> float:
     return float(values.abs().max())
-
-
-def _samples(arguments: tuple[Any, ...]) -> int:
-    """The batch size, which is the length of the first tensor that has one."""
-    tensors = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor) and leaf.ndim]
-    if not tensors or not len(tensors[0]):
-        raise ValueError(
-            f"The first tensor of the inputs ({describe_inputs(arguments)}) has no sample to run the "
-            "file on; its first dimension must be that of the batch."
-        )
-    return len(tensors[0])
-
-
-def _is_batch(leaf: Any, samples: int) -> bool:
-    return isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == samples
-
-
-def _batch(arguments: tuple[Any, ...], size: int) -> tuple[Any, ...]:
-    """``arguments`` on the CPU with ``size`` samples: the first, again and again if they are too few."""
-    samples = _samples(arguments)
-    rows = torch.arange(size) % samples
-    batch: tuple[Any, ...] = tree_map(
-        lambda leaf: _on_cpu(leaf)[rows] if _is_batch(leaf, samples) else _on_cpu(leaf), arguments
-    )
-    return batch
 
 
 def _on_cpu(value: Any) -> Any:

@@ -22,7 +22,8 @@ from acsp_lightning.card import callback_settings, model_card, pruning_steps
 from acsp_lightning.checkpoint import check_intact, load_pruned
 from acsp_lightning.cli import ACSPCommandLine
 from acsp_lightning.complexity import Complexity, measure_complexity
-from acsp_lightning.export import Exported, export_onnx, export_program, export_state_dict, replaced
+from acsp_lightning.draft import replaced
+from acsp_lightning.export import Exported, export_onnx, export_program, export_state_dict
 from acsp_lightning.loaders import validation_batches
 from acsp_lightning.passes import count_correct
 from acsp_lightning.report import PruningStep

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from acsp_lightning.structure.forward import (
     cloned,
     describe_inputs,
     eager_copy,
     evaluation_state,
+    of_batch_size,
     positional,
 )
 
@@ -178,7 +179,7 @@ def _measure(
         # On a GPU, events go to the queue of the current device.
         stack.enter_context(torch.cuda.device(device) if device.type == "cuda" else nullcontext())
         for size in batch_sizes:
-            batch = _batch(arguments, size)
+            batch = of_batch_size(arguments, size)
             with _compiled(models) if compiled else nullcontext(models) as networks:
                 times = _times(networks, batch, TIMERS[device.type], min_runs, min_seconds)
             found.append([_summary(size, device, compiled, seconds) for seconds in times])
@@ -195,25 +196,6 @@ def _device(models: Sequence[nn.Module], arguments: tuple[Any, ...]) -> torch.de
             "measured on the CPU and on a single GPU. Move them there."
         )
     return devices.pop() if devices else torch.device("cpu")
-
-
-def _batch(arguments: tuple[Any, ...], size: int) -> tuple[Any, ...]:
-    """``arguments`` with ``size`` samples: the first ones, again and again if there are too few."""
-    tensors = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor) and leaf.ndim]
-    samples = len(tensors[0]) if tensors else 0
-    if not samples:
-        raise ValueError(
-            f"The first tensor of the example inputs ({describe_inputs(arguments)}) has no sample to be "
-            "repeated; its first dimension must be that of the batch."
-        )
-    rows = torch.arange(size) % samples
-
-    def resize(leaf: Any) -> Any:
-        batched = isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == samples
-        return leaf.detach()[rows.to(leaf.device)] if batched else leaf
-
-    batch: tuple[Any, ...] = tree_map(resize, arguments)
-    return batch
 
 
 @contextmanager

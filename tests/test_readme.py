@@ -14,7 +14,7 @@ PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 COMMANDS = [
     line
     for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
-    for line in block.splitlines()
+    for line in block.replace("\\\n", "").splitlines()
 ]
 COMMANDS += re.findall(r"`(python -m pip [^`]*|bash [^`]*)`", README)
 
@@ -29,11 +29,13 @@ def run(arguments: list[str], folder: Path) -> str:
 
 
 def test_the_readme_has_what_is_tested_here() -> None:
-    assert len(PYTHON) == 3
-    assert COMMANDS == [
-        "python -m pip install .",
-        "acsp-lightning fit --config recipes/digits_vgg.yaml",
-        "python -m pip install '.[test]' && pytest",
+    assert len(PYTHON) == 4
+    assert [command.split(" -")[0] for command in COMMANDS] == [
+        "python",
+        "acsp-lightning fit",
+        "acsp-lightning preview",
+        "acsp-lightning export",
+        "python",
         "bash .ci/run",
     ]
 
@@ -45,22 +47,35 @@ def test_the_installations_are_what_ci_runs() -> None:
             assert command in ci
 
 
-def test_the_recipe_trains_cuts_goes_on_and_tests(tmp_path: Path) -> None:
-    (fit,) = [command for command in COMMANDS if command.startswith("acsp-lightning")]
+def test_the_recipe_is_trained_cut_tested_previewed_and_exported(tmp_path: Path) -> None:
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
-    command = Path(sys.executable).parent / "acsp-lightning"
-    printed = run([str(command), *shlex.split(fit)[1:]], tmp_path)
-    for title in ("Cut after epoch 6", "Pruned in one cut"):
-        table = printed[printed.index(title) :].split("not in the FLOPs")[0]
-        widths = re.findall(r"conv\d +(\d+) +(\d+)", table)
-        assert len(widths) == 5
-        assert all(0 < int(after) < int(before) for before, after in widths)
+    program = str(Path(sys.executable).parent / "acsp-lightning")
+    commands = [shlex.split(command) for command in COMMANDS]
+    fit, preview, export = (
+        run([program, *words], tmp_path) for name, *words in commands if name == "acsp-lightning"
+    )
+    assert "Cut after epoch 6: 5 of 5 layers are narrower" in fit
+    table = fit[fit.index("Pruned in one cut") :].split("not in the FLOPs")[0]
+    widths = re.findall(r"conv\d +(\d+) +(\d+)", table)
+    assert len(widths) == 5
+    assert all(0 < int(after) < int(before) for before, after in widths)
     before, straight_after, end = map(float, re.findall(r"(\d+\.\d+)%", table))
     assert before > 95
     assert straight_after > 90
     assert end > 95
-    assert "aten::max_pool2d" in printed
-    assert float(re.search(r"test_acc\s+│\s+([\d.]+)", printed).group(1)) > 0.95
+    assert "aten::max_pool2d" in fit
+    assert float(re.search(r"test_acc\s+│\s+([\d.]+)", fit).group(1)) > 0.95
+    folder = tmp_path / "lightning_logs" / "digits_vgg" / "version_0"
+    assert (folder / "acsp" / "cut_after_epoch_6" / "report.html").stat().st_size > 100_000
+
+    assert "Preview: nothing was cut" in preview
+    assert f"{before:.2f}%" in preview  # the same network on the same pictures
+    assert float(re.search(r"\((\d\.\d+)x less\)\naccuracy", preview).group(1)) >= 2
+    assert (tmp_path / "preview" / "report.html").stat().st_size > 100_000
+
+    written = {path.suffix for path in (tmp_path / "exported").iterdir()}
+    assert written == {".md", ".onnx", ".pt", ".pt2"}
+    assert len(export.splitlines()) >= 4
 
 
 @pytest.mark.parametrize("source", PYTHON)

@@ -156,6 +156,6 @@ def test_a_recipe_cuts(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["acsp-lightning", "fit", f"--config={short}"])
     main()
-    (record,) = tmp_path.glob("lightning_logs/*/*/acsp/*.json")
+    (record,) = tmp_path.glob("lightning_logs/*/*/acsp/*/report.json")
     cut = yaml.safe_load(record.read_text())
     assert cut["after"]["flops"] < cut["before"]["flops"]

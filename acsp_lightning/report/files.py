@@ -1,10 +1,10 @@
 """The folder of a cut: a record for programs, a page and pictures for people."""
 
 import json
-import os
 from os import PathLike
 from pathlib import Path
 
+from acsp_lightning.draft import replaced
 from acsp_lightning.report.figures import png, step_figures
 from acsp_lightning.report.page import step_page
 from acsp_lightning.report.step import PruningStep
@@ -22,14 +22,14 @@ def step_folder(step: PruningStep) -> str:
 def write_step(step: PruningStep, root: Path) -> Path:
     """Write the record of a cut into a folder of its own below ``root``; returns this folder.
 
-    The record appears whole or not at all: a process that dies leaves at most a ``.tmp`` beside it.
+    The record appears whole or not at all: a process that is killed leaves at most a draft beside it.
 
     Raises:
         OSError: if it cannot be written.
     """
     folder = root / step_folder(step)
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / RECORD, json.dumps(step.to_dict(), indent=1, allow_nan=False).encode())
+    _write(folder / RECORD, json.dumps(step.to_dict(), indent=1, allow_nan=False).encode())
     return folder
 
 
@@ -45,8 +45,8 @@ def draw_step(step: PruningStep, folder: Path) -> Path:
     pictures = {}
     for name, figure in step_figures(step):
         pictures[name] = png(figure)
-        _replace(folder / f"{name}.png", pictures[name])
-    _replace(folder / PAGE, step_page(step, pictures).encode())
+        _write(folder / f"{name}.png", pictures[name])
+    _write(folder / PAGE, step_page(step, pictures).encode())
     return folder / PAGE
 
 
@@ -99,11 +99,6 @@ def _natural(path: Path) -> list[tuple[int, str]]:
     return [(int("".join(filter(str.isdigit, part)) or 0), part) for part in path.parts]
 
 
-def _replace(path: Path, content: bytes) -> None:
-    draft = path.with_name(path.name + ".tmp")
-    try:
+def _write(path: Path, content: bytes) -> None:
+    with replaced(path) as draft:
         draft.write_bytes(content)
-        os.replace(draft, path)
-    except OSError:
-        draft.unlink(missing_ok=True)
-        raise

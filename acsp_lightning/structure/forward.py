@@ -136,6 +136,42 @@ def positional(inputs: Tensor | Mapping[str, Tensor] | tuple[object, ...]) -> tu
     return inputs if isinstance(inputs, tuple) else (inputs,)
 
 
+def sample_count(inputs: tuple[Any, ...]) -> int:
+    """The batch size of arguments of forward: the length of the first tensor that has one.
+
+    Raises:
+        ValueError: if there is no such tensor, or it is empty.
+    """
+    tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.ndim]
+    if not tensors or not len(tensors[0]):
+        raise ValueError(
+            f"The first tensor of the inputs ({describe_inputs(inputs)}) has no sample; its first "
+            "dimension must be that of the batch."
+        )
+    return len(tensors[0])
+
+
+def is_batched(leaf: Any, samples: int) -> bool:
+    """Whether ``leaf`` is a tensor that has a row for each of the samples."""
+    return isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == samples
+
+
+def of_batch_size(inputs: tuple[Any, ...], size: int) -> tuple[Any, ...]:
+    """``inputs`` with ``size`` samples: the first ones, again and again if there are too few.
+
+    Raises:
+        ValueError: as :func:`sample_count`.
+    """
+    samples = sample_count(inputs)
+    rows = torch.arange(size) % samples
+
+    def resize(leaf: Any) -> Any:
+        return leaf.detach()[rows.to(leaf.device)] if is_batched(leaf, samples) else leaf
+
+    batch: tuple[Any, ...] = tree_map(resize, inputs)
+    return batch
+
+
 def run_forward(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
     """``model(*inputs)`` on copies of the tensors in ``inputs``; two calls give the same.
 
