@@ -1,6 +1,7 @@
 """Cuts in the Trainer's loggers: scalars for all, pictures for those that take pictures."""
 
 from collections.abc import Callable, Iterable, Mapping
+from io import BytesIO
 from typing import Any
 
 import lightning.pytorch as pl
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from acsp_lightning.complexity import Complexity
-from acsp_lightning.report import PruningStep
+from acsp_lightning.report import PruningStep, png
 
 PREFIX = "acsp/"
 
@@ -58,7 +59,7 @@ def _log_figures(logger: Logger, figures: Iterable[tuple[str, Figure]], step: in
     kind = next((kind for kind in FIGURES if isinstance(logger, kind)), None)
     if kind is not None:
         for name, figure in figures:
-            FIGURES[kind](logger, PREFIX + name, figure, step)
+            FIGURES[kind](logger, f"{PREFIX}pictures/{name}", figure, step)
 
 
 def _to_tensorboard(logger: Any, name: str, figure: Figure, step: int) -> None:
@@ -66,9 +67,8 @@ def _to_tensorboard(logger: Any, name: str, figure: Figure, step: int) -> None:
 
 
 def _to_wandb(logger: Any, name: str, figure: Figure, step: int) -> None:
-    figure.canvas.draw()
-    pixels: Any = figure.canvas
-    logger.log_image(name, [Image.fromarray(pixels.buffer_rgba()).convert("RGB")], step)
+    with Image.open(BytesIO(png(figure))) as picture:
+        logger.log_image(name, [picture], step)
 
 
 FIGURES: Mapping[type[Logger], Callable[[Any, str, Figure, int], None]] = {

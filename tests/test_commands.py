@@ -73,7 +73,7 @@ def test_runs_that_cannot_be_reported(capsys: pytest.CaptureFixture[str], tmp_pa
 def test_a_folder_that_is_a_file(fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit(Classifier(), [callback(report_dir=tmp_path / "acsp")])
     (tmp_path / "acsp" / "cut_after_epoch_0" / "report.html").mkdir()
-    assert "Is a directory" in refused(capsys, "report", tmp_path)
+    assert "report.html is a folder" in refused(capsys, "report", tmp_path)
 
 
 @pytest.mark.parametrize("words", [["report", "--help"], ["recipe", "--help"], ["--help"]])

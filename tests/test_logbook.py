@@ -10,7 +10,7 @@ from helpers import ALL_HALVED, Classifier, Fit, Scripted, callback, only_whole
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 LAYERS = {name: width for name, width in ALL_HALVED.items() if name != "net.fc2"}
-FIGURES = {"acsp/channels", "acsp/flops"}
+FIGURES = {"acsp/pictures/channels", "acsp/pictures/flops"}
 
 
 def logged_fit(fit: Fit, *loggers: Logger, **options: Any) -> tuple[Any, pl.Trainer]:
@@ -45,7 +45,7 @@ def test_tensorboard(fit: Fit, tmp_path: Path) -> None:
         (event,) = events.Scalars(name)
         assert (event.step, event.value) == (8, value)
     assert set(events.Tags()["images"]) >= FIGURES
-    (picture,) = events.Images("acsp/channels")
+    (picture,) = events.Images("acsp/pictures/channels")
     assert picture.encoded_image_string[1:4] == b"PNG"
 
 

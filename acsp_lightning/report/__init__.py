@@ -1,6 +1,6 @@
 """What a cut did: its record, and the tables, pictures and files that people read."""
 
-from acsp_lightning.report.figures import summary_figures
+from acsp_lightning.report.figures import png, summary_figures
 from acsp_lightning.report.files import draw_step, find_records, read_step, write_report, write_step
 from acsp_lightning.report.step import PruningStep
 from acsp_lightning.report.tables import headline, step_table, summary_table, verdict_line
@@ -10,6 +10,7 @@ __all__ = [
     "draw_step",
     "find_records",
     "headline",
+    "png",
     "read_step",
     "step_table",
     "summary_figures",

@@ -27,7 +27,7 @@ def headline(step: PruningStep) -> str:
     if step.accuracy_before is not None and step.accuracy_after is not None:
         facts.append(f"accuracy {step.accuracy_before:.2%} -> {step.accuracy_after:.2%}")
     for found in step.latency:
-        times = f"{_milliseconds(found.before.median)} -> {_milliseconds(found.after.median)} ms"
+        times = f"{milliseconds(found.before.median)} -> {milliseconds(found.after.median)} ms"
         facts.append(f"{times} for a batch of {found.before.batch_size}")
     return f"{step.title}: {', '.join(facts)}"
 
@@ -39,7 +39,7 @@ def step_table(step: PruningStep) -> str:
     _add_counts(table, (step.before, step.after))
     _add_latency(table, step.latency)
     _add_accuracies(table, (step.accuracy_before, step.accuracy_after))
-    return _text(table, step.after, _compared(step.comparison))
+    return _text(table, step.after, comparison_notes(step.comparison))
 
 
 def summary_table(steps: Sequence[PruningStep], final: Complexity, final_accuracy: float | None) -> str:
@@ -107,11 +107,12 @@ def _add_latency(table: Table, comparisons: Sequence[LatencyComparison]) -> None
         name = f"latency, batch {found.before.batch_size} ({kind}, ms)"
         gain = found.speedup
         ratio = f"{gain:.2f}x faster" if gain >= 1 else f"{1 / gain:.2f}x slower"
-        before, after = _milliseconds(found.before.median), _milliseconds(found.after.median)
+        before, after = milliseconds(found.before.median), milliseconds(found.after.median)
         table.add_row(name, before, f"{after} ({ratio})", *["-"] * (len(table.columns) - 3))
 
 
-def _milliseconds(seconds: float) -> str:
+def milliseconds(seconds: float) -> str:
+    """Seconds as milliseconds, with digits that tell something."""
     return f"{1000 * seconds:,.{2 if seconds >= 0.001 else 3}f}"
 
 
@@ -119,7 +120,7 @@ def _add_accuracies(table: Table, accuracies: Sequence[float | None]) -> None:
     table.add_row("accuracy", *("-" if a is None else f"{a:.2%}" for a in accuracies))
 
 
-def _compared(comparison: Comparison) -> list[str]:
+def comparison_notes(comparison: Comparison) -> list[str]:
     """What readers should know of the classes; nothing if all were seen and compared."""
     lines = []
     if comparison.unseen:
