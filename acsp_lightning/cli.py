@@ -4,6 +4,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import lightning.pytorch as pl
 from lightning.pytorch.cli import ArgsType, LightningCLI
@@ -41,6 +42,10 @@ class CommandLineTrainer(pl.Trainer):
             ckpt_path: a checkpoint with the trained weights, pruned or not; null: the module as built.
             out: folder in which a folder "preview" gets the record, the page and the pictures.
         """
+        try:
+            Path(out).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"out is {out!r}, which cannot be written to ({error}).") from error
         callbacks: list[pl.Callback] = self.callbacks  # type: ignore[attr-defined]
         settings = next((c for c in callbacks if isinstance(c, ACSPPruningCallback)), None)
         if settings is None:

@@ -125,6 +125,9 @@ def test_a_preview_of_a_checkpoint(acsp, tmp_path: Path, capsys) -> None:
     assert all(after == before // 4 for before, after in layers.values())
 
 
-def test_a_preview_that_cannot_be(acsp) -> None:
+def test_a_preview_that_cannot_be(acsp, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="both fix the volume"):
         acsp("preview", "--config", RECIPE, "--flops=0.5", "--keep=0.5")
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(ValueError, match="out is 'taken', which cannot be written to"):
+        acsp("preview", "--config", RECIPE, "--out=taken")

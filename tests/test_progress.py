@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from helpers import HALF, Classifier, Fit, callback, val_loader
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar, TQDMProgressBar
 
 from acsp_lightning import SelectionConfig, preview
+from acsp_lightning.bars import display_of
 from acsp_lightning.progress import shown_by, step, tracked
 
 STEPS = {
@@ -77,6 +79,12 @@ def test_beside_lightnings_own_bars(fit: Fit, name: str) -> None:
     assert name in console_of(fit, TQDMProgressBar(), enable_progress_bar=True)
     rich = RichProgressBar(console_kwargs={"force_terminal": True, "width": 100})
     assert name in console_of(fit, rich, enable_progress_bar=True)
+
+
+def test_quiet_on_other_ranks() -> None:
+    bar = TQDMProgressBar()
+    ranks = [SimpleNamespace(is_global_zero=rank == 0, progress_bar_callback=bar) for rank in range(2)]
+    assert [display_of(trainer) is None for trainer in ranks] == [False, True]
 
 
 class Silent(ProgressBar):

@@ -38,12 +38,13 @@ CAPTIONS = {
     "decides where a layer decides by itself. The dashed line is what was kept.",
 }
 HOW_TO_READ = (
-    "In a picture, left: every dot is a channel. Channels that separate the same classes lie together; one colour is "
-    "one cluster, a thin line leads to its middle, larger dots contribute more, ringed ones were kept. "
-    "The map shows two dimensions of many: the stress says how far its distances are off (0: not at "
-    "all). Right: how well the best channel separates each pair of classes, 0 not at all, 2 completely, "
-    "before and after. A cell that turns dark is a pair that no kept channel tells apart by itself any "
-    "more. Of many classes neighbours share a cell, which shows the pair that is separated least."
+    "In a picture, left: every dot is a channel. Channels that separate the same classes lie together; "
+    "one colour is one cluster, a thin line leads to its middle, larger dots contribute more, ringed "
+    "ones were kept. The map shows two dimensions of many: the stress says how far its distances are "
+    "off (0: not at all). Right: how well the best channel separates each pair of classes, 0 not at "
+    "all, 2 completely, before and after. A cell that turns dark is a pair that no kept channel tells "
+    "apart by itself any more. Of many classes neighbours share a cell, which shows the pair that is "
+    "separated least."
 )
 
 

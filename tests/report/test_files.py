@@ -1,7 +1,10 @@
 """The folder of a cut."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -125,3 +128,11 @@ def test_pictures_and_page_are_the_same_from_the_record(tmp_path: Path) -> None:
 
 def test_a_preview_has_a_folder_of_its_own(tmp_path: Path) -> None:
     assert write_step(replace(step(), epoch=None), tmp_path) == tmp_path / "preview"
+
+
+def test_no_display_is_needed(tmp_path: Path) -> None:
+    write_step(viewed(), tmp_path)
+    environment = {name: value for name, value in os.environ.items() if name != "DISPLAY"}
+    command = [Path(sys.executable).parent / "acsp-lightning", "report", tmp_path]
+    subprocess.run(command, env={**environment, "MPLBACKEND": "TkAgg"}, check=True, timeout=120)
+    assert (tmp_path / "cut_after_epoch_4" / "report.html").is_file()
