@@ -19,3 +19,6 @@ myst_heading_anchors = 3
 napoleon_use_ivar = True
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
+
+# One argument a line where a signature is longer.
+python_maximum_signature_line_length = 100
