@@ -30,12 +30,12 @@ def run(arguments: list[str], folder: Path) -> str:
 
 def test_the_readme_has_what_is_tested_here() -> None:
     assert len(PYTHON) == 4
-    assert [command.split(" -")[0] for command in COMMANDS] == [
-        "python",
+    assert [" ".join(command.split()[:2]) for command in COMMANDS] == [
+        "python -m",
         "acsp-lightning fit",
         "acsp-lightning preview",
         "acsp-lightning export",
-        "python",
+        "python -m",
         "bash .ci/run",
     ]
 
