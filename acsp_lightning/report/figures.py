@@ -2,27 +2,59 @@
 
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from threading import RLock
+from urllib.parse import quote
 
 import torch
+from matplotlib import style
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import hsv_to_rgb
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import EngFormatter, PercentFormatter
+from torch import Tensor
 
-from acsp_lightning.functional import ChannelSelection, ClassSeparation
+from acsp_lightning.functional import ChannelSelection
 from acsp_lightning.report.step import PruningStep
 from acsp_lightning.views import GroupView
+from acsp_lightning.volume import NetworkCurve
 
 DPI = 110
-BEFORE, AFTER, MARK = "#b8c4d0", "#1f6fb2", "#d9480f"
-COLUMNS = 4  # of small multiples
-LONGEST_NAME = 34
-MOST_TICKS = 11
-LEAST_SHARE = 0.002  # of the FLOPs; norms would hide the layers that matter
+WIDTH = 9.0  # inches; so wide that the page need not shrink it
+TALLEST = 590.0  # inches; the renderer draws fewer than 2 ** 16 pixels
+BEFORE, AFTER, MARK, FAINT = "#b8c4d0", "#0072b2", "#d55e00", "#8a8a8a"
+# Okabe's and Ito's, which all kinds of colour vision tell apart.
+CLUSTERS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7", "#f0e442")
+ALONE = "#c4c4c4"
+BLANK = "#dddddd"
+COLUMNS = 3  # of small multiples
+LONGEST_NAME = 36
+MOST_TICKS = 10
+LEAST_SHARE = 0.02  # of the largest layer; norms would hide the layers that matter
 MOST_INDICES = 40  # that can be told apart on a map
-MOST_LINES = 100  # channels whose lines to their medoids can still be followed
+MOST_LINES = 150  # channels whose lines to their medoids can still be followed
+MAP_KEY = (
+    "ringed: kept      size: contribution      grey: in a cluster of its own\n"
+    "one colour and lines: a cluster and its middle (far apart, clusters share colours)"
+)
+LEAST_LOSS = 0.2  # JM, of the scale of what is lost, so that next to nothing looks like it
+
+STYLE = {"font.size": 8, "axes.titlesize": 8, "text.parse_math": False}  # $ in a name is no formula
+_STYLING = RLock()
+
+
+@contextmanager
+def _house_style() -> Iterator[None]:
+    """Pictures look the same whatever style the process has, and leave it as it is."""
+    # rc parameters are the process's own: two threads would put back each other's.
+    with _STYLING, style.context(["default", STYLE]):
+        yield
 
 
 def step_figures(step: PruningStep) -> Iterator[tuple[str, Figure]]:
@@ -37,22 +69,22 @@ def step_figures(step: PruningStep) -> Iterator[tuple[str, Figure]]:
 def summary_figures(step: PruningStep) -> Iterator[tuple[str, Figure]]:
     """The pictures of the whole network."""
     if step.network is not None:
-        yield "network", network_figure(step)
+        yield "network", network_figure(step.network, step.after.flops / step.before.flops)
     yield "channels", bars_figure(step.layers, "output channels")
-    yield "flops", bars_figure(_large_layers(step), f"FLOPs (layers with at least {LEAST_SHARE:.1%})")
-
-
-def _large_layers(step: PruningStep) -> dict[str, tuple[int, int]]:
-    least = LEAST_SHARE * step.before.flops
-    after = step.after.by_layer
-    return {name: (f, after.get(name, 0)) for name, f in step.before.by_layer.items() if f >= least}
+    before, after = step.before.by_layer, step.after.by_layer
+    least = LEAST_SHARE * max(before.values(), default=0)
+    flops = {name: (old, after.get(name, 0)) for name, old in before.items() if old >= least}
+    small = len(before) - len(flops)
+    rest = f"; left out, with less than {LEAST_SHARE:.0%} of the largest: {small}"
+    yield "flops", bars_figure(flops, f"FLOPs{rest if small else ''}")
 
 
 def layer_picture(name: str) -> str:
-    """Name of the picture of a group."""
-    return "layer." + "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
+    """Name of the picture of a group: in ASCII, and no two groups share it."""
+    return f"layer.{quote(name, safe='')}"
 
 
+@_house_style()
 def png(figure: Figure) -> bytes:
     """The picture as PNG; equal figures give equal bytes."""
     sink = io.BytesIO()
@@ -60,58 +92,73 @@ def png(figure: Figure) -> bytes:
     return sink.getvalue()
 
 
+@_house_style()
 def bars_figure(widths: Mapping[str, tuple[int, int]], what: str) -> Figure:
-    """Bars of what every layer has before and after a cut."""
-    figure = _figure(8, 1.1 + 0.24 * max(len(widths), 2))
+    """Bars of what every layer has before and after a cut.
+
+    Args:
+        widths: before and after by layer.
+        what: they are.
+    """
+    figure = _figure(1 + 0.22 * max(len(widths), 3))
     axes = figure.add_subplot()
     places = range(len(widths))
-    axes.barh(places, [before for before, _ in widths.values()], 0.8, color=BEFORE, label="before")
-    axes.barh(places, [after for _, after in widths.values()], 0.5, color=AFTER, label="after")
+    wide = axes.barh(places, [old for old, _ in widths.values()], 0.8, color=BEFORE, label="before")
+    axes.barh(places, [new for _, new in widths.values()], 0.45, color=AFTER, label="after")
+    axes.bar_label(wide, [f"{new / old:.0%}" for old, new in widths.values()], padding=3, fontsize=7)
     axes.set_yticks(places, [_short(name) for name in widths], fontsize=7)
     axes.set_ylim(len(widths) - 0.4, -0.6)
+    axes.margins(x=0.08)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlabel(what)
-    axes.grid(axis="x", alpha=0.3)
-    figure.legend(loc="outside upper right", ncols=2, fontsize=8, frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside upper right", ncols=2, frameon=False)
     return figure
 
 
-def network_figure(step: PruningStep) -> Figure:
-    """Damage to the network over its FLOPs, with the knee and the cut that was chosen."""
-    assert step.network is not None, "no curve of the network"
-    figure = _figure(7, 4)
+@_house_style()
+def network_figure(curve: NetworkCurve, chosen: float) -> Figure:
+    """Damage to the network over its FLOPs, with the knee and the cut that was chosen.
+
+    Args:
+        curve: of the network.
+        chosen: share of the FLOPs that the cut leaves.
+    """
+    figure = _figure(3.6)
     axes = figure.add_subplot()
-    whole = step.network.flops[0]
-    shares = [flops / whole for flops in step.network.flops]
-    largest = max(step.network.damage[-1], torch.finfo(torch.float64).tiny)
-    damage = [math.sqrt(max(lost, 0.0) / largest) for lost in step.network.damage]
+    shares = [flops / curve.flops[0] for flops in curve.flops]
+    largest = max(curve.damage[-1], torch.finfo(torch.float64).tiny)
+    damage = [math.sqrt(max(lost, 0.0) / largest) for lost in curve.damage]
     axes.plot(shares, damage, color=AFTER, label="cheapest way down")
-    chosen = step.after.flops / step.before.flops
     axes.axvline(chosen, color=MARK, linestyle="--", label=f"this cut: {chosen:.0%} of the FLOPs")
-    if step.network.knee is not None:
-        at = step.network.knee
+    if curve.knee is not None:
+        at = curve.knee
         axes.plot(shares[at], damage[at], "o", color=MARK, label=f"knee: {shares[at]:.0%}")
-    axes.set_xlabel("share of the FLOPs that stays")
-    axes.set_ylabel("damage (root, 1 is the deepest cut)")
+    axes.set_xlabel("FLOPs that stay")
+    axes.set_ylabel("damage, root of its share\nof the deepest cut's")
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend()
     return figure
 
 
+@_house_style()
 def curves_figure(selections: Mapping[str, ChannelSelection]) -> Figure:
     """The curves of every group over the number of clusters, with its knee and what was taken."""
-    columns = min(COLUMNS, len(selections))
-    rows = -(-len(selections) // columns)
-    figure = _figure(3 * columns + 0.6, 2.3 * rows + 0.6)
-    cells = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axes, (name, selection) in zip(cells, selections.items(), strict=False):
-        _draw_curves(axes, name, selection)
-    for axes in cells[len(selections) :]:
-        axes.set_axis_off()
+    rows = -(-len(selections) // COLUMNS)
+    figure = _figure(0.5 + 2.1 * rows)
+    cells = figure.subplots(rows, COLUMNS, squeeze=False, sharey=True).flatten().tolist()
     handles: dict[str, Artist] = {}
-    for axes in cells:
+    for name, selection in selections.items():
+        axes = cells.pop(0)
+        _draw_curves(axes, name, selection)
         drawn, labels = axes.get_legend_handles_labels()
         handles.update(zip(labels, drawn, strict=True))
-    figure.legend(list(handles.values()), list(handles), loc="outside upper center", ncols=4, fontsize=8)
+    for axes in cells:
+        axes.set_axis_off()
+    figure.supxlabel("number of clusters k", fontsize=8)
+    figure.legend(handles.values(), handles, loc="outside upper left", ncols=4, frameon=False)
     return figure
 
 
@@ -119,96 +166,132 @@ def _draw_curves(axes: Axes, name: str, selection: ChannelSelection) -> None:
     ks = selection.ks.tolist()
     for label, values, colour in (
         ("coverage", selection.coverage, AFTER),
-        ("mean simplified silhouette", selection.mss, "#7a7a7a"),
+        ("mean simplified silhouette", selection.mss, FAINT),
     ):
-        decides = selection.decided_by == ("coverage" if label == "coverage" else "mss")
-        axes.plot(ks, values.tolist(), color=colour, alpha=1.0 if decides else 0.45, label=label)
+        alpha = 1.0 if values is selection.curve else 0.4
+        axes.plot(ks, values.tolist(), color=colour, alpha=alpha, label=label)
     axes.axvline(selection.k, color=MARK, linestyle="--", label="channels kept")
     if selection.knee is not None:
-        at = selection.ks.tolist().index(selection.knee)
-        axes.plot(selection.knee, float(selection.curve[at]), "o", color=MARK, label="knee of the layer")
-    axes.set_title(f"{_short(name)}\n{selection.k} of {selection.width}", fontsize=7)
+        height = float(selection.curve[ks.index(selection.knee)])
+        axes.plot(selection.knee, height, "o", color=MARK, label="knee of the layer")
+    why = textwrap.wrap(f"{selection.k} of {selection.width}: {selection.reason}", 50)
+    axes.set_title("\n".join([_short(name), *why]), fontsize=7, loc="left")
     axes.set_xlim(0, selection.width)
-    axes.set_ylim(-0.02, 1.02)
+    axes.set_ylim(-0.02, 1.05)
     axes.tick_params(labelsize=7)
     axes.grid(alpha=0.3)
 
 
+@_house_style()
 def layer_figure(name: str, selection: ChannelSelection, view: GroupView) -> Figure:
     """The map of a group's channels, and the classes that they tell apart before and after."""
-    figure = _figure(12, 4.2)
-    figure.suptitle(f"{_short(name, 80)}: {selection.k} of {selection.width} channels stay", fontsize=10)
-    places, *maps = figure.subplots(1, 3, width_ratios=[1.25, 1, 1])
-    _draw_map(places, selection, view)
-    for axes, title, values in zip(
-        maps,
-        ("all channels", "the channels kept"),
-        (view.classes.before, view.classes.after),
-        strict=True,
+    figure = _figure(5.0)
+    figure.suptitle(f"{_short(name, 70)}: {selection.width} → {selection.k} channels", fontsize=9)
+    cells = figure.subplot_mosaic(
+        [["map", "before", "after"], ["map", "lost", "scales"]], width_ratios=[2.2, 1, 1]
+    )
+    _draw_map(cells["map"], selection, view)
+    before, after = view.classes.before, view.classes.after
+    lost = before - after
+    most = max(float(lost.nan_to_num().max()), LEAST_LOSS)
+    ranges = view.classes.ranges
+    _draw_classes(cells["before"], f"all {selection.width} channels", before, ranges, 2, "viridis")
+    told = _draw_classes(cells["after"], f"the {selection.k} kept", after, ranges, 2, "viridis")
+    gone = _draw_classes(cells["lost"], "lost", lost, ranges, most, "YlOrRd")
+    cells["before"].tick_params(labelbottom=False)
+    cells["after"].tick_params(labelleft=False)
+    cells["scales"].set_axis_off()
+    for height, image, words in (
+        (0.85, told, "Jeffries-Matusita distance of two\nclasses, by the best channel"),
+        (0.4, gone, "what of it is lost"),
     ):
-        image = axes.imshow(values.numpy(), vmin=0, vmax=2, cmap="viridis", interpolation="nearest")
-        axes.set_title(f"class against class, by the best of {title}", fontsize=8)
-        _label_classes(axes, view.classes)
-    bar = figure.colorbar(image, ax=maps, shrink=0.8)
-    bar.set_label("Jeffries-Matusita distance", fontsize=8)
+        scale = cells["scales"].inset_axes((0.05, height, 0.9, 0.07))
+        figure.colorbar(image, cax=scale, orientation="horizontal")
+        scale.set_xlabel(words, fontsize=7)
+        scale.tick_params(labelsize=6.5)
     return figure
+
+
+def _draw_classes(
+    axes: Axes,
+    title: str,
+    values: Tensor,
+    ranges: tuple[tuple[int, int], ...],
+    most: float,
+    colours: str,
+) -> AxesImage:
+    image = axes.imshow(values.numpy(), vmin=0, vmax=most, cmap=colours, interpolation="nearest")
+    axes.set_facecolor(BLANK)
+    axes.set_title(title, fontsize=8)
+    names = [str(first) if first == last else f"{first}-{last}" for first, last in ranges]
+    ticks = range(0, len(names), -(-len(names) // MOST_TICKS))
+    shown = [names[tick] for tick in ticks]
+    axes.set_xticks(ticks, shown, fontsize=6.5, rotation=90 if max(map(len, shown)) > 2 else 0)
+    axes.set_yticks(ticks, shown, fontsize=6.5)
+    return image
 
 
 def _draw_map(axes: Axes, selection: ChannelSelection, view: GroupView) -> None:
     shown, places = view.channels, view.places
-    cluster = selection.labels[shown]
     weight = selection.weights[shown]
-    size = 18 + 90 * weight / max(float(weight.max()), torch.finfo(weight.dtype).tiny)
-    where = {channel: place for channel, place in zip(shown.tolist(), places.tolist(), strict=True)}
-    for channel, own in zip(shown.tolist(), cluster.tolist(), strict=True):
-        medoid = int(selection.medoids[own])
-        if len(shown) <= MOST_LINES and medoid in where and medoid != channel:
-            ends = [where[channel], where[medoid]]
-            axes.plot(*zip(*ends, strict=True), color="#999999", linewidth=0.5, zorder=1)
-    colours = _colours(cluster.tolist())
+    size = 18 + 80 * weight / weight.max().clamp(min=torch.finfo(weight.dtype).tiny)
+    where = dict(zip(shown.tolist(), places.tolist(), strict=True))
+    middle = selection.medoids[selection.labels[shown]].tolist()
+    if len(shown) <= MOST_LINES:
+        ends = zip(shown.tolist(), middle, strict=True)
+        lines = [(where[one], where[other]) for one, other in ends if other != one and other in where]
+        axes.add_collection(LineCollection(lines, colors=FAINT, linewidths=0.6, zorder=1))
     across, up = places.T.tolist()
-    axes.scatter(across, up, s=size.tolist(), c=colours, alpha=0.8, linewidths=0, zorder=2)
+    colours = _colours(selection, view)
+    axes.scatter(across, up, size.tolist(), colours, linewidths=0, zorder=2)
     kept = torch.isin(shown, selection.kept)
     across, up = places[kept].T.tolist()
-    axes.scatter(
-        across,
-        up,
-        s=(size[kept] + 40).tolist(),
-        facecolors="none",
-        edgecolors="black",
-        linewidths=1.1,
-        zorder=3,
-        label="kept",
-    )
+    rings = (size[kept] + 40).tolist()
+    axes.scatter(across, up, rings, facecolors="none", edgecolors="black", zorder=3)
     if len(selection.kept) <= MOST_INDICES:
         for channel in selection.kept.tolist():
-            axes.annotate(str(channel), where[channel], fontsize=6, ha="center", va="center", zorder=4)
-    axes.set_title(f"channels by what they separate (stress {view.stress:.2f})", fontsize=8)
+            number = axes.annotate(
+                str(channel), where[channel], (5, 4), textcoords="offset points", fontsize=7
+            )
+            number.set_path_effects([withStroke(linewidth=1.5, foreground="white")])
+    some = f"{len(shown)} of {selection.width} channels" if len(shown) < selection.width else "channels"
+    axes.set_title(f"{some}; those that separate the same classes lie together\n{_trust(view.stress)}")
+    axes.set_xlabel(MAP_KEY, fontsize=7)
     axes.set_xticks([])
     axes.set_yticks([])
-    axes.margins(0.08)
-    axes.legend(fontsize=7, loc="best")
+    axes.margins(0.1)
+    axes.set_aspect("equal", "datalim")
 
 
-def _label_classes(axes: Axes, classes: ClassSeparation) -> None:
-    names = [str(first) if first == last else f"{first}-{last}" for first, last in classes.ranges]
-    every = max(1, -(-len(names) // MOST_TICKS))
-    ticks = range(0, len(names), every)
-    axes.set_xticks(ticks, [names[tick] for tick in ticks], fontsize=6, rotation=90 if every > 1 else 0)
-    axes.set_yticks(ticks, [names[tick] for tick in ticks], fontsize=6)
+def _trust(stress: float) -> str:
+    """What a map with so much stress is good for, in words."""
+    quality = "nearly right" if stress < 0.1 else "about right" if stress < 0.3 else "a hint at most"
+    return f"distances on the map are {quality} (stress {stress:.2f})"
 
 
-def _colours(clusters: Sequence[int]) -> list[tuple[float, ...]]:
-    """Clusters that follow each other get hues that are far apart, by steps of the golden ratio."""
-    return [
-        tuple(hsv_to_rgb((c * 0.618 % 1, 0.55 + 0.35 * (c % 2), 0.6 + 0.3 * (c % 3) / 2)))
-        for c in clusters
-    ]
+def _colours(selection: ChannelSelection, view: GroupView) -> list[str]:
+    """One for each channel on the map: clusters that have to share a colour lie far apart."""
+    sizes = selection.labels.bincount().tolist()
+    clusters = selection.labels[view.channels]
+    found: dict[int, str] = {}
+    taken: dict[str, list[Tensor]] = {colour: [] for colour in CLUSTERS}
+    for cluster in sorted(set(clusters.tolist())):
+        if sizes[cluster] == 1:
+            found[cluster] = ALONE
+            continue
+        centre = view.places[clusters == cluster].mean(0)
+        nearest = {
+            colour: min((float((centre - other).norm()) for other in others), default=math.inf)
+            for colour, others in taken.items()
+        }
+        found[cluster] = max(nearest, key=nearest.__getitem__)
+        taken[found[cluster]].append(centre)
+    return [found[cluster] for cluster in clusters.tolist()]
 
 
-def _figure(width: float, height: float) -> Figure:
+def _figure(height: float) -> Figure:
     # No pyplot: no window system, no state of the process, and figures may be drawn in any thread.
-    figure = Figure(figsize=(width, min(height, 300)), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(WIDTH, min(height, TALLEST)), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 

@@ -4,47 +4,70 @@ import base64
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
-from acsp_lightning.functional import ChannelSelection
+from acsp_lightning.functional import ChannelSelection, ClassSeparation
 from acsp_lightning.report.figures import layer_picture
 from acsp_lightning.report.step import PruningStep
 from acsp_lightning.report.tables import comparison_notes, milliseconds, verdict_line
 
 STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #8881; --accent: #1f6fb2; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+:root { color-scheme: light dark; --line: #8884; --soft: #8881; --link: #0062a3; }
+@media (prefers-color-scheme: dark) { :root { --link: #6cb8ea; } }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); }
-h3 { margin-top: 2rem; font: 600 1rem ui-monospace, monospace; overflow-wrap: anywhere; }
+h3 { margin-top: 2rem; font-size: 1.05rem; overflow-wrap: anywhere; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid var(--line); }
-th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; }
+th:first-child, td:first-child, .words :is(th, td):last-child { text-align: left; }
+td:first-child { overflow-wrap: anywhere; min-width: 8rem; }
 thead th { background: var(--soft); }
 figure { margin: 1rem 0; } img { max-width: 100%; height: auto; background: white; border-radius: 4px; }
 figcaption, .note { font-size: .9rem; opacity: .85; }
 code { font: .85rem ui-monospace, monospace; overflow-wrap: anywhere; }
-nav ul { columns: 2; font: .85rem ui-monospace, monospace; overflow-wrap: anywhere; }
-a { color: var(--accent); }
-@media print { body { max-width: none; margin: 0; } section { break-inside: avoid; } }
+nav ul { columns: 18rem; font-size: .9rem; overflow-wrap: anywhere; }
+a { color: var(--link); } summary { cursor: pointer; }
+@media print { body { max-width: none; margin: 0; } section, figure, tr { break-inside: avoid; } }
 """
 
-CAPTIONS = {
-    "network": "Going left, channels are taken where that does least damage for the FLOPs it saves; the "
-    "damage is the share of what the next layers say that the remaining channels cannot explain. The "
-    "dot is the knee, where going on begins to cost more than it saves; the dashed line is this cut.",
-    "channels": "Output channels of every layer, before (wide bars) and after (narrow bars).",
-    "flops": "FLOPs of every layer for one forward pass. Layers that lose no channel of their own still "
-    "become cheaper where they read fewer.",
-    "curves": "Coverage says how well k channels stand for all of them, weighted by how much each "
-    "contributes; the silhouette how well k clusters are apart. The stronger line is the one that "
-    "decides where a layer decides by itself. The dashed line is what was kept.",
+# By the name of a picture: what it is, and how to read it.
+NETWORK_PICTURES = {
+    "network": (
+        "Damage over FLOPs",
+        "Read it from right to left: channels go where that does least damage for the FLOPs it saves. "
+        "Damage is what the channels that stay cannot explain of what the next layers say. The dot is "
+        "the knee, from which on a cut costs more than it saves; the dashed line is this cut.",
+    ),
+    "channels": (
+        "Channels of every layer",
+        "Wide bars are the output channels before, narrow ones those after; the number is the share "
+        "that stays.",
+    ),
+    "flops": (
+        "FLOPs of every layer",
+        "The same for the operations of one forward pass. A layer that loses no channel of its own "
+        "still becomes cheaper where it reads fewer.",
+    ),
+    "curves": (
+        "Curves of every group",
+        "For every number k of channels that could stay: coverage says how well they stand for all, "
+        "weighted by how much each contributes; the silhouette how well k clusters are apart. The "
+        "strong line decides where a group decides by itself, at its knee. The dashed line is what was "
+        "kept, with the reason above.",
+    ),
 }
+GROUPS_NOTE = (
+    "A group is a set of layers that have to lose the same channels; it has the name of the first. "
+    "Groups that stay whole have no picture."
+)
+# Once for all of them: a large network has dozens.
 HOW_TO_READ = (
-    "In a picture, left: every dot is a channel. Channels that separate the same classes lie together; "
-    "one colour is one cluster, a thin line leads to its middle, larger dots contribute more, ringed "
-    "ones were kept. The map shows two dimensions of many: the stress says how far its distances are "
-    "off (0: not at all). Right: how well the best channel separates each pair of classes, 0 not at "
-    "all, 2 completely, before and after. A cell that turns dark is a pair that no kept channel tells "
-    "apart by itself any more. Of many classes neighbours share a cell, which shows the pair that is "
-    "separated least."
+    "On the left of each picture every dot is a channel, and channels that separate the same classes "
+    "lie together. Channels of one colour that lines join are a cluster; one of them stays for all, and "
+    "is ringed. Grey ones are like no other. The map has two dimensions instead of many: the stress "
+    "says how far its distances are off, from 0, not at all. On the right each cell is a pair of "
+    "classes, and says how well the channel that is best at it tells them apart (Jeffries-Matusita "
+    "distance: 0 not at all, 2 completely): of all channels, of those kept, and what is lost between "
+    "the two. Together channels separate more than the best of them, and training can win back what is "
+    "lost. Of many classes neighbours share a cell, which shows the pair that is separated least."
 )
 
 
@@ -61,12 +84,12 @@ def step_page(step: PruningStep, pictures: Mapping[str, bytes]) -> str:
             f"<h1>{escape(step.title)}</h1>",
             *_lead(step),
             _totals(step),
-            *_notes(step),
-            *_contents(step),
-            "<h2>Layers</h2>",
+            _notes(step),
+            _contents(step),
+            '<h2 id="layers">Layers</h2>',
             _layers(step),
-            "<h2>The network</h2>",
-            *(_figure(name, pictures, CAPTIONS[name]) for name in CAPTIONS),
+            '<h2 id="network">The network</h2>',
+            *_network(pictures),
             *_groups(step, pictures),
         ]
     )
@@ -90,7 +113,14 @@ def _lead(step: PruningStep) -> Iterator[str]:
             "the next one. The figures are those straight after the cut, before any training step.</p>"
         )
     if step.verdict is not None:
-        yield f"<p><strong>{escape(verdict_line(step))}</strong></p>"
+        back = " The network is again what it was before; the figures are of the cut that was undone."
+        yield f"<p><strong>{escape(verdict_line(step))}.</strong>{back if step.undone else ''}</p>"
+    narrower = sum(old != new for old, new in step.layers.values())
+    yield (
+        f"<p>{narrower} of {len(step.layers)} layers become narrower. A forward pass then takes "
+        f"{step.after.flops / step.before.flops:.0%} of the operations, with "
+        f"{step.after.parameters / step.before.parameters:.0%} of the parameters.</p>"
+    )
 
 
 def _totals(step: PruningStep) -> str:
@@ -109,50 +139,74 @@ def _totals(step: PruningStep) -> str:
         name = f"latency, batch {found.before.batch_size} ({found.before.device}), ms"
         times = milliseconds(found.before.median), milliseconds(found.after.median)
         cells.append((name, *times, f"{found.speedup:.2f}x as fast"))
-    return _table(("", "before", "straight after", ""), cells)
+    return _table(("", "before", "straight after", "change"), cells)
 
 
-def _notes(step: PruningStep) -> Iterator[str]:
-    seen = f"{step.samples:,} validation samples of {step.comparison.classes:,} classes were captured"
-    notes = [seen, *comparison_notes(step.comparison)]
+def _notes(step: PruningStep) -> str:
+    notes = [
+        f"{step.samples:,} validation samples of {step.comparison.classes:,} classes were captured",
+        *comparison_notes(step.comparison),
+        "one multiply-add counts as one of the FLOPs",
+    ]
+    if step.accuracy_before is not None:
+        notes.append("the accuracy is that on the captured samples")
     if step.after.unsupported:
         notes.append("not in the FLOPs: " + ", ".join(step.after.unsupported))
-    yield f'<p class="note">{escape("; ".join(notes))}.</p>'
+    return f'<p class="note">{escape("; ".join(notes))}.</p>'
 
 
-def _contents(step: PruningStep) -> Iterator[str]:
-    if step.views:
-        links = (
-            f'<li><a href="#{escape(layer_picture(name))}">{escape(name)}</a></li>'
-            for name in step.views
-        )
-        yield f"<nav><h2>Groups of channels</h2><ul>{''.join(links)}</ul></nav>"
+def _contents(step: PruningStep) -> str:
+    places = {"layers": "Layers", "network": "The network"}
+    places.update({layer_picture(name): name for name in step.selections})
+    links = "".join(
+        f'<li><a href="#{escape(at)}">{escape(words)}</a></li>' for at, words in places.items()
+    )
+    return f"<nav><ul>{links}</ul></nav>"
 
 
 def _layers(step: PruningStep) -> str:
-    cells = []
+    rows = []
     for name, (before, after) in step.layers.items():
-        cells.append((name, str(before), str(after), f"{after / before:.0%}"))
-    return _table(("layer", "channels before", "after", "kept"), cells)
+        chosen = step.selections.get(name)
+        reason = "goes with another layer" if chosen is None else str(chosen.reason)
+        rows.append((name, str(before), str(after), f"{after / before:.0%}", reason))
+    return _table(("layer", "channels before", "after", "kept", "reason"), rows, "words")
+
+
+def _network(pictures: Mapping[str, bytes]) -> Iterator[str]:
+    for name, (title, words) in NETWORK_PICTURES.items():
+        if name in pictures:
+            yield f"<section><h3>{title}</h3>{_figure(pictures[name], title, words)}</section>"
 
 
 def _groups(step: PruningStep, pictures: Mapping[str, bytes]) -> Iterator[str]:
     if step.selections:
-        yield "<h2>Group by group</h2>"
-        yield (
-            '<p class="note">A group is a set of layers that have to lose the same channels; it has the '
-            f"name of the first. Groups that stay whole have no picture. {escape(HOW_TO_READ)}</p>"
-        )
+        yield f'<h2>Group by group</h2><p class="note">{GROUPS_NOTE}</p>'
+    if step.views:
+        yield f'<p class="note">{HOW_TO_READ}</p>'
     for name, selection in step.selections.items():
         picture = layer_picture(name)
         yield f'<section id="{escape(picture)}"><h3>{escape(name)}</h3>'
-        yield (
-            f"<p>{selection.k} of {selection.width} channels stay: {escape(str(selection.reason))}.</p>"
-        )
-        if name in step.views:
-            yield _figure(picture, pictures, "")
+        yield f"<p>{selection.k} of {selection.width} channels stay: {escape(selection.reason)}.</p>"
+        if name in step.views and picture in pictures:
+            title = f"{name}: its channels, and the classes that they separate"
+            yield _figure(pictures[picture], title, _loss(step.views[name].classes))
+        if selection.k < selection.width:
             yield _kept(selection)
         yield "</section>"
+
+
+def _loss(classes: ClassSeparation) -> str:
+    """The pair of classes that loses most, in words."""
+    lost = (classes.before - classes.after).nan_to_num()
+    first, second = divmod(int(lost.argmax()), len(lost))
+    if not lost[first, second] > 0:
+        return "For every pair of classes the channel that separates it best stays."
+    ranges = [str(low) if low == high else f"{low}-{high}" for low, high in classes.ranges]
+    return (
+        f"Most is lost between classes {ranges[first]} and {ranges[second]}: their distance falls from "
+        f"{float(classes.before[first, second]):.2f} to {float(classes.after[first, second]):.2f}."
+    )
 
 
 def _kept(selection: ChannelSelection) -> str:
@@ -160,15 +214,15 @@ def _kept(selection: ChannelSelection) -> str:
     return f"<details><summary>Channels that stay</summary><p><code>{indices}</code></p></details>"
 
 
-def _figure(name: str, pictures: Mapping[str, bytes], caption: str) -> str:
-    if name not in pictures:
-        return ""
-    data = base64.b64encode(pictures[name]).decode()
-    words = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    return f'<figure><img alt="{escape(name)}" src="data:image/png;base64,{data}">{words}</figure>'
+def _figure(picture: bytes, title: str, words: str) -> str:
+    data = base64.b64encode(picture).decode()
+    return (
+        f'<figure><img alt="{escape(title)}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{escape(words)}</figcaption></figure>"
+    )
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> str:
     columns = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     lines = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return f"<table><thead><tr>{columns}</tr></thead><tbody>{lines}</tbody></table>"
+    return f'<table class="{kind}"><thead><tr>{columns}</tr></thead><tbody>{lines}</tbody></table>'

@@ -1,29 +1,34 @@
 """Pictures against the record they are drawn from, read off their own axes."""
 
 import io
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
-from matplotlib.colors import to_rgba
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex, to_rgba
 from matplotlib.figure import Figure
 from PIL import Image
 from steps import selection, step, viewed
 
 from acsp_lightning import Complexity, PruningStep, SelectionConfig
-from acsp_lightning.functional import ClassSeparation, select_channels
-from acsp_lightning.report.figures import layer_picture, png, step_figures, summary_figures
+from acsp_lightning.functional import ChannelSelection, ClassSeparation, WidthReason, select_channels
+from acsp_lightning.report.figures import ALONE, layer_picture, png, step_figures, summary_figures
 from acsp_lightning.views import GroupView
-
-
-def apart(points: torch.Tensor) -> torch.Tensor:
-    return torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
+from acsp_lightning.volume import NetworkCurve
 
 
 def figures(of: PruningStep) -> dict[str, Figure]:
     return dict(step_figures(of))
+
+
+def selected(points: torch.Tensor, config: SelectionConfig) -> ChannelSelection:
+    distances = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
+    return select_channels(distances, config)
 
 
 def test_which_pictures_there_are() -> None:
@@ -39,14 +44,16 @@ def test_bars_are_as_long_as_the_layers_are_wide() -> None:
     assert [bar.get_width() for bar in before] == [old for old, _ in layers.values()]
     assert [bar.get_width() for bar in after] == [new for _, new in layers.values()]
     assert [label.get_text() for label in axes.get_yticklabels()] == list(layers)
+    assert [text.get_text() for text in axes.texts] == ["50%", "55%", "58%", "62%", "64%"]
 
 
 def test_flops_of_layers_that_matter() -> None:
-    before = Complexity(1, 10_009, {"conv": 9_000, "norm": 19, "head": 990}, {})
+    before = Complexity(1, 10_000, {"conv": 9_000, "norm": 10, "head": 990}, {})
     after = Complexity(1, 5_000, {"conv": 4_500, "norm": 5, "head": 495}, {})
     (axes,) = figures(replace(step(), before=before, after=after))["flops"].axes
     assert [bar.get_width() for bar in axes.containers[0]] == [9_000, 990]
     assert [bar.get_width() for bar in axes.containers[1]] == [4_500, 495]
+    assert axes.get_xlabel() == "FLOPs; left out, with less than 2% of the largest: 1"
 
 
 def test_the_curve_of_the_network() -> None:
@@ -60,87 +67,150 @@ def test_the_curve_of_the_network() -> None:
     assert knee.get_xdata() == [40 / 60]
 
 
+def test_a_network_without_knee_or_damage() -> None:
+    flat = NetworkCurve((60.0, 40.0), (0.0, 0.0), None)
+    (axes,) = figures(replace(viewed(), network=flat))["network"].axes
+    line, _ = axes.lines
+    assert list(line.get_ydata()) == [0, 0]
+
+
 def test_the_curves_of_a_layer() -> None:
     chosen = selection()
-    (axes,) = figures(step())["curves"].axes
+    axes, *empty = figures(step())["curves"].axes
     coverage, silhouette, kept = axes.lines
     assert list(coverage.get_xdata()) == chosen.ks.tolist()
     assert list(coverage.get_ydata()) == chosen.coverage.tolist()
     assert list(silhouette.get_ydata()) == chosen.mss.tolist()
     assert coverage.get_alpha() > silhouette.get_alpha(), "the deciding curve stands out"
     assert kept.get_xdata()[0] == chosen.k == 3
+    assert axes.get_title("left") == "conv\n3 of 6: fixed share of the channels"
+    assert not any(axes.axison for axes in empty)
 
 
 def test_the_knee_of_a_layer_is_marked() -> None:
     points = torch.cat([torch.randn(4, 3).repeat(6, 1), torch.randn(2, 3)])
-    config = SelectionConfig(curve="mss")
-    chosen = select_channels(apart(points), config)
+    chosen = selected(points, SelectionConfig(curve="mss"))
     assert chosen.knee is not None
-    (axes,) = figures(replace(step(), selections={"conv": chosen}))["curves"].axes
-    knee = axes.lines[-1]
+    axes, *_ = figures(replace(step(), selections={"conv": chosen}))["curves"].axes
+    coverage, silhouette, _, knee = axes.lines
+    assert coverage.get_alpha() < silhouette.get_alpha()
     assert list(knee.get_xdata()) == [chosen.knee]
-    assert list(knee.get_ydata()) == [float(chosen.curve[chosen.ks.tolist().index(chosen.knee)])]
+    assert list(knee.get_ydata()) == [float(chosen.mss[chosen.ks.tolist().index(chosen.knee)])]
 
 
 def test_the_map_of_a_layer() -> None:
     found = viewed()
     view, chosen = found.views["conv"], found.selections["conv"]
     places = figures(found)["layer.conv"].axes[0]
-    channels, kept = places.collections
+    lines, channels, kept = places.collections
     np.testing.assert_allclose(channels.get_offsets(), view.places)
     np.testing.assert_allclose(kept.get_offsets(), view.places[chosen.kept])
-    colours = [tuple(colour) for colour in channels.get_facecolors()]
-    for one in range(6):
-        for other in range(6):
-            assert (colours[one] == colours[other]) == (chosen.labels[one] == chosen.labels[other])
-    assert {text.get_text() for text in places.texts} == {str(c) for c in chosen.kept.tolist()}
+    assert kept.get_edgecolors()[0] == pytest.approx(to_rgba("black"))
+    assert [text.get_text() for text in places.texts] == [str(c) for c in chosen.kept.tolist()]
     sizes, weights = channels.get_sizes(), chosen.weights
     assert (np.argsort(sizes, kind="stable") == weights.argsort(stable=True).numpy()).all()
-    assert kept.get_edgecolors()[0] == pytest.approx(to_rgba("black"))
+    ends = {tuple(map(tuple, line)) for line in lines.get_segments()}
+    others = [channel for channel in range(6) if channel not in chosen.medoids]
+    assert ends == {
+        (
+            tuple(view.places[one].tolist()),
+            tuple(view.places[chosen.medoids[chosen.labels[one]]].tolist()),
+        )
+        for one in others
+    }
+    assert "about right (stress 0.12)" in places.get_title()
 
 
 def test_the_classes_of_a_layer() -> None:
     found = viewed()
-    _, before, after, _ = figures(found)["layer.conv"].axes
+    _, before, after, lost, _ = figures(found)["layer.conv"].axes
     classes = found.views["conv"].classes
-    for axes, values in ((before, classes.before), (after, classes.after)):
+    for axes, values in (
+        (before, classes.before),
+        (after, classes.after),
+        (lost, classes.before - classes.after),
+    ):
         (image,) = axes.images
         np.testing.assert_array_equal(image.get_array().filled(np.nan), values)
-        assert image.get_clim() == (0, 2)
-        assert [label.get_text() for label in axes.get_xticklabels()] == ["0-1", "2-4"]
+    for labels in (before.get_yticklabels(), after.get_xticklabels(), lost.get_xticklabels()):
+        assert [label.get_text() for label in labels] == ["0-1", "2-4"]
+    assert before.images[0].get_clim() == after.images[0].get_clim() == (0, 2)
+    assert lost.images[0].get_clim() == (0, 0.75)
+    assert (before.get_title(), after.get_title()) == ("all 6 channels", "the 3 kept")
 
 
-def many(channels: int, ranges: int) -> PruningStep:
-    """A step whose one group is wide, of many classes."""
-    points = torch.randn(channels, 5, generator=torch.Generator().manual_seed(0))
-    chosen = select_channels(apart(points), SelectionConfig(keep=0.5))
+def mapped(points: torch.Tensor, config: SelectionConfig, ranges: int = 2) -> PruningStep:
+    """A step whose one group has these channels, of many classes."""
     values = torch.rand(ranges, ranges, dtype=torch.float64)
     bounds = tuple((20 * place, 20 * place + 19) for place in range(ranges))
-    view = GroupView(
-        torch.arange(channels), points[:, :2].double(), 0.5, ClassSeparation(bounds, values, values)
-    )
-    return replace(step(), selections={"conv": chosen}, views={"conv": view})
+    classes = ClassSeparation(bounds, values, values)
+    view = GroupView(torch.arange(len(points)), points[:, :2].double(), 0.5, classes)
+    return replace(step(), selections={"conv": selected(points, config)}, views={"conv": view})
+
+
+def test_clusters_side_by_side_have_different_colours() -> None:
+    # Twenty clusters of three on a spiral, and one channel far away.
+    turns = torch.arange(20).repeat_interleave(3) / 3
+    centres = torch.stack([turns * turns.cos(), turns * turns.sin()], 1)
+    jitter = 0.01 * torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
+    points = torch.cat([centres + jitter, torch.tensor([[40.0, 40.0]])])
+    found = mapped(points, SelectionConfig(keep=21 / 61))
+    clusters = found.selections["conv"].labels
+    colours = [to_hex(c) for c in figures(found)["layer.conv"].axes[0].collections[1].get_facecolors()]
+    assert colours[60] == ALONE
+    assert len(set(colours)) > 7
+    middle = torch.stack([points[clusters == cluster].mean(0) for cluster in range(21)])
+    by_cluster = [{colours[one] for one in (clusters == c).nonzero().flatten()} for c in range(21)]
+    apart = torch.cdist(middle, middle).fill_diagonal_(torch.inf).argmin(1)
+    for cluster, neighbour in enumerate(apart.tolist()):
+        assert len(by_cluster[cluster]) == 1
+        assert by_cluster[cluster] != by_cluster[neighbour]
 
 
 def test_many_channels_and_classes_stay_readable() -> None:
-    figure = figures(many(120, 50))["layer.conv"]
-    places, before, *_ = figure.axes
-    assert not places.texts, "120 numbers would be a blot"
-    assert not places.lines
-    assert 5 <= len(before.get_xticks()) <= 11
-    assert before.get_xticklabels()[1].get_text() == "100-119"
+    points = torch.randn(200, 5, generator=torch.Generator().manual_seed(0))
+    places, before, *_ = figures(mapped(points, SelectionConfig(keep=0.5), 50))["layer.conv"].axes
+    assert not places.texts, "100 numbers would be a blot"
+    assert len(places.collections) == 2, "no lines"
+    assert 5 <= len(before.get_xticks()) <= 10
+    assert before.get_yticklabels()[1].get_text() == "100-119"
+
+
+def test_two_classes_and_a_part_of_the_channels() -> None:
+    points = torch.randn(9, 5, generator=torch.Generator().manual_seed(0))
+    found = mapped(points, SelectionConfig(keep=0.5))
+    view = found.views["conv"]
+    shown = found.selections["conv"].kept
+    part = replace(view, channels=shown, places=view.places[shown])
+    places, *_ = figures(replace(found, views={"conv": part}))["layer.conv"].axes
+    np.testing.assert_allclose(places.collections[1].get_offsets(), view.places[shown])
+    assert places.get_title().startswith("4 of 9 channels")
+
+
+LONG = [f"backbone.{'block.' * 20}conv{place}" for place in range(60)]
 
 
 def test_names_are_shortened_and_do_not_overlap() -> None:
-    layers = {f"backbone.{'block.' * 20}conv{place}": (8, 4) for place in range(60)}
-    figure = figures(replace(step(), layers=layers))["channels"]
+    figure = figures(replace(step(), layers={name: (8, 4) for name in LONG}))["channels"]
     figure.draw_without_rendering()
     (axes,) = figure.axes
     labels = axes.get_yticklabels()
-    assert all(len(label.get_text()) <= 34 for label in labels)
+    assert all(len(label.get_text()) <= 36 for label in labels)
     assert len({label.get_text() for label in labels}) == 60
     boxes = [label.get_window_extent() for label in labels]
     assert all(one.y0 >= other.y1 - 1 for one, other in pairwise(boxes))
+
+
+def test_titles_of_many_curves_do_not_overlap() -> None:
+    wordy = replace(selection(), reason=max(WidthReason, key=len))
+    figure = figures(replace(step(), selections=dict.fromkeys(LONG[:7], wordy)))["curves"]
+    figure.draw_without_rendering()
+    used = [axes for axes in figure.axes if axes.axison]
+    assert len(used) == 7
+    boxes = [axes.get_tightbbox() for axes in used]
+    for place, one in enumerate(boxes):
+        for other in boxes[place + 1 :]:
+            assert not one.overlaps(other)
 
 
 def test_pictures_are_png_and_the_same_every_time() -> None:
@@ -148,8 +218,34 @@ def test_pictures_are_png_and_the_same_every_time() -> None:
     assert first == second
     with Image.open(io.BytesIO(first)) as picture:
         assert picture.format == "PNG"
-        assert picture.width > 1000
+        assert picture.width == 990
 
 
-def test_files_have_names_that_every_system_takes() -> None:
-    assert layer_picture("net.a/b<c>") == "layer.net.a_b_c_"
+def test_pictures_do_not_depend_on_the_style_of_the_process_and_leave_it() -> None:
+    plain = png(figures(viewed())["layer.conv"])
+    with matplotlib.rc_context({"axes.facecolor": "black", "font.size": 20, "savefig.bbox": "tight"}):
+        before = dict(matplotlib.rcParams)
+        assert png(figures(viewed())["layer.conv"]) == plain
+        assert dict(matplotlib.rcParams) == before
+
+
+def test_pictures_can_be_drawn_in_threads() -> None:
+    before = dict(matplotlib.rcParams)
+    (plain,) = {png(figures(viewed())["channels"])}
+    with ThreadPoolExecutor(2) as threads:
+        found = set(threads.map(lambda _: png(figures(viewed())["channels"]), range(4)))
+    assert found == {plain}
+    assert dict(matplotlib.rcParams) == before
+    assert type(figures(step())["channels"].canvas) is FigureCanvasAgg
+
+
+def test_a_name_is_no_formula() -> None:
+    assert png(figures(replace(step(), layers={r"a$\frac$b": (2, 1)}))["channels"])
+
+
+def test_files_have_names_that_every_system_takes_and_groups_share_none() -> None:
+    assert layer_picture("net.a-1_b") == "layer.net.a-1_b"
+    names = ["net.a/b", "net.a_b", "net.a b", "net.ä", "net.a<b>"]
+    files = [layer_picture(name) for name in names]
+    assert len(set(files)) == len(names)
+    assert all(c.isascii() and (c.isalnum() or c in "._-%") for file in files for c in file)

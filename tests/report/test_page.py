@@ -6,18 +6,22 @@ import re
 import shutil
 import subprocess
 from base64 import b64decode
+from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from PIL import Image
+import torch
+from PIL import Image, ImageColor
 from steps import step, viewed
 
-from acsp_lightning import PruningStep
+from acsp_lightning import PruningStep, SelectionConfig
+from acsp_lightning.functional import select_channels
+from acsp_lightning.guard import Outcome, Verdict
 from acsp_lightning.report import write_report
-from acsp_lightning.report.figures import png, step_figures
-from acsp_lightning.report.page import step_page
+from acsp_lightning.report.figures import AFTER, BEFORE, MARK, layer_picture
+from acsp_lightning.report.page import STYLE, step_page
 
 NAME = "net.<b>&\"'conv"
 
@@ -49,7 +53,9 @@ class Page(HTMLParser):
 
 
 def page_of(found: PruningStep) -> Page:
-    return Page(step_page(found, {name: png(figure) for name, figure in step_figures(found)}))
+    """The page with stand-ins for the pictures."""
+    names = ["network", "channels", "flops", "curves", *map(layer_picture, found.views)]
+    return Page(step_page(found, dict.fromkeys(names, b"picture")))
 
 
 def renamed() -> PruningStep:
@@ -67,6 +73,8 @@ def test_the_page_is_well_formed_and_needs_nothing_from_elsewhere() -> None:
     assert not page.open
     assert not page.of("script")
     assert not page.of("link")
+    assert "url(" not in STYLE
+    assert "@import" not in STYLE
     assert all(str(image["src"]).startswith("data:image/png;base64,") for image in page.of("img"))
     assert all(str(link["href"]).startswith("#") for link in page.of("a"))
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
@@ -74,21 +82,34 @@ def test_the_page_is_well_formed_and_needs_nothing_from_elsewhere() -> None:
     assert len(ids) == len(set(ids))
 
 
-def test_every_picture_is_there_with_words() -> None:
-    page = page_of(viewed())
-    assert [image["alt"] for image in page.of("img")] == [name for name, _ in step_figures(viewed())]
-    # The pictures of the groups have one explanation in common.
-    assert len(page.of("figcaption")) == len(page.of("img")) - 1
-    assert "every dot is a channel" in page.text
+def test_every_picture_is_there_with_words(tmp_path: Path) -> None:
+    page = Page(write_report(viewed(), tmp_path).read_text())
+    assert [image["alt"] for image in page.of("img")] == [
+        "Damage over FLOPs",
+        "Channels of every layer",
+        "FLOPs of every layer",
+        "Curves of every group",
+        "conv: its channels, and the classes that they separate",
+    ]
+    assert len(page.of("figcaption")) == len(page.of("img"))
+    # What all pictures of groups show is said once.
+    assert page.text.count("every dot is a channel") == 1
     for image in page.of("img"):
         with Image.open(io.BytesIO(b64decode(str(image["src"]).partition(",")[2]))) as picture:
             assert picture.format == "PNG"
+
+
+def test_pictures_that_are_missing_are_left_out() -> None:
+    page = Page(step_page(viewed(), {}))
+    assert not page.of("img")
+    assert "3 of 6 channels stay" in page.text
 
 
 def test_names_are_text_whatever_is_in_them() -> None:
     page = page_of(renamed())
     assert not page.of("b")
     assert page.text.count(NAME) == 3  # contents, table and heading
+    assert page.of("img")[-1]["alt"] == f"{NAME}: its channels, and the classes that they separate"
 
 
 def test_the_figures_are_those_of_the_record() -> None:
@@ -102,6 +123,37 @@ def test_the_figures_are_those_of_the_record() -> None:
     kept = viewed().selections["conv"].kept.tolist()
     assert ", ".join(map(str, kept)) in text
     assert "3 of 6 channels stay: fixed share of the channels." in text
+    assert "1 of 1 layers become narrower. A forward pass then takes 50% of the operations" in text
+
+
+def test_the_layers_have_their_reasons() -> None:
+    page = page_of(replace(viewed(), layers={"conv": (6, 3), "twin": (12, 6)}))
+    assert "conv6350%fixed share of the channels" in page.text
+    assert "twin12650%goes with another layer" in page.text
+
+
+def test_the_classes_that_lose_most() -> None:
+    found = viewed()
+    assert "classes 0-1 and 2-4: their distance falls from 1.50 to 0.75" in page_of(found).text
+    classes = found.views["conv"].classes
+    whole = replace(found.views["conv"], classes=replace(classes, after=classes.before))
+    page = page_of(replace(found, views={"conv": whole}))
+    assert "For every pair of classes the channel that separates it best stays." in page.text
+
+
+def test_a_cut_that_was_undone_says_so() -> None:
+    undone = replace(viewed(), verdict=Verdict("val_acc", 0.75, 0.5, Outcome.LEFT))
+    words = "The network is again what it was before"
+    assert words in page_of(undone).text
+    assert words not in page_of(viewed()).text
+
+
+def test_groups_that_stay_whole_need_no_list() -> None:
+    points = torch.rand(6, 3, generator=torch.Generator().manual_seed(0))
+    whole = select_channels(torch.cdist(points, points), SelectionConfig(keep=1.0))
+    page = page_of(replace(viewed(), selections={"conv": whole}, views={}))
+    assert "6 of 6 channels stay" in page.text
+    assert not page.of("details")
 
 
 def test_what_is_not_known_is_left_out() -> None:
@@ -128,34 +180,53 @@ FLAGS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--virtual-time-budget=2000",
-    "--dump-dom",
+    "--enable-logging=stderr",
 ]
 # Runs in a copy of the page, after all pictures have been decoded.
 PROBE = """<script>addEventListener("load", () => {
   const wide = [...document.images].filter(image => image.complete && image.naturalWidth > 300).length;
   const over = document.documentElement.scrollWidth > innerWidth;
-  document.title = `${wide} of ${document.images.length} pictures, overflow ${over}`;
+  const lost = [...document.links].filter(link => {
+    location.hash = link.hash;
+    return !document.querySelector(":target");
+  }).length;
+  document.title = `${wide} of ${document.images.length} pictures, overflow ${over}, lost links ${lost}`;
 })</script>"""
 
 
-def test_a_browser_shows_the_page(tmp_path: Path) -> None:
+@pytest.fixture
+def browse(tmp_path: Path) -> Callable[..., str]:
+    """Opens a file in a browser of its own; returns what this prints."""
     if CHROMIUM is None:
         if os.environ.get("CI") == "true":
             pytest.fail("chromium is not installed; .ci/run installs it")
         pytest.skip("chromium is not installed: apt-get install chromium")
+    browser: str = CHROMIUM
+
+    def run(page: Path, *options: str) -> str:
+        command = [browser, *FLAGS, f"--user-data-dir={tmp_path / 'user'}", *options, page.as_uri()]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+        assert "CONSOLE" not in done.stderr
+        return done.stdout
+
+    return run
+
+
+@pytest.mark.parametrize("width", [1200, 500])
+def test_a_browser_shows_the_page(browse: Callable[..., str], tmp_path: Path, width: int) -> None:
     source = write_report(renamed(), tmp_path).read_text()
     copy = tmp_path / "probe.html"
     copy.write_text(source.replace("</body>", f"{PROBE}</body>"))
-    for width in (1200, 420):
-        command = [
-            CHROMIUM,
-            *FLAGS,
-            f"--window-size={width},900",
-            f"--user-data-dir={tmp_path / 'user'}",
-        ]
-        done = subprocess.run(
-            [*command, copy.as_uri()], capture_output=True, text=True, timeout=120, check=True
-        )
-        (title,) = re.findall(r"<title>(.*?)</title>", done.stdout)
-        assert title == "5 of 5 pictures, overflow false"
-        assert NAME.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;") in done.stdout
+    shown = browse(copy, f"--window-size={width},900", "--dump-dom")
+    (title,) = re.findall(r"<title>(.*?)</title>", shown)
+    assert title == "5 of 5 pictures, overflow false, lost links 0"
+    assert NAME.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;") in shown
+
+
+def test_a_browser_paints_the_pictures(browse: Callable[..., str], tmp_path: Path) -> None:
+    page = write_report(viewed(), tmp_path)
+    shot = tmp_path / "shot.png"
+    browse(page, "--window-size=1200,3000", f"--screenshot={shot}")
+    with Image.open(shot) as picture:
+        colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 24)}
+    assert {ImageColor.getrgb(colour) for colour in (BEFORE, AFTER, MARK)} <= colours
