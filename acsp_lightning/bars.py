@@ -1,5 +1,7 @@
 """Long steps of a cut beside the Trainer's own progress bar."""
 
+import math
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -29,7 +31,7 @@ def display_of(trainer: pl.Trainer) -> Display | None:
 @contextmanager
 def tqdm_display(name: str, parts: int) -> Iterator[Advance]:
     """A bar that goes when the step is done, as those of Lightning's validation do."""
-    with tqdm(desc=name, total=parts, leave=False, dynamic_ncols=True) as line:
+    with tqdm(desc=name, total=parts or None, leave=False, dynamic_ncols=True, file=sys.stdout) as line:
 
         def advance() -> None:
             line.update()
@@ -40,7 +42,7 @@ def tqdm_display(name: str, parts: int) -> Iterator[Advance]:
 def _rich(progress: Progress) -> Display:
     @contextmanager
     def show(name: str, parts: int) -> Iterator[Advance]:
-        task = progress.add_task(name, total=parts)
+        task = progress.add_task(name, total=parts or math.inf)  # Lightning's word for unknown
 
         def advance() -> None:
             progress.update(task, advance=1, refresh=True)

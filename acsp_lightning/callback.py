@@ -50,6 +50,7 @@ from acsp_lightning.schedule import (
     check_count,
     check_epochs,
     check_patterns,
+    check_recovery,
     check_schedule,
     check_step_schedule,
     check_trainer,
@@ -62,7 +63,6 @@ from acsp_lightning.structure.plan import PruningPlan, build_plan
 from acsp_lightning.structure.refit import Refit, prepare_refit
 from acsp_lightning.views import GroupView, view_groups
 
-RECOVERIES = ("least_squares", "fold", "none")
 NO_BATCH = "The validation loader is empty; pruning captures validation batches."
 
 
@@ -171,9 +171,7 @@ class ACSPPruningCallback(pl.Callback):
                 f"selection is {selection!r}; it must be a SelectionConfig, such as "
                 "SelectionConfig(keep=0.5)."
             )
-        if recovery not in RECOVERIES:
-            raise ValueError(f"recovery is {recovery!r}; it must be one of {', '.join(RECOVERIES)}.")
-        check_count("recovery_samples", recovery_samples, at_least=1)
+        check_recovery(recovery, recovery_samples)
         check_batch_sizes("latency_batch_sizes", latency_batch_sizes)
         self.epochs = tuple(epochs)
         self.layers_per_epoch = layers_per_epoch
@@ -478,8 +476,6 @@ class ACSPPruningCallback(pl.Callback):
         selections: Mapping[str, ChannelSelection],
     ) -> dict[str, GroupView]:
         """What people will look at; nothing where that fails."""
-        if not self.report_pictures:
-            return {}
         return decided_on_first(
             lambda: (
                 surely(

@@ -22,9 +22,11 @@ POOLS: tuple[Callable[..., Tensor], ...] = (
 
 # Of an input map at most so many positions enter its second moments, others in every batch: neighbours
 # tell nearly the same, and all of them would double the time of a forward pass. Of layers with more
-# than so many channels still fewer, because the products grow with the square of the channels.
+# than so many channels still fewer, because the products grow with the square of the channels; but not
+# before there are several vectors for each channel, or their moments would be as good as singular.
 INPUT_POSITIONS = 9
 INPUT_CHANNELS = 256
+ENOUGH_VECTORS = 4  # for each channel
 
 # Multiples of these, less their whole parts, fill the unit interval, square or cube evenly, however many
 # there are (M. Roberts, "The unreasonable effectiveness of quasirandom sequences", 2018).
@@ -310,14 +312,17 @@ class ActivationCapture:
                 inputs = (args[0] if args else kwargs["input"]).detach()
                 with torch.autocast(inputs.device.type, enabled=False):
                     channels = inputs.movedim(channel_dim(module), 1)
-                    most = _positions_of(channels.shape[1] // spread)
+                    known = self._inputs.get(layer)
+                    most = _positions_of(
+                        channels.shape[1] // spread, 0 if known is None else known.count
+                    )
                     channels = _some_positions(channels, self._batches, most).movedim(1, 0)
                     # After a flatten a channel has several features; they are its positions. In double,
                     # because TF32 products are too coarse for a nearly singular least-squares problem.
                     rows = channels.reshape(len(channels) // spread, -1).double()
-                    if layer not in self._inputs:
-                        self._inputs[layer] = InputMoments(0, rows.new_zeros(len(rows), len(rows)))
-                    self._inputs[layer] = self._inputs[layer].with_rows(rows)
+                    if known is None:
+                        known = InputMoments(0, rows.new_zeros(len(rows), len(rows)))
+                    self._inputs[layer] = known.with_rows(rows)
             except Exception as error:
                 self.fail(error)
 
@@ -340,12 +345,17 @@ def _first_false(flags: Mapping[str, bool]) -> str:
     return next(name for name, flag in flags.items() if not flag)
 
 
-def _positions_of(num_channels: int) -> int:
+def _positions_of(num_channels: int, vectors: int) -> int:
+    """How many positions of a map are read, so many vectors having been read before."""
+    if vectors < ENOUGH_VECTORS * num_channels:
+        return INPUT_POSITIONS
     return max(1, INPUT_POSITIONS * INPUT_CHANNELS // max(INPUT_CHANNELS, num_channels))
 
 
 def _some_positions(maps: Tensor, turn: int, most: int) -> Tensor:
     """Maps (B, D, ...) on a grid of at most so many positions, another grid in every turn."""
+    if maps.ndim - 2 > max(SEQUENCES):
+        maps = maps.flatten(2)
     axes = maps.ndim - 2
     left: float = most
     for axis in range(axes):

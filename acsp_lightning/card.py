@@ -223,7 +223,8 @@ def _figures(
     notes = [
         "FLOPs are those of one forward pass on the example, as fvcore counts: a multiply-add is one."
         + (f" Not counted: {', '.join(f'`{name}`' for name in left_out)}." if left_out else ""),
-        "Accuracy is top-1 in validation: now over all samples, before over those captured.",
+        "Accuracy is top-1 in validation"
+        + ("." if accuracies[-1] is None else ": now over all samples, before over those captured."),
     ]
     return ["## Measured figures", _table(("", *names), rows), "\n".join(notes)]
 
@@ -284,7 +285,7 @@ def _loading(model: nn.Module, source: str | None, exported: Sequence[Exported])
     paragraphs = [
         "## Loading",
         "The weights (a checkpoint of Lightning or a state dict), with torch alone, into your own class "
-        "as it was before the cut:",
+        "as it was before the cut (what `print` shows of its sizes may be from before, too):",
         _python(SNIPPET + "\n" + "\n".join(calls)),
     ]
     if "torch.export" in files:
@@ -298,7 +299,8 @@ def _loading(model: nn.Module, source: str | None, exported: Sequence[Exported])
             _python(
                 "import onnxruntime\n"
                 f'session = onnxruntime.InferenceSession("{files["onnx"]}")\n'
-                "outputs = session.run(None, {session.get_inputs()[0].name: inputs})"
+                "names = [entry.name for entry in session.get_inputs()]\n"
+                "outputs = session.run(None, dict(zip(names, [inputs])))  # one array for each name"
             ),
         ]
     return paragraphs

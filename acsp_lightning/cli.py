@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from acsp_lightning.callback import ACSPPruningCallback
 from acsp_lightning.commands import COMMANDS
+from acsp_lightning.draft import replaced
 from acsp_lightning.previewing import PreviewCallback
 from acsp_lightning.report import step_table, write_report
 
@@ -42,10 +43,13 @@ class CommandLineTrainer(pl.Trainer):
             ckpt_path: a checkpoint with the trained weights, pruned or not; null: the module as built.
             out: folder in which a folder "preview" gets the record, the page and the pictures.
         """
-        try:
-            Path(out).mkdir(parents=True, exist_ok=True)
+        try:  # before the work
+            Path(out, "preview").mkdir(parents=True, exist_ok=True)
+            with replaced(Path(out, "preview", "table.txt")) as draft:
+                draft.touch()
         except OSError as error:
-            raise ValueError(f"out is {out!r}, which cannot be written to ({error}).") from error
+            folder = Path(out, "preview")
+            raise ValueError(f"{folder} cannot be made or written to ({error}); set out=.") from error
         callbacks: list[pl.Callback] = self.callbacks  # type: ignore[attr-defined]
         settings = next((c for c in callbacks if isinstance(c, ACSPPruningCallback)), None)
         if settings is None:
@@ -58,8 +62,14 @@ class CommandLineTrainer(pl.Trainer):
             warnings.filterwarnings("ignore", message="The dirpath has changed")
             self.validate(model, datamodule=datamodule, ckpt_path=ckpt_path)
         step = looking.step
-        assert step is not None, "validation ends with the preview"
-        print(f"{step_table(step)}\n\nTo read: {write_report(step, out)}")
+        if step is None:
+            raise ValueError(
+                "There was no validation batch to look at; leave limit_val_batches above 0, and give "
+                "the data a val_dataloader."
+            )
+        table = step_table(step)
+        Path(out, "preview", "table.txt").write_text(table + "\n", encoding="utf-8")
+        print(f"{table}\n\nTo read: {write_report(step, out)}")
 
 
 class ACSPCommandLine(LightningCLI):

@@ -22,10 +22,19 @@ def report(arguments: Sequence[str]) -> None:
     )
     options = parser.parse_args(arguments)
     try:
-        for record in find_records(options.run):
-            print(draw_step(read_step(record), record.parent))
-    except (OSError, ValueError) as error:
+        records = find_records(options.run)
+    except OSError as error:
         parser.error(str(error))
+    failed = []
+    for record in records:
+        try:
+            print(draw_step(read_step(record), record.parent))
+        except (OSError, ValueError) as error:
+            failed.append(str(error))
+        except Exception as error:
+            failed.append(f"{record} cannot be drawn ({type(error).__name__}: {error}).")
+    if failed:
+        parser.error("\n".join(failed))
 
 
 def recipe(arguments: Sequence[str]) -> None:
@@ -41,14 +50,16 @@ def recipe(arguments: Sequence[str]) -> None:
     if options.command == "list":
         width = max(map(len, known))
         for name, entry in known.items():
-            print(f"{name:{width}}  {entry.read_text().splitlines()[0].removeprefix('# ')}")
+            print(
+                f"{name:{width}}  {entry.read_text(encoding='utf-8').splitlines()[0].removeprefix('# ')}"
+            )
         return
     if options.name not in known:
         parser.error(f"there is no recipe {options.name!r}; there are {', '.join(known)}.")
     target = options.file or Path(f"{options.name}.yaml")
     try:
-        with target.open("x") as file:
-            file.write(known[options.name].read_text())
+        with target.open("x", encoding="utf-8") as file:
+            file.write(known[options.name].read_text(encoding="utf-8"))
     except FileExistsError:
         parser.error(f"{target} exists already; name another file.")
     except OSError as error:

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from acsp_lightning.complexity import Complexity
 from acsp_lightning.functional import SelectionConfig, WidthReason
 from acsp_lightning.guard import Outcome
-from acsp_lightning.logbook import log_cut, log_undone
+from acsp_lightning.logbook import log_cut, log_undone, takes_pictures
 from acsp_lightning.report import (
     PruningStep,
     draw_step,
@@ -46,7 +46,8 @@ def announce_cut(
         )
     report_cut(trainer, step, report_dir, pictures)
     if trainer.is_global_zero:
-        figures = surely(lambda: dict(summary_figures(step)), "drawn") if pictures else None
+        wanted = pictures and takes_pictures(trainer)
+        figures = surely(lambda: dict(summary_figures(step)), "drawn") if wanted else None
         log_cut(trainer, step, figures or {})
 
 
@@ -86,13 +87,21 @@ def report_cut(
     trainer: pl.Trainer, step: PruningStep, report_dir: str | Path | None, pictures: bool
 ) -> None:
     """Write the record of a cut, its pictures and its page; a fit goes on without what fails."""
-    root = trainer.log_dir or trainer.default_root_dir  # a collective: every process asks
-    folder = Path(root, "acsp") if report_dir is None else Path(report_dir)
     if not trainer.is_global_zero:
+        return
+    folder = surely(lambda: Path(report_dir or Path(_log_dir(trainer), "acsp")), "given a folder")
+    if folder is None:
         return
     own = surely(lambda: write_step(step, folder), f"written to {folder}")
     if own is not None and pictures:
         surely(lambda: draw_step(step, own), f"drawn in {own}")
+
+
+def _log_dir(trainer: pl.Trainer) -> str:
+    """The first logger's folder; unlike ``trainer.log_dir`` no matter of all processes."""
+    logger = trainer.logger
+    found = None if logger is None else logger.log_dir or logger.save_dir
+    return found or trainer.default_root_dir
 
 
 def surely(work: Callable[[], T], done: str) -> T | None:

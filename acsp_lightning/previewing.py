@@ -19,7 +19,8 @@ class PreviewCallback(pl.Callback):
     """Previews a cut at the end of a stand-alone validation.
 
     Args:
-        settings: says what would be cut, and how; its ``epochs`` do not count.
+        settings: says what would be cut, and how; ``epochs``, ``batchnorm_batches`` and the guard do not
+            count. With ``layers_per_epoch`` it is the first cut that is previewed.
         flops: share of the FLOPs that would stay, instead of what the settings say.
         keep: share of every layer's channels that would stay, instead of that.
 
@@ -62,6 +63,7 @@ class PreviewCallback(pl.Callback):
                 max_batches=settings.max_batches,
                 read_batch=settings.read_batch,
                 latency_batch_sizes=settings.latency_batch_sizes,
+                layers=settings.layers_per_epoch,
             )
 
 
@@ -70,6 +72,10 @@ class _ValidationBatches:
 
     def __init__(self, trainer: pl.Trainer) -> None:
         self._trainer = trainer
+
+    def __len__(self) -> int:
+        known = self._trainer.num_val_batches
+        return int(known[0]) if known and known[0] != float("inf") else 0
 
     def __iter__(self) -> Iterator[Any]:
         return validation_batches(self._trainer)

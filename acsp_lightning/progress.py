@@ -1,6 +1,6 @@
 """Long steps, told to whoever wants to show how far they are; nobody does by default."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import TypeVar
@@ -11,7 +11,7 @@ Advance = Callable[[], None]
 """To be called after each part."""
 
 Display = Callable[[str, int], AbstractContextManager[Advance]]
-"""Shows a step of a name and a number of parts while the context is open."""
+"""Shows a step of a name and a number of parts, 0 if it is unknown, while the context is open."""
 
 _DISPLAY: ContextVar[Display | None] = ContextVar("acsp_lightning_display", default=None)
 
@@ -22,9 +22,9 @@ def step(name: str, parts: int) -> AbstractContextManager[Advance]:
     return nullcontext(_ignore) if display is None else display(name, parts)
 
 
-def tracked(items: Collection[T], name: str) -> Iterator[T]:
+def tracked(items: Iterable[T], name: str) -> Iterator[T]:
     """The items one by one, each a part of a step."""
-    with step(name, len(items)) as advance:
+    with step(name, len(items) if isinstance(items, Sized) else 0) as advance:
         for item in items:
             yield item
             advance()

@@ -6,6 +6,8 @@ import lightning.pytorch as pl
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
+RECOVERIES = ("least_squares", "fold", "none")
+
 
 def check_epochs(epochs: Sequence[int]) -> None:
     """Raise ``ValueError`` unless ``epochs`` are distinct integers from 0, at least one."""
@@ -25,6 +27,13 @@ def check_count(name: str, value: int, *, at_least: int) -> None:
     """Raise ``ValueError`` unless ``value`` is an integer from ``at_least``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
         raise ValueError(f"{name} is {value!r}; it must be an integer >= {at_least}.")
+
+
+def check_recovery(recovery: str, samples: int) -> None:
+    """Raise ``ValueError`` unless a recovery of this name on so many samples is possible."""
+    if recovery not in RECOVERIES:
+        raise ValueError(f"recovery is {recovery!r}; it must be one of {', '.join(RECOVERIES)}.")
+    check_count("recovery_samples", samples, at_least=1)
 
 
 def check_patterns(name: str, patterns: Sequence[str]) -> None:

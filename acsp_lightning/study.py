@@ -19,6 +19,7 @@ from acsp_lightning.capture import ActivationCapture, Activations
 from acsp_lightning.complexity import Complexity, measure_complexity
 from acsp_lightning.functional import SelectionConfig, WidthReason
 from acsp_lightning.passes import collect_inputs
+from acsp_lightning.progress import tracked
 from acsp_lightning.structure.fidelity import prunable_groups
 from acsp_lightning.structure.forward import evaluation_state
 from acsp_lightning.structure.groups import ChannelGroup
@@ -111,7 +112,7 @@ def study_cut(
     capture.attach()
     try:
         with evaluation_state(model):
-            for batch in batches:
+            for batch in tracked(batches, "Capturing activations"):
                 inputs, found_labels = read_batch(batch)
                 capture.expect(check_labels(found_labels))
                 model(*as_arguments(model, inputs))

@@ -21,6 +21,9 @@ from acsp_lightning.structure.groups import ChannelGroup
 # A picture of more is a blot, and placing them would take longer than the cut.
 MOST_CHANNELS = 400
 
+# Exponentials for the classes that one layer tells apart: some seconds.
+MOST_EXPONENTIALS = 3 * 10**8
+
 # All pairs of 64 classes. Of more, a random part puts the channels in the same places, to the eye.
 MOST_PAIRS = 2016
 
@@ -30,7 +33,8 @@ class GroupView:
     """One group of channels, to be looked at. All tensors are on the CPU.
 
     Attributes:
-        channels: the S channels on the map, all that are kept among them, ascending, int64, (S,).
+        channels: the S channels on the map, ascending, int64, (S,): all, or of many the heaviest of
+            those that stay and of those that go, in proportion.
         places: where they lie in two dimensions, so that distances on the map are like those between
             their separability vectors (classical MDS), float64, (S, 2).
         stress: how wrong the map is, Kruskal's stress: root of the squared errors of its distances over
@@ -74,10 +78,11 @@ def view_group(
 
 
 def _shown(selection: ChannelSelection) -> Tensor:
-    """Those kept, then the heaviest."""
-    rank = selection.weights.clone()
-    rank[selection.kept] = torch.inf
-    return rank.argsort(descending=True, stable=True)[:MOST_CHANNELS].sort().values
+    kept = torch.isin(torch.arange(selection.width), selection.kept)
+    share = min(1.0, MOST_CHANNELS / selection.width)
+    heaviest = selection.weights.argsort(descending=True, stable=True)
+    parts = [heaviest[kept[heaviest]], heaviest[~kept[heaviest]]]
+    return torch.cat([part[: max(1, round(share * len(part)))] for part in parts]).sort().values
 
 
 def _map(distances: Tensor) -> tuple[Tensor, float]:
@@ -96,7 +101,9 @@ def _classes(group: ChannelGroup, activations: Activations, kept: Tensor) -> Cla
     for side in group.producers:
         # Where in this layer's output the channels that stay are.
         stay = torch.isin(torch.tensor(side.channels), kept).nonzero().flatten()
-        found.append(class_separation(activations.moments(side.layer), stay))
+        moments = activations.moments(side.layer)
+        most = max(1, MOST_EXPONENTIALS // (moments.num_channels * moments.num_positions))
+        found.append(class_separation(moments, stay, class_pairs=most))
     first, *others = found
     for other in others:
         first = replace(

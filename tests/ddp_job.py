@@ -145,7 +145,9 @@ def several(folder: Path, optimizer: str = "sgd") -> None:
 
         acsp_lightning.callback.select_groups = refuse
     module = Classifier(configure=adam if optimizer == "adam" else None)
-    pruning = callback(0, 1, 2, layers_per_epoch=1, report_dir=folder / f"records{rank()}")
+    pruning = callback(
+        0, 1, 2, layers_per_epoch=1, report_dir=folder / f"records{rank()}", report_pictures=True
+    )
     fit(folder, module, pruning, max_epochs=5)
 
 

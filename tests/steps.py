@@ -48,7 +48,7 @@ def viewed() -> PruningStep:
         channels=torch.arange(6),
         places=torch.rand(6, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64),
         stress=0.125,
-        classes=ClassSeparation(((0, 1), (2, 4)), before, before / 2),
+        classes=ClassSeparation(((0, 1), (2, 4)), before, before / 2, class_pairs=10),
     )
     both = (
         LatencyComparison(

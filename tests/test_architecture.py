@@ -61,6 +61,7 @@ WITH_LIGHTNING = {
     "operation",
     "previewing",
     "probation",
+    "rehearsal",
     "schedule",
     "stopwatch",
     "zoo",

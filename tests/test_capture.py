@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import acsp_lightning.callback as conductor
 from acsp_lightning import SelectionConfig
 from acsp_lightning.capture import ActivationCapture, Activations, _some_positions
+from acsp_lightning.functional import reconstruction_map
 from acsp_lightning.structure.groups import trace_groups
 
 
@@ -214,9 +215,33 @@ def test_input_moments_of_large_maps_are_estimated_without_bias() -> None:
 
 def test_of_wide_layers_fewer_positions_are_read() -> None:
     for width, positions_read in ((256, 9), (600, 3), (2000, 1)):
+        enough = -(-4 * width // (6 * 9))  # batches until there are four vectors for each channel
         net = nn.Sequential(nn.Conv2d(1, width, 1), nn.Conv2d(width, 2, 12), nn.Flatten())
-        found, _ = capture(net, [(torch.randn(6, 1, 12, 12), torch.arange(6) % 3)])
-        assert found.inputs["1"].count == 6 * positions_read
+        batch = torch.randn(6, 1, 12, 12), torch.arange(6) % 3
+        first, _ = capture(net, [batch] * enough)
+        assert first.inputs["1"].count == 6 * 9 * enough
+        more, _ = capture(net, [batch] * (enough + 10))
+        assert more.inputs["1"].count == 6 * (9 * enough + 10 * positions_read)
+
+
+@pytest.mark.parametrize("samples", [128, 256])
+def test_moments_of_wide_layers_are_never_too_few_to_recover_by(samples: int) -> None:
+    """Also where thinned positions of all samples would be about as many as the channels that stay."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 1024, 3), nn.ReLU(), nn.Conv2d(1024, 2, 1), nn.Flatten())
+    images = torch.randn(samples, 3, 14, 14)
+    found, _ = capture(net, [(x, torch.arange(32) % 3) for x in images.split(32)])
+
+    def rows(x: torch.Tensor) -> torch.Tensor:
+        return net[:2](x).detach().double().movedim(1, 0).flatten(1)
+
+    every, fresh, kept = rows(images), rows(torch.randn(16, 3, 14, 14)), torch.arange(0, 1024, 2)
+
+    def error(moments: torch.Tensor) -> float:
+        told = reconstruction_map(moments, kept).T @ fresh[kept]
+        return float((told - fresh).square().sum() / fresh.square().sum())
+
+    assert error(found.input_moments["2"]) < 2.5 * error(every @ every.T)
 
 
 @pytest.mark.parametrize("most", [9, 4, 2, 1])

@@ -107,10 +107,12 @@ def test_what_a_class_says_of_its_arguments_is_heard(acsp, argument, error, mess
 def test_a_preview_shows_a_cut_and_leaves_nothing_else(acsp, tmp_path: Path, capsys) -> None:
     acsp("preview", "--config", RECIPE, "--trainer.accelerator=cpu", "--flops=0.5")
     printed = capsys.readouterr().out
-    assert "Preview: nothing was cut" in printed
+    assert "Preview: what a cut would do" in printed
     assert "network.features.stage1.conv1" in printed
     assert [path.name for path in tmp_path.iterdir()] == ["preview"]
-    assert {"report.html", "report.json"} <= {path.name for path in (tmp_path / "preview").iterdir()}
+    assert {"report.html", "report.json", "table.txt"} <= {
+        path.name for path in (tmp_path / "preview").iterdir()
+    }
     record = json.loads((tmp_path / "preview" / "report.json").read_text())
     assert record["epoch"] is None
     assert record["after"]["flops"] <= 0.5 * record["before"]["flops"]
@@ -128,6 +130,8 @@ def test_a_preview_of_a_checkpoint(acsp, tmp_path: Path, capsys) -> None:
 def test_a_preview_that_cannot_be(acsp, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="both fix the volume"):
         acsp("preview", "--config", RECIPE, "--flops=0.5", "--keep=0.5")
+    with pytest.raises(ValueError, match="There was no validation batch to look at"):
+        acsp("preview", "--config", RECIPE, "--trainer.limit_val_batches=0")
     (tmp_path / "taken").write_text("a file")
-    with pytest.raises(ValueError, match="out is 'taken', which cannot be written to"):
+    with pytest.raises(ValueError, match="taken/preview cannot be made or written to"):
         acsp("preview", "--config", RECIPE, "--out=taken")

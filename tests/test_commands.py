@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 from helpers import Classifier, Fit, callback
+from steps import step
 
 from acsp_lightning.cli import main
+from acsp_lightning.report import write_step
 
 # LightningCLI would rather have sys.argv than arguments.
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
@@ -66,8 +68,13 @@ def test_a_report_is_made_again(fit: Fit, tmp_path: Path, capsys: pytest.Capture
 def test_runs_that_cannot_be_reported(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "nothing was cut there" in refused(capsys, "report", tmp_path)
     assert "nowhere does not exist" in refused(capsys, "report", tmp_path / "nowhere")
-    (tmp_path / "report.json").write_text("{}")
-    assert "report.json is no record of a cut" in refused(capsys, "report", tmp_path)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "report.json").write_text("{}")
+    good = write_step(step(), tmp_path / "good")
+    message = refused(capsys, "report", tmp_path)
+    assert message.count("report.json is no record of a cut") == 2
+    assert (good / "report.html").exists(), "one that is broken leaves the others alone"
 
 
 def test_a_folder_that_is_a_file(fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

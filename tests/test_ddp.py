@@ -87,6 +87,7 @@ def check_several(found: Sequence[dict[str, Any]], folder: Path) -> None:
     assert [list(step) for step in first["kept"]] == [["net.conv1"], ["net.conv2"], ["net.fc1"]]
     records = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.json"))
     assert records == [f"records0/cut_after_epoch_{epoch}/report.json" for epoch in range(3)]
+    assert len(list(folder.rglob("report.html"))) == 3
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])

@@ -9,6 +9,8 @@ import pytest
 from helpers import ALL_HALVED, Classifier, Fit, Scripted, callback, only_whole
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
+from acsp_lightning.cli import main
+
 LAYERS = {name: width for name, width in ALL_HALVED.items() if name != "net.fc2"}
 FIGURES = {"acsp/pictures/channels", "acsp/pictures/flops"}
 
@@ -60,6 +62,38 @@ def test_weights_and_biases_offline(fit: Fit, tmp_path: Path, monkeypatch: pytes
     wandb.finish()
     assert {name: summary[name] for name in expected} == expected
     assert len(pictures) >= len(FIGURES)
+
+
+class Homeless(CSVLogger):
+    """Its folder is gone when a cut comes."""
+
+    gone = False
+
+    @property
+    def log_dir(self) -> str:
+        if self.gone:
+            raise RuntimeError("no folder")
+        return super().log_dir
+
+
+class Mover(pl.Callback):
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        Homeless.gone = True
+
+
+def test_a_logger_without_a_folder_costs_a_warning(
+    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Homeless, "gone", False)
+    module = Classifier()
+    with pytest.warns(UserWarning, match="report of the cut could not be given a folder .*no folder"):
+        fit(module, [Mover(), callback()], logger=Homeless(tmp_path), log_every_n_steps=1)
+    assert module.steps == 12
+
+    Homeless.gone = False
+    own = callback(report_dir=tmp_path / "mine")
+    fit(Classifier(), [Mover(), own], logger=Homeless(tmp_path), log_every_n_steps=1)
+    assert (tmp_path / "mine" / "cut_after_epoch_0" / "report.json").is_file()
 
 
 class Broken(CSVLogger):
@@ -123,3 +157,15 @@ def test_views_that_cannot_be_made_do_not_stop_training(
         fit(module, [pruning])
     assert module.steps == 12
     assert pruning.steps[0].views == {}
+
+
+def test_pictures_can_be_drawn_later(
+    fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(Classifier(), [callback(report_pictures=False, report_dir=tmp_path)])
+    folder = tmp_path / "cut_after_epoch_0"
+    assert [path.name for path in folder.iterdir()] == ["report.json"]
+    main(["report", str(tmp_path)])
+    assert {"layer.net.conv1.png", "layer.net.conv2.png", "layer.net.fc1.png"} <= {
+        path.name for path in folder.iterdir()
+    }

@@ -91,6 +91,12 @@ def test_a_part_of_the_data_and_a_dial(fit: Fit) -> None:
     assert not whole.views
 
 
+def test_the_first_of_several_cuts(fit: Fit) -> None:
+    step = preview(trained(fit), val_loader(), HALF, layers=1)
+    assert list(step.layers) == list(step.selections) == list(step.views) == ["net.conv1"]
+    assert step.layers["net.conv1"] == (8, 4)
+
+
 def test_latency_on_request(fit: Fit) -> None:
     step = preview(trained(fit), val_loader(), HALF, latency_batch_sizes=[2])
     assert [found.before.batch_size for found in step.latency] == [2]
@@ -105,7 +111,13 @@ class Empty:
     ("loader", "options", "message"),
     [
         (Empty(), {}, "no batch to look at"),
+        (iter(val_loader()), {}, "which can be read once; a preview reads the batches several times"),
         (val_loader(), {"include": ["net.nothing"]}, "net.nothing"),
+        (val_loader(), {"recovery": "leastsquares"}, "recovery is 'leastsquares'; it must be one of"),
+        (val_loader(), {"recovery_samples": 0}, "recovery_samples is 0; it must be an integer >= 1"),
+        (val_loader(), {"max_batches": 0}, "max_batches is 0"),
+        (val_loader(), {"layers": 0}, "layers is 0"),
+        (val_loader(), {"round_to": 0}, "round_to is 0"),
         (DataLoader([(torch.zeros(1, 6, 6), 0.5)] * 4), {}, "integer class index"),
         (DataLoader([(torch.zeros(1, 6, 6), 0)] * 4), {}, "only class 0"),
     ],

@@ -1,6 +1,6 @@
 """Pairs of classes, as what the separation of any of them is computed from, block by block."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -109,15 +109,21 @@ class ClassPairs:
                     for seconds in torch.split(self.partners[first], step):
                         yield here._block(first, seconds)
 
-    def of_first(self, first: int) -> Iterator[tuple[Tensor, slice]]:
-        """Blocks of the pairs of one class with all after it, each with the places of the others."""
+    def of_first(self, first: int) -> Iterator[tuple[Tensor, slice | Tensor]]:
+        """Blocks of the pairs of one class with those after it, each with the places of the others."""
         classes, positions, num_channels = self.mean.shape
         length = min(positions, max(1, self.room // num_channels))
         step = max(1, self.room // (num_channels * length))
         for here in self._stretches(length):
-            for low in range(first + 1, classes, step):
-                seconds = slice(low, min(low + step, classes))
-                yield here._block(first, seconds), seconds
+            others: Iterable[slice | Tensor]
+            if self.partners is None:
+                lows = range(first + 1, classes, step)
+                others = (slice(low, min(low + step, classes)) for low in lows)
+            else:
+                others = torch.split(self.partners[first], step)
+            for seconds in others:
+                if isinstance(seconds, slice) or len(seconds):
+                    yield here._block(first, seconds), seconds
 
     def _stretches(self, length: int) -> Iterator[Self]:
         """The same pairs at some of the positions, one stretch after the other."""

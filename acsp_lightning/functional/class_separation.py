@@ -22,14 +22,18 @@ class ClassSeparation:
         before: by the best of all channels, JM in [0, 2], float64, (G, G), symmetric; NaN where a range
             of one class meets itself.
         after: by the best of the channels kept, never more.
+        class_pairs: pairs of classes that were looked at; of many a part, drawn at random.
     """
 
     ranges: tuple[tuple[int, int], ...]
     before: Tensor
     after: Tensor
+    class_pairs: int
 
 
-def class_separation(moments: ClassMoments, kept: Tensor, ranges: int = 50) -> ClassSeparation:
+def class_separation(
+    moments: ClassMoments, kept: Tensor, ranges: int = 50, class_pairs: int | None = None, seed: int = 0
+) -> ClassSeparation:
     """Compare what all channels separate with what some of them do.
 
     A channel separates two classes as well as it does at its best position. One exponential for each
@@ -39,11 +43,17 @@ def class_separation(moments: ClassMoments, kept: Tensor, ranges: int = 50) -> C
         moments: of N channels at P positions, at least two samples of each class seen.
         kept: indices of the channels that stay, int64, at least one.
         ranges: G at most, at least 1.
+        class_pairs: look at this many, at least 1; None, or as many as there are: at all. A cell of
+            which no pair is looked at is NaN.
+        seed: of the draw.
 
     Raises:
         ValueError: as :func:`acsp_lightning.functional.compare_channels`.
     """
     pairs = ClassPairs.of(moments)
+    if class_pairs is not None and class_pairs < pairs.number:
+        drawn = torch.randperm(pairs.number, generator=torch.Generator().manual_seed(seed))
+        pairs = pairs.only(drawn[:class_pairs])
     classes = len(pairs.mean)
     seen = torch.nonzero(moments.count).flatten().tolist()
     number = min(ranges, classes)
@@ -60,9 +70,11 @@ def class_separation(moments: ClassMoments, kept: Tensor, ranges: int = 50) -> C
     first, second = torch.triu_indices(classes, classes, offset=1)
     cells = (owner[first] * number + owner[second]).expand(2, -1)
     least = torch.full((2, number * number), torch.inf, dtype=torch.float64)
-    least.scatter_reduce_(1, cells, best[:, first, second].cpu(), "amin")
+    found = best[:, first, second].cpu()
+    found[found < 0] = torch.inf  # not looked at
+    least.scatter_reduce_(1, cells, found, "amin")
     least = least.view(2, number, number)
     least = torch.minimum(least, least.mT)
     before, after = least.masked_fill_(least.isinf(), torch.nan)
     bounds = tuple((seen[low], seen[high - 1]) for low, high in pairwise(edges))
-    return ClassSeparation(bounds, before, after)
+    return ClassSeparation(bounds, before, after, pairs.number)

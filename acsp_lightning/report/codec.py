@@ -3,7 +3,7 @@
 import math
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -74,8 +74,8 @@ def _read(kind: Any, data: Any, where: str) -> Any:
         return _record(kind, data, where)
     if issubclass(kind, Enum):
         return kind(_expect(data in [member.value for member in kind], data, where))
-    if kind is float and isinstance(data, int):
-        return float(data)
+    if kind is float and (data is None or isinstance(data, int)):
+        return math.nan if data is None else float(data)
     return _expect(type(data) is kind, data, where)
 
 
@@ -83,7 +83,12 @@ def _record(kind: Any, data: Any, where: str) -> Any:
     _expect(isinstance(data, dict), data, where)
     hints = get_type_hints(kind)
     names = {field.name for field in fields(kind)}
-    if set(data) != names:
+    needed = {
+        field.name
+        for field in fields(kind)
+        if field.default is MISSING and field.default_factory is MISSING
+    }
+    if not needed <= set(data) <= names:
         raise ValueError(
             f"{where} has the fields {sorted(data)} and must have {sorted(names)}: another version of "
             "acsp_lightning wrote it."

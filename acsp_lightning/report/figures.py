@@ -75,7 +75,7 @@ def summary_figures(step: PruningStep) -> Iterator[tuple[str, Figure]]:
     least = LEAST_SHARE * max(before.values(), default=0)
     flops = {name: (old, after.get(name, 0)) for name, old in before.items() if old >= least}
     small = len(before) - len(flops)
-    rest = f"; left out, with less than {LEAST_SHARE:.0%} of the largest: {small}"
+    rest = f"; {small} layers with less than {LEAST_SHARE:.0%} of the largest are left out"
     yield "flops", bars_figure(flops, f"FLOPs{rest if small else ''}")
 
 

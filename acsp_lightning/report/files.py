@@ -1,6 +1,7 @@
 """The folder of a cut: a record for programs, a page and pictures for people."""
 
 import json
+from itertools import count
 from os import PathLike
 from pathlib import Path
 
@@ -27,10 +28,28 @@ def write_step(step: PruningStep, root: Path) -> Path:
     Raises:
         OSError: if it cannot be written.
     """
-    folder = root / step_folder(step)
+    folder = _own_folder(step, root)
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / RECORD, json.dumps(step.to_dict(), indent=1, allow_nan=False).encode())
     return folder
+
+
+def _own_folder(step: PruningStep, root: Path) -> Path:
+    """A folder that holds no record of another cut: two callbacks may cut in one epoch."""
+    name = step_folder(step)
+    for number in count(2):
+        record = root / name / RECORD
+        if step.epoch is None or not record.exists() or _plan_in(record) == step.plan.to_dict():
+            return record.parent
+        name = f"{step_folder(step)}_{number}"
+    raise AssertionError("there are always more numbers")
+
+
+def _plan_in(record: Path) -> object:
+    try:
+        return json.loads(record.read_text(encoding="utf-8"))["plan"]
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def draw_step(step: PruningStep, folder: Path) -> Path:
@@ -42,10 +61,13 @@ def draw_step(step: PruningStep, folder: Path) -> Path:
     Raises:
         OSError: if a file cannot be written.
     """
-    pictures = {}
+    pictures: dict[str, bytes] = {}
     for name, figure in step_figures(step):
         pictures[name] = png(figure)
         _write(folder / f"{name}.png", pictures[name])
+    for path in folder.glob("*.png"):
+        if path.stem not in pictures:
+            path.unlink()  # of a cut that this one took the place of
     _write(folder / PAGE, step_page(step, pictures).encode())
     return folder / PAGE
 
@@ -70,7 +92,7 @@ def read_step(path: Path) -> PruningStep:
         ValueError: if it is no record of a cut, or one of another version; names the file.
     """
     try:
-        return PruningStep.from_dict(json.loads(path.read_text()))
+        return PruningStep.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
         raise ValueError(f"{path} is no record of a cut: {error}") from error
 

@@ -70,7 +70,7 @@ class PruningStep:
     def title(self) -> str:
         """What this is, in a few words."""
         if self.epoch is None:
-            return "Preview: nothing was cut"
+            return "Preview: what a cut would do"
         return f"Cut after epoch {self.epoch}{', again, at half the depth' if self.again else ''}"
 
     def to_dict(self) -> dict[str, Any]:

@@ -64,6 +64,20 @@ def test_many_classes_share_cells_and_the_worst_pair_counts() -> None:
                 assert float(values[row, column]) == pytest.approx(least, rel=1e-12)
 
 
+def test_a_part_of_the_pairs() -> None:
+    moments = moments_of(11)
+    whole = class_separation(moments, torch.tensor([0, 4]), ranges=3)
+    some = class_separation(moments, torch.tensor([0, 4]), ranges=3, class_pairs=30, seed=1)
+    assert (whole.class_pairs, some.class_pairs) == (55, 30)
+    assert some.ranges == whole.ranges
+    # The least of some pairs is not less than the least of all.
+    assert (some.before >= whole.before).logical_or(some.before.isnan()).all()
+    few = class_separation(moments, torch.tensor([0]), ranges=3, class_pairs=1)
+    assert int(few.before.isfinite().sum()) in (1, 2)
+    same = class_separation(moments, torch.tensor([0, 4]), ranges=3, class_pairs=55)
+    assert torch.equal(same.after, whole.after)
+
+
 def test_nothing_is_lost_with_all_channels_and_never_won() -> None:
     moments = moments_of(6)
     whole = class_separation(moments, torch.arange(5))

@@ -53,7 +53,7 @@ def test_flops_of_layers_that_matter() -> None:
     (axes,) = figures(replace(step(), before=before, after=after))["flops"].axes
     assert [bar.get_width() for bar in axes.containers[0]] == [9_000, 990]
     assert [bar.get_width() for bar in axes.containers[1]] == [4_500, 495]
-    assert axes.get_xlabel() == "FLOPs; left out, with less than 2% of the largest: 1"
+    assert axes.get_xlabel() == "FLOPs; 1 layers with less than 2% of the largest are left out"
 
 
 def test_the_curve_of_the_network() -> None:
@@ -143,7 +143,7 @@ def mapped(points: torch.Tensor, config: SelectionConfig, ranges: int = 2) -> Pr
     """A step whose one group has these channels, of many classes."""
     values = torch.rand(ranges, ranges, dtype=torch.float64)
     bounds = tuple((20 * place, 20 * place + 19) for place in range(ranges))
-    classes = ClassSeparation(bounds, values, values)
+    classes = ClassSeparation(bounds, values, values, class_pairs=1)
     view = GroupView(torch.arange(len(points)), points[:, :2].double(), 0.5, classes)
     return replace(step(), selections={"conv": selected(points, config)}, views={"conv": view})
 

@@ -1,6 +1,7 @@
 """The folder of a cut."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from steps import selection, step, viewed
 from acsp_lightning import PruningPlan, PruningStep
 from acsp_lightning.functional import ChannelSelection
 from acsp_lightning.report import draw_step, find_records, read_step, write_step
+from acsp_lightning.volume import NetworkCurve
 
 
 def test_record_is_plain_json(tmp_path: Path) -> None:
@@ -68,6 +70,39 @@ def test_a_record_reads_as_what_was_written(tmp_path: Path) -> None:
     assert torch.equal(one.places, other.places)
     assert one.classes.ranges == other.classes.ranges
     assert torch.equal(one.classes.before.nan_to_num(9), other.classes.before.nan_to_num(9))
+
+
+def test_two_cuts_of_one_epoch_have_a_folder_each(tmp_path: Path) -> None:
+    first, second = step(), replace(step(), plan=PruningPlan())
+    folders = [write_step(found, tmp_path) for found in (first, second, first, second)]
+    names = ["cut_after_epoch_4", "cut_after_epoch_4_2"]
+    assert [folder.name for folder in folders] == names * 2
+    for folder, found in zip(folders, (first, second), strict=False):
+        assert read_step(folder / "report.json").plan == found.plan
+
+
+def test_pictures_of_a_former_cut_are_removed(tmp_path: Path) -> None:
+    folder = write_step(viewed(), tmp_path)
+    draw_step(viewed(), folder)
+    assert (folder / "layer.conv.png").exists()
+    draw_step(step(), folder)
+    assert not (folder / "layer.conv.png").exists()
+    assert (folder / "channels.png").exists()
+
+
+def test_what_is_not_finite_reads_as_nan(tmp_path: Path) -> None:
+    odd = replace(viewed(), network=NetworkCurve((2.0, 1.0), (0.0, math.inf), None))
+    found = read_step(write_step(odd, tmp_path) / "report.json")
+    assert found.network is not None
+    assert math.isnan(found.network.damage[1])
+
+
+def test_records_from_before_a_field_was_added_are_read(tmp_path: Path) -> None:
+    path = write_step(step(), tmp_path) / "report.json"
+    data = json.loads(path.read_text())
+    del data["views"], data["latency"]
+    path.write_text(json.dumps(data))
+    assert read_step(path).views == {}
 
 
 @pytest.mark.parametrize(

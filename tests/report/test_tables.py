@@ -85,5 +85,5 @@ def test_one_line_says_it_all() -> None:
 
 def test_a_preview_says_that_nothing_was_cut() -> None:
     found = PruningStep(**{**fields(step()), "epoch": None})
-    assert step_table(found).startswith("Preview: nothing was cut")
-    assert headline(found).startswith("Preview: nothing was cut")
+    assert step_table(found).startswith("Preview: what a cut would do")
+    assert headline(found).startswith("Preview: what a cut would do")
