@@ -14,6 +14,7 @@ import yaml
 import acsp_lightning
 import acsp_lightning.functional
 from acsp_lightning import ACSPPruningCallback, SelectionConfig
+from acsp_lightning.card import SNIPPET
 from acsp_lightning.cli import ACSPCommandLine, command_line
 
 ROOT = Path(__file__).parents[1]
@@ -235,3 +236,11 @@ def test_the_citation_is_of_this_version_and_of_the_paper() -> None:
     authors = [author["family-names"] for author in citation["preferred-citation"]["authors"]]
     assert authors == ["Levin", "Singer"]
     assert "2505.13225" in citation["preferred-citation"]["url"]
+
+
+PAGE_OF_EXPORT = [source for _, source in blocks(DOCS / "export.md", "python")]
+
+
+def test_the_manual_has_the_loader_of_the_card() -> None:
+    lines = [[line for line in text.splitlines() if line] for text in (SNIPPET, *PAGE_OF_EXPORT)]
+    assert any(page[: len(lines[0])] == lines[0] for page in lines[1:])
