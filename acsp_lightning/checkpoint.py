@@ -14,6 +14,8 @@ from acsp_lightning.structure.layers import Side, is_consumer, refusal, side_lay
 from acsp_lightning.structure.surgery import parameter_like
 
 M = TypeVar("M", bound=nn.Module)
+# Of a zip archive's entry: PyTorch reads no bytes of a "folder", and gives whatever was in memory.
+FOLDER = 0x10
 SIDES: tuple[Side, Side] = ("out", "in")
 
 
@@ -61,6 +63,8 @@ def check_intact(path: str | PathLike[str]) -> None:
         try:
             with zipfile.ZipFile(file) as archive:
                 for entry in archive.infolist():
+                    if entry.external_attr & FOLDER:
+                        raise zipfile.BadZipFile(f"{entry.filename} is marked as a folder")
                     if entry.CRC:
                         _read_through(archive, entry)
         except Exception as error:

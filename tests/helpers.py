@@ -85,6 +85,17 @@ def same_state(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
     )
 
 
+def equal(a: Any, b: Any) -> bool:
+    """Whether two tensors or plain values are the same to the bit, NaN being NaN."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor) and a.is_floating_point():
+        return (
+            a.shape == b.shape
+            and torch.equal(a.isnan(), b.isnan())
+            and torch.equal(a.nan_to_num(), b.nan_to_num())
+        )
+    return torch.equal(a, b) if isinstance(a, Tensor) else bool(a == b)
+
+
 class ResumableLoader(DataLoader[Any]):
     """Goes on where it was, as Lightning asks of loaders that are to be resumed within an epoch."""
 

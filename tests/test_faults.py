@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import warnings
+import zipfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,17 @@ import helpers
 import lightning.pytorch as pl
 import pytest
 import torch
-from helpers import ALL_HALVED, Classifier, Fit, ResumableLoader, callback, same_state, snapshot, widths
+from helpers import (
+    ALL_HALVED,
+    Classifier,
+    Fit,
+    ResumableLoader,
+    callback,
+    equal,
+    same_state,
+    snapshot,
+    widths,
+)
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
@@ -158,19 +169,17 @@ def kill_many(root: Path) -> None:
         found["batches lost"] += len(set(range(STEPS)) - set(before) - set(after))
         found["batches in all"] += len(before) + len(after)
         result = torch.load(folder / "result.pt", weights_only=True)
-        found["equal to the uninterrupted fit"] += equal(result, whole)
+        found["equal to the uninterrupted fit"] += same(result, whole)
     print(json.dumps({"calls": calls, **found}))
 
 
-def equal(a: Any, b: Any) -> bool:
+def same(a: Any, b: Any) -> bool:
     """Whether two trees of plain data are the same, tensors to the bit."""
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
     if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
     if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return bool(a == b)
+        return len(a) == len(b) and all(map(same, a, b))
+    return equal(a, b)
 
 
 def script(*arguments: Any) -> subprocess.CompletedProcess[str]:
@@ -210,7 +219,7 @@ def test_a_new_interpreter_goes_on(tmp_path: Path) -> None:
     done = script("train", tmp_path / "killed")
     assert done.returncode == 0, done.stderr[-3000:]
     results = [torch.load(tmp_path / n / "result.pt", weights_only=True) for n in ("whole", "killed")]
-    assert equal(*results)
+    assert same(*results)
 
 
 # -- damaged files -------------------------------------------------------------------------------------
@@ -298,6 +307,16 @@ def test_the_trainer_refuses_a_damaged_file(task: str, checkpoint: Path, make_tr
     with pytest.raises(ValueError, match="is damaged"):
         getattr(make_trainer(callback()), task)(module, *loaders, ckpt_path=checkpoint)
     assert same_state(snapshot(module), before)
+
+
+def test_a_tensor_that_is_marked_as_a_folder_is_refused(checkpoint: Path) -> None:
+    """PyTorch would read none of it, and give whatever is in memory."""
+    expected = torch.load(checkpoint, weights_only=True)["state_dict"]
+    content = bytearray(checkpoint.read_bytes())
+    start = zipfile.ZipFile(checkpoint).start_dir
+    place = content.index(b"archive/data/3", start)  # the name, eight bytes behind the attributes
+    content[place - 8] ^= 0x10
+    assert check_damaged(checkpoint, bytes(content), expected)
 
 
 def test_files_without_checksums_load(checkpoint: Path) -> None:

@@ -21,6 +21,7 @@ from helpers import (
     Scripted,
     at_least_six,
     callback,
+    equal,
     only_whole,
     same_state,
     snapshot,
@@ -125,8 +126,7 @@ def differences(a: Any, b: Any, path: str = "") -> list[str]:
         if len(a) != len(b) or (isinstance(a, dict) and a.keys() != b.keys()):
             return [path]
         return [found for key in keys for found in differences(a[key], b[key], f"{path}/{key}")]
-    same = torch.equal(a, b) if isinstance(a, Tensor) else a == b
-    return [] if same else [path]
+    return [] if equal(a, b) else [path]
 
 
 # -- interrupted equals uninterrupted ------------------------------------------------------------------
