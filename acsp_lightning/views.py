@@ -21,8 +21,8 @@ from acsp_lightning.structure.groups import ChannelGroup
 # A picture of more is a blot, and placing them would take longer than the cut.
 MOST_CHANNELS = 400
 
-# Exponentials for the classes that one layer tells apart: some seconds.
-MOST_EXPONENTIALS = 3 * 10**8
+# Exponentials for the classes that one layer tells apart: a second.
+MOST_EXPONENTIALS = 10**8
 
 # All pairs of 64 classes. Of more, a random part puts the channels in the same places, to the eye.
 MOST_PAIRS = 2016

@@ -67,7 +67,8 @@ HOW_TO_READ = (
     "classes, and says how well the channel that is best at it tells them apart (Jeffries-Matusita "
     "distance: 0 not at all, 2 completely): of all channels, of those kept, and what is lost between "
     "the two. Together channels separate more than the best of them, and training can win back what is "
-    "lost. Of many classes neighbours share a cell, which shows the pair that is separated least."
+    "lost. Of many classes neighbours share a cell, which shows the pair that is separated least; of "
+    "very many pairs a random part is looked at."
 )
 
 

@@ -27,6 +27,7 @@ from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.plan import build_plan
 from acsp_lightning.structure.pruning import prune
 from acsp_lightning.structure.refit import prepare_refit
+from acsp_lightning.views import view_groups
 
 CLASSES = 1000
 SAMPLES = 50  # of every class
@@ -90,6 +91,8 @@ def case(grid: int, class_pairs: int | None, recover: int) -> dict[str, Any]:
             targets=None if refit is None else refit.targets,
             budget=allocation.flops_budget(config, before, before),
         )
+    with timed(seconds, "looking"):
+        view_groups(model, groups, activations, chosen.selections)
     kept = {name: selection.kept.tolist() for name, selection in chosen.selections.items()}
     with timed(seconds, "cut"):
         moments = activations.input_moments
@@ -97,7 +100,9 @@ def case(grid: int, class_pairs: int | None, recover: int) -> dict[str, Any]:
             model, build_plan(groups, kept), example, groups=groups, input_moments=moments, refit=refit
         )
     after = measure_complexity(model, (example[0][:1],))
-    whole = sum(seconds[name] for name in ("groups", "targets", "selection", "cut") if name in seconds)
+    whole = sum(
+        seconds[name] for name in ("groups", "targets", "selection", "looking", "cut") if name in seconds
+    )
     return {
         "grid": grid,
         "class pairs": chosen.comparison.class_pairs,
@@ -135,7 +140,8 @@ def main() -> None:
         return
     rows = [in_a_fresh_process(__file__, *found) for found in CASES]
     record(options.out, "cutting", rows)
-    parts = ("groups s", "targets s", "gather_evidence s", "trace_curves s", "damage_curve s", "cut s")
+    parts = ("groups s", "targets s", "gather_evidence s", "trace_curves s", "damage_curve s")
+    parts += ("looking s", "cut s")
     draw_bars(
         options.out / "cutting.png",
         [
