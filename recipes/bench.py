@@ -411,6 +411,7 @@ def draw(cells: dict[tuple[str, ...], list[dict[str, str]]], path: Path) -> None
     figure, axes = pyplot.subplots(1, len(panels), figsize=(5.5 * len(panels), 4.5), squeeze=False)
     for axis, panel in zip(axes[0], panels, strict=True):
         column = "cut" if panel[1].startswith("none") else "tuned"
+        axis.set_prop_cycle(color=pyplot.colormaps["tab20"].colors)
         for method in sorted({key[3] for key in cells if key[:2] == panel}):
             points = sorted(
                 (
