@@ -18,8 +18,7 @@ from acsp_lightning.passes import count_correct
 from acsp_lightning.report import PruningStep
 from acsp_lightning.schedule import check_count, check_patterns, check_recovery
 from acsp_lightning.structure.forward import eager_copy
-from acsp_lightning.structure.pruning import prune
-from acsp_lightning.study import study_cut
+from acsp_lightning.study import make_cut, study_cut
 from acsp_lightning.views import view_groups
 
 
@@ -99,15 +98,7 @@ def preview(
             layers=layers,
         )
         smaller = eager_copy(model)
-        moments = None if recovery == "none" else study.activations.input_moments
-        prune(
-            smaller,
-            study.plan,
-            study.example.traced,
-            groups=study.groups,
-            input_moments=moments,
-            refit=study.refit if recovery == "least_squares" else None,
-        )
+        make_cut(smaller, study, recovery)
         groups, counted = study.groups[:layers], study.example.counted
         selections = {group.name: study.allocation.selections[group.name] for group in groups}
         latency: tuple[LatencyComparison, ...] = ()

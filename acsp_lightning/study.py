@@ -24,6 +24,7 @@ from acsp_lightning.structure.fidelity import prunable_groups
 from acsp_lightning.structure.forward import evaluation_state
 from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.plan import PruningPlan, build_plan
+from acsp_lightning.structure.pruning import prune
 from acsp_lightning.structure.refit import Refit, prepare_refit
 
 
@@ -85,8 +86,7 @@ def study_cut(
         widths: channels to keep of every group, instead of what ``selection`` says of the volume.
 
     Returns:
-        The study; to make the cut, pass its plan, groups and refit to
-        :func:`acsp_lightning.structure.pruning.prune`.
+        The study; :func:`make_cut` makes the cut.
 
     Raises:
         ValueError: if there is no batch, labels are no classes, a class is missing, or the volume that
@@ -141,3 +141,24 @@ def study_cut(
     cut = looked_at[:layers]
     kept = {group.name: allocation.selections[group.name].kept.tolist() for group in cut}
     return Study(example, looked_at, activations, refit, allocation, build_plan(cut, kept), before)
+
+
+def make_cut(model: nn.Module, study: Study, recovery: str) -> None:
+    """Cut the network that was studied, or a copy of it, in place.
+
+    Args:
+        model: the network.
+        study: of it.
+        recovery: "least_squares", "fold" or "none", as in :class:`acsp_lightning.ACSPPruningCallback`.
+
+    Raises:
+        RuntimeError: if forward does not work after the cut; the network is as it was then.
+    """
+    prune(
+        model,
+        study.plan,
+        study.example.traced,
+        groups=study.groups,
+        input_moments=None if recovery == "none" else study.activations.input_moments,
+        refit=study.refit if recovery == "least_squares" else None,
+    )

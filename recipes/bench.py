@@ -34,8 +34,7 @@ from torch import Tensor, nn
 from acsp_lightning import Complexity, SelectionConfig, measure_complexity
 from acsp_lightning.structure.fidelity import prunable_groups
 from acsp_lightning.structure.groups import ChannelGroup
-from acsp_lightning.structure.pruning import prune
-from acsp_lightning.study import Study, study_cut
+from acsp_lightning.study import make_cut, study_cut
 from acsp_lightning.volume import LayerCosts
 from acsp_lightning.zoo import ImageClassifier, ImageFolderDataModule
 
@@ -173,20 +172,6 @@ def keep_for(groups: Sequence[ChannelGroup], whole: Complexity, target: float) -
     return low
 
 
-def apply(network: nn.Module, study: Study, recovery: str) -> None:
-    """Make the cut that was studied."""
-    moments = None if recovery == "none" else study.activations.input_moments
-    refit = study.refit if recovery == "least_squares" else None
-    prune(
-        network,
-        study.plan,
-        study.example.traced,
-        groups=study.groups,
-        input_moments=moments,
-        refit=refit,
-    )
-
-
 def our_steps(bench: Bench, method: Method, target: float, layers: int | None) -> Iterator[Cut]:
     """A method of this package: cuts of ``layers`` groups, first to last."""
     initial = measure_complexity(bench.network, (bench.example,))
@@ -208,7 +193,7 @@ def our_steps(bench: Bench, method: Method, target: float, layers: int | None) -
                 layers=layers,
                 initial=initial,
             )
-            apply(network, study, method.recovery)
+            make_cut(network, study, method.recovery)
 
         yield cut
 
@@ -249,7 +234,7 @@ def run_choice(bench: Bench, name: str, target: float) -> dict[str, Any]:
     widths = {n: s.k for n, s in widths_by.allocation.selections.items()}
     network, start = copy.deepcopy(bench.network), time.perf_counter()
     selection = replace(CRITERIA[name], seed=bench.seed)
-    apply(network, study_cut(network, bench.captured, selection, widths=widths), "least_squares")
+    make_cut(network, study_cut(network, bench.captured, selection, widths=widths), "least_squares")
     seconds = time.perf_counter() - start
     return {"cut": bench.accuracy(network), "seconds": seconds} | measured(bench, network)
 
