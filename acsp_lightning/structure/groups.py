@@ -275,9 +275,13 @@ def _build_graph(model: nn.Module, inputs: tuple[Any, ...]) -> tp.DependencyGrap
                 verbose=False,
             )
         _map_flattened_concats(graph)
-    except ZeroDivisionError:  # in the index maps of a shuffle, the last step
-        _map_indices(graph)
     except Exception as error:
+        # The index maps are the last step. Shuffles divide by zero there, and concatenations of parts
+        # whose width is unknown add None. What is wrong without their maps passes no check of ours.
+        unmapped = isinstance(error, ZeroDivisionError | TypeError)
+        if unmapped and getattr(graph, "module2node", None):
+            _map_indices(graph)
+            return graph
         raise UnsupportedStructureError(
             f"The tracer could not follow {type(model).__name__}.forward: "
             f"{type(error).__name__}: {error}. Its outputs must be tensors (or nested lists, tuples "
@@ -324,7 +328,7 @@ def _map_indices(graph: tp.DependencyGraph) -> None:
     )
     for node in graph.module2node.values():
         for make in makers:  # each passes over nodes that are not of its kind
-            with suppress(ZeroDivisionError):
+            with suppress(ZeroDivisionError, TypeError):
                 make(graph, node)
 
 

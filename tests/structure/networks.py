@@ -337,6 +337,12 @@ def between(middle, **layers):
     return Wired(forward, **{**own, **layers})
 
 
+def cross_stage(net, x):
+    """A residual sum over one half of the channels, concatenated with the other half."""
+    first, second = x.chunk(2, 1)
+    return torch.cat([first + net.inner(first), second], 1)
+
+
 def shuffled(_net, x):
     batch, channels, height, width = x.shape
     return x.view(batch, 2, channels // 2, height, width).transpose(1, 2).reshape(x.shape)
@@ -568,6 +574,9 @@ WHOLE = {
         (3, 8, 8),
         ("b", "c"),
         A,
+    ),
+    "cross_stage": Case(
+        partial(between, cross_stage, inner=nn.Conv2d(4, 4, 1)), (3, 8, 8), ("b", "c"), A
     ),
     "auxiliary": Case(Auxiliary, (3, 8, 8), ("b",), A),
     "chunked": Case(chunked, (3, 8, 8), (), A),
