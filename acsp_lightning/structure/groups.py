@@ -276,17 +276,16 @@ def _build_graph(model: nn.Module, inputs: tuple[Any, ...]) -> tp.DependencyGrap
             )
         _map_flattened_concats(graph)
     except Exception as error:
+        traced = getattr(graph, "module2node", None)
+        if not traced or not isinstance(error, ZeroDivisionError | TypeError):
+            raise UnsupportedStructureError(
+                f"The tracer could not follow {type(model).__name__}.forward: "
+                f"{type(error).__name__}: {error}. Its outputs must be tensors (or nested lists, tuples "
+                "or dicts of them) that depend on the parameters."
+            ) from error
         # The index maps are the last step. Shuffles divide by zero there, and concatenations of parts
         # whose width is unknown add None. What is wrong without their maps passes no check of ours.
-        unmapped = isinstance(error, ZeroDivisionError | TypeError)
-        if unmapped and getattr(graph, "module2node", None):
-            _map_indices(graph)
-            return graph
-        raise UnsupportedStructureError(
-            f"The tracer could not follow {type(model).__name__}.forward: "
-            f"{type(error).__name__}: {error}. Its outputs must be tensors (or nested lists, tuples "
-            "or dicts of them) that depend on the parameters."
-        ) from error
+        _map_indices(graph)
     return graph
 
 
