@@ -54,6 +54,7 @@ COLUMNS = [
     "captured",
     "machine",
 ]
+LEARNING_RATE = 0.01
 DEFAULT = SelectionConfig()
 CRITERIA = {
     "default": DEFAULT,
@@ -142,7 +143,7 @@ class Bench:
         module = ImageClassifier(
             network.train(),
             num_classes=self.options.classes,
-            optimizer=partial(torch.optim.SGD, lr=0.01, momentum=0.9, weight_decay=1e-4),
+            optimizer=partial(torch.optim.SGD, lr=self.options.lr, momentum=0.9, weight_decay=1e-4),
             lr_scheduler=schedule,
             teacher=copy.deepcopy(self.network) if self.options.teacher else None,
         )
@@ -323,6 +324,7 @@ def run(options: argparse.Namespace) -> None:
         tuning = f"layerwise {options.layers}"
     if tuning == "oneshot":
         tuning = f"oneshot {options.epochs}"
+    tuning += "" if options.lr == LEARNING_RATE else f" lr {options.lr:g}"
     tuning += " with teacher" if options.teacher else ""
     for bench in benches(options):
         for target in options.flops:
@@ -435,6 +437,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tuning", choices=["none", "oneshot", "layerwise"], default="none")
     parser.add_argument("--epochs", type=int, default=8, help="of one-shot tuning")
     parser.add_argument("--layers", type=int, default=1, help="groups in a step of layerwise tuning")
+    parser.add_argument("--lr", type=float, default=LEARNING_RATE, help="of tuning, at its start")
     parser.add_argument("--teacher", action="store_true", help="tune with the uncut network as teacher")
     parser.add_argument("--bf16", action="store_true", help="train and test in bfloat16")
     options = parser.parse_args(arguments)
