@@ -12,6 +12,9 @@ channels in every layer by different criteria, and recovers alike. "whole" runs 
 users do, at equal FLOPs. "ablation" takes single parts of the default away. Test pictures are never
 used for choosing. Every run adds a row to OUT/runs.csv; what is there already is not run again. "report"
 prints means and standard deviations and draws OUT/bench.png.
+
+The seconds are those of the cut as this package makes it: all methods but group norm capture the
+pictures and note what the consumers give, also those that look at neither.
 """
 
 import argparse
@@ -38,11 +41,10 @@ from acsp_lightning.study import make_cut, study_cut
 from acsp_lightning.volume import LayerCosts
 from acsp_lightning.zoo import ImageClassifier, ImageFolderDataModule
 
+# What tells rows apart, and what was found.
+SETTING = ["table", "network", "tuning", "precision", "captured", "target", "method"]
 COLUMNS = [
-    "table",
-    "method",
-    "tuning",
-    "target",
+    *SETTING,
     "seed",
     "flops",
     "parameters",
@@ -51,21 +53,13 @@ COLUMNS = [
     "tuned",
     "seconds",
     "epochs",
-    "captured",
     "machine",
 ]
 LEARNING_RATE = 0.01
 DEFAULT = SelectionConfig()
-CRITERIA = {
-    "default": DEFAULT,
-    "largest weight per cluster": replace(DEFAULT, representative="weight"),
-    "paper": replace(SelectionConfig.paper(), criterion="acsp"),
-    "l1": replace(DEFAULT, criterion="l1"),
-    "mean jm": replace(DEFAULT, criterion="mean_jm"),
-    "random": replace(DEFAULT, criterion="random"),
-}
 Batches = list[tuple[Tensor, Tensor]]
 Cut = Callable[[nn.Module], None]
+Cells = dict[tuple[str, ...], list[dict[str, str]]]
 
 
 @dataclass(frozen=True)
@@ -73,14 +67,25 @@ class Method:
     """How channels are selected, what the consumers do, and what says how many stay.
 
     The volume is that of ``SelectionConfig.flops``, or the same share of every layer, at equal FLOPs; or
-    what a knee says.
+    the widths that the default would take for these FLOPs; or what a knee says.
     """
 
     selection: SelectionConfig
     recovery: Literal["least_squares", "fold", "none"] = "least_squares"
-    volume: Literal["flops", "uniform", "knee"] = "flops"
+    volume: Literal["flops", "uniform", "default", "knee"] = "flops"
 
 
+CHOICE = {
+    name: Method(selection, volume="default")
+    for name, selection in {
+        "default": DEFAULT,
+        "largest weight per cluster": replace(DEFAULT, representative="weight"),
+        "paper": replace(SelectionConfig.paper(), criterion="acsp"),
+        "l1": replace(DEFAULT, criterion="l1"),
+        "mean jm": replace(DEFAULT, criterion="mean_jm"),
+        "random": replace(DEFAULT, criterion="random"),
+    }.items()
+}
 WHOLE = {
     "default": Method(DEFAULT),
     "paper": Method(SelectionConfig.paper(), "none", volume="uniform"),
@@ -100,6 +105,9 @@ ABLATION = {
     "grid 4": Method(replace(DEFAULT, grid=4)),
     "every pixel": Method(replace(DEFAULT, grid=None)),
 }
+TABLES: dict[str, dict[str, Method]] = {"choice": CHOICE, "whole": WHOLE, "ablation": ABLATION}
+# Rows of the second table that are no method of this package.
+OTHERS = ["group norm", "control"]
 
 
 @dataclass(frozen=True)
@@ -176,12 +184,15 @@ def keep_for(groups: Sequence[ChannelGroup], whole: Complexity, target: float) -
 def our_steps(bench: Bench, method: Method, target: float, layers: int | None) -> Iterator[Cut]:
     """A method of this package: cuts of ``layers`` groups, first to last."""
     initial = measure_complexity(bench.network, (bench.example,))
-    groups = bench.groups
+    groups, widths = bench.groups, None
     selection = replace(method.selection, seed=bench.seed)
     if method.volume == "flops":
         selection = replace(selection, flops=target)
     if method.volume == "uniform":
         selection = replace(selection, keep=keep_for(groups, initial, target))
+    if method.volume == "default":
+        default = study_cut(bench.network, bench.captured, replace(DEFAULT, flops=target))
+        widths = {name: found.k for name, found in default.allocation.selections.items()}
     names = [group.name for group in groups]
     for start in range(0, len(names), layers or len(names)):
 
@@ -193,6 +204,7 @@ def our_steps(bench: Bench, method: Method, target: float, layers: int | None) -
                 visited=names[:start],
                 layers=layers,
                 initial=initial,
+                widths=widths,
             )
             make_cut(network, study, method.recovery)
 
@@ -229,19 +241,8 @@ def group_norm_steps(bench: Bench, target: float, steps: int) -> Iterator[Cut]:
         yield cut
 
 
-def run_choice(bench: Bench, name: str, target: float) -> dict[str, Any]:
-    """One row of the first table: the channels alone."""
-    widths_by = study_cut(bench.network, bench.captured, replace(DEFAULT, flops=target))
-    widths = {n: s.k for n, s in widths_by.allocation.selections.items()}
-    network, start = copy.deepcopy(bench.network), time.perf_counter()
-    selection = replace(CRITERIA[name], seed=bench.seed)
-    make_cut(network, study_cut(network, bench.captured, selection, widths=widths), "least_squares")
-    seconds = time.perf_counter() - start
-    return {"cut": bench.accuracy(network), "seconds": seconds} | measured(bench, network)
-
-
-def run_whole(bench: Bench, name: str, target: float) -> dict[str, Any]:
-    """One row of the other tables: a method as its users run it, or a variant of the default."""
+def run_method(bench: Bench, name: str, target: float) -> dict[str, Any]:
+    """What one row found: a method cut, and tuned if that is wanted."""
     options, network = bench.options, copy.deepcopy(bench.network)
     layers = options.layers if options.tuning == "layerwise" else None
     steps = 1 if layers is None else -(-len(bench.groups) // layers)
@@ -251,8 +252,7 @@ def run_whole(bench: Bench, name: str, target: float) -> dict[str, Any]:
     elif name == "group norm":
         cuts = group_norm_steps(bench, target, steps)
     else:
-        method = (ABLATION if options.table == "ablation" else WHOLE)[name]
-        cuts = our_steps(bench, method, target, layers)
+        cuts = our_steps(bench, TABLES[options.table][name], target, layers)
     found: dict[str, Any] = {"seconds": 0.0, "epochs": 0}
     for place, cut in enumerate(cuts):
         start = time.perf_counter()
@@ -313,39 +313,45 @@ def known(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def methods_of(options: argparse.Namespace) -> list[str]:
+    """The rows that are asked for: by default all of the table, the control where there is tuning."""
+    rows = list(TABLES[options.table])
+    if options.table == "whole":
+        rows += OTHERS if options.tuning != "none" else OTHERS[:1]
+    return options.methods or rows
+
+
+def tuning_of(options: argparse.Namespace) -> str:
+    """How the networks are tuned, in words."""
+    words = {"layerwise": f"layerwise {options.layers}", "oneshot": f"oneshot {options.epochs}"}
+    tuning = words.get(options.tuning, "none")
+    tuning += "" if options.lr == LEARNING_RATE else f" lr {options.lr:g}"
+    return tuning + (" with teacher" if options.teacher else "")
+
+
 def run(options: argparse.Namespace) -> None:
     """Every run that is missing, each adding its row."""
     path = options.out / "runs.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = {"choice": list(CRITERIA), "ablation": list(ABLATION), "whole": [*WHOLE, "group norm"]}
-    methods = options.methods or rows[options.table]
-    tuning = "none" if options.table == "choice" else options.tuning
-    if tuning == "layerwise":
-        tuning = f"layerwise {options.layers}"
-    if tuning == "oneshot":
-        tuning = f"oneshot {options.epochs}"
-    tuning += "" if options.lr == LEARNING_RATE else f" lr {options.lr:g}"
-    tuning += " with teacher" if options.teacher else ""
     for bench in benches(options):
+        setting = {
+            "table": options.table,
+            "network": options.network.rpartition(".")[2],
+            "tuning": tuning_of(options),
+            "precision": "bf16" if options.bf16 else "float32",
+            "captured": str(sum(len(labels) for _, labels in bench.captured)),
+            "seed": str(bench.seed),
+        }
         for target in options.flops:
-            for name in methods:
-                key = {
-                    "table": options.table,
-                    "method": name,
-                    "tuning": tuning,
-                    "target": f"{target:.3f}",
-                    "seed": str(bench.seed),
-                }
+            for name in methods_of(options):
+                key = setting | {"target": f"{target:.3f}", "method": name}
                 if any(key.items() <= row.items() for row in known(path)):
                     continue
                 pl.seed_everything(bench.seed, verbose=False)
-                work = run_choice if options.table == "choice" else run_whole
-                found = work(bench, name, target)
+                found = run_method(bench, name, target)
                 numbers = {k: f"{v:.3f}" if isinstance(v, float) else v for k, v in found.items()}
-                row = key | numbers | {"captured": sum(len(y) for _, y in bench.captured)}
-                row["machine"] = (
-                    f"{platform.machine()} x{torch.get_num_threads()} torch {torch.__version__}"
-                )
+                machine = f"{platform.machine()} x{torch.get_num_threads()} torch {torch.__version__}"
+                row = key | numbers | {"machine": machine}
                 write_row(path, row)
                 print(row, flush=True)
 
@@ -362,18 +368,22 @@ def write_row(path: Path, row: dict[str, Any]) -> None:
 
 def report(options: argparse.Namespace) -> None:
     """Means and standard deviations over the seeds, and the picture."""
-    cells: dict[tuple[str, ...], list[dict[str, str]]] = {}
+    cells: Cells = {}
     for row in known(options.out / "runs.csv"):
-        cells.setdefault(tuple(row[c] for c in ("table", "tuning", "target", "method")), []).append(row)
-    print("| table | tuning | method | FLOPs | straight after | tuned | seconds | epochs | seeds |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    for (table, tuning, _, method), rows in sorted(cells.items()):
-        flops = statistics.mean(float(row["flops"]) for row in rows)
+        cells.setdefault(tuple(row[column] for column in SETTING), []).append(row)
+    titles = [*SETTING, "FLOPs", "parameters", "straight after", "tuned", "seconds", "epochs", "seeds"]
+    print("| " + " | ".join(titles) + " |")
+    print("|" + "---|" * len(titles))
+    for setting, rows in sorted(cells.items()):
+        fewer = [f"{mean_of(rows, column):.2f}x" for column in ("flops", "parameters")]
         columns = [spread([row[c] for row in rows]) for c in ("cut", "tuned", "seconds")]
-        epochs = rows[0]["epochs"] or "-"
-        line = [table, tuning, method, f"{flops:.2f}x", *columns, epochs, str(len(rows))]
-        print("| " + " | ".join(line) + " |")
+        print("| " + " | ".join([*setting, *fewer, *columns, rows[0]["epochs"], str(len(rows))]) + " |")
     draw(cells, options.out / "bench.png")
+
+
+def mean_of(rows: Sequence[dict[str, str]], column: str) -> float:
+    """Mean of a column."""
+    return statistics.mean(float(row[column]) for row in rows)
 
 
 def spread(values: Sequence[str]) -> str:
@@ -385,37 +395,40 @@ def spread(values: Sequence[str]) -> str:
     return f"{statistics.mean(numbers):.2f}{deviation}"
 
 
-def draw(cells: dict[tuple[str, ...], list[dict[str, str]]], path: Path) -> None:
-    """One panel for each kind of tuning: accuracy against FLOPs, one line per method."""
+def draw(cells: Cells, path: Path) -> None:
+    """One panel for each table and tuning: accuracy against FLOPs, one line for each method."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    kinds = sorted({key[:2] for key in cells})
-    # A line takes two points; the tables have the rest.
-    panels = [kind for kind in kinds if len({key[2] for key in cells if key[:2] == kind}) > 1] or kinds
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(5.5 * len(panels), 4.5), squeeze=False)
-    for axis, panel in zip(axes[0], panels, strict=True):
-        column = "cut" if panel[1].startswith("none") else "tuned"
+    # All but the target and the method.
+    panels = sorted({setting[:-2] for setting in cells})
+    width = min(len(panels), 3)
+    height = -(-len(panels) // width)
+    figure, axes = pyplot.subplots(height, width, figsize=(5.5 * width, 4.5 * height), squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.remove()
+    for axis, panel in zip(axes.flat, panels, strict=False):
+        table, network, tuning, precision, captured = panel
+        column = "cut" if tuning == "none" else "tuned"
         axis.set_prop_cycle(color=pyplot.colormaps["tab20"].colors)
-        for method in sorted({key[3] for key in cells if key[:2] == panel}):
+        for method in sorted({setting[-1] for setting in cells if setting[:-2] == panel}):
             points = sorted(
-                (
-                    statistics.mean(float(row["flops"]) for row in rows),
-                    statistics.mean(float(row[column]) for row in rows),
-                )
-                for key, rows in cells.items()
-                if key[:2] == panel and key[3] == method
+                (mean_of(rows, "flops"), mean_of(rows, column))
+                for setting, rows in cells.items()
+                if setting[:-2] == panel and setting[-1] == method
             )
             axis.plot(*zip(*points, strict=True), marker="o", label=method)
-        axis.set_title(f"{panel[0]}, tuning: {panel[1]}")
+        axis.set_title(
+            f"{table}, tuning: {tuning}\n{network}, {precision}, {captured} captured", fontsize=10
+        )
         axis.set_xlabel("FLOPs, times fewer")
         axis.set_ylabel("test accuracy, %")
-        axis.legend(fontsize="small")
+        axis.legend(fontsize="x-small")
         axis.grid(alpha=0.3)
     figure.tight_layout()
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=100)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -433,7 +446,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--captured-share", type=float, default=0.08, help="of the training pictures")
     parser.add_argument("--flops", type=float, nargs="+", default=[1 / 1.4, 1 / 2.1, 1 / 3])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--methods", nargs="+", help="rows; all by default; whole also has control")
+    parser.add_argument("--methods", nargs="+", help="rows; all by default")
     parser.add_argument("--tuning", choices=["none", "oneshot", "layerwise"], default="none")
     parser.add_argument("--epochs", type=int, default=8, help="of one-shot tuning")
     parser.add_argument("--layers", type=int, default=1, help="groups in a step of layerwise tuning")
@@ -447,6 +460,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for needed in ("weights", "data"):
         if getattr(options, needed) is None:
             parser.error(f"--{needed} is needed for {options.table}")
+    allowed = [*TABLES[options.table], *(OTHERS if options.table == "whole" else [])]
+    for name in options.methods or []:
+        if name not in allowed:
+            parser.error(f"{options.table} has no row {name!r}, but: {', '.join(allowed)}")
     run(options)
 
 

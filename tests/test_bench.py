@@ -48,45 +48,97 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def row_flops(row: dict[str, str]) -> float:
+    return float(row["flops"])
+
+
 def test_the_choice_alone(bench: ModuleType, arguments: list[str], tmp_path: Path) -> None:
-    bench.main(["choice", *arguments])
+    bench.main(["choice", *arguments, "--tuning", "oneshot", "--epochs", "1"])
     found = rows(tmp_path)
-    assert [row["method"] for row in found] == list(bench.CRITERIA)
+    assert [row["method"] for row in found] == list(bench.CHOICE)
     assert len({(row["flops"], row["parameters"]) for row in found}) == 1  # equal widths
-    assert all(row["tuned"] == "" for row in found)
+    assert {row["tuning"] for row in found} == {"oneshot 1"}
+    assert all(row["tuned"] for row in found)
+
+
+def test_single_parts(bench: ModuleType, arguments: list[str], tmp_path: Path) -> None:
+    bench.main(["ablation", *arguments])
+    found = {row["method"]: row for row in rows(tmp_path)}
+    assert list(found) == list(bench.ABLATION)
+    knees = {name for name in found if name.startswith("knee")}
+    for name in found.keys() - knees:
+        assert row_flops(found[name]) >= 1 / TARGET - 1e-3
+    assert not any(row["tuned"] for row in found.values())
 
 
 @pytest.mark.parametrize(
-    "tuning", [["none"], ["oneshot", "--epochs", "1"], ["layerwise", "--layers", "5"]]
+    ("options", "methods", "tuning", "epochs"),
+    [
+        (["none"], ["default", "paper", "l1", "random"], "none", "0"),
+        (["oneshot", "--epochs", "1", "--lr", "0.02"], ["default"], "oneshot 1 lr 0.02", "1"),
+        (["oneshot", "--epochs", "1", "--teacher"], ["control"], "oneshot 1 with teacher", "1"),
+        (["layerwise", "--layers", "5"], ["default", "group norm"], "layerwise 5", "1.000"),
+    ],
 )
-def test_the_whole(bench: ModuleType, arguments: list[str], tmp_path: Path, tuning: list[str]) -> None:
-    others = {"none": ["paper", "l1"], "oneshot": ["control"], "layerwise": ["group norm"]}
-    methods = ["default", *others[tuning[0]]]
-    command = ["whole", *arguments, "--tuning", *tuning, "--methods", *methods]
+def test_the_whole(
+    bench: ModuleType,
+    arguments: list[str],
+    tmp_path: Path,
+    options: list[str],
+    methods: list[str],
+    tuning: str,
+    epochs: str,
+) -> None:
+    command = ["whole", *arguments, "--tuning", *options, "--methods", *methods]
     bench.main(command)
     found = {row["method"]: row for row in rows(tmp_path)}
     assert list(found) == methods
     for name, row in found.items():
         expected = 1.0 if name == "control" else 1 / TARGET
-        assert float(row["flops"]) >= expected - 1e-3
-        assert float(row["flops"]) <= 1.1 * expected
-        assert (row["tuned"] == "") is (tuning == ["none"])
-    assert {row["epochs"] for row in found.values()} == {
-        {"none": "0", "oneshot": "1"}.get(tuning[0], "1.000")
-    }
+        assert row_flops(row) >= expected - 1e-3
+        assert row_flops(row) <= 1.1 * expected
+        assert (row["tuned"] == "") is (tuning == "none")
+        assert (row["tuning"], row["epochs"]) == (tuning, epochs)
+        assert (row["network"], row["captured"]) == ("resnet20", "36")
     bench.main(command)
     assert len(rows(tmp_path)) == len(methods)
+
+
+def test_what_was_varied_makes_a_row_of_its_own(
+    bench: ModuleType, arguments: list[str], tmp_path: Path
+) -> None:
+    command = ["whole", *arguments, "--methods", "l1"]
+    for extra in ([], ["--bf16"], ["--captured-share", "0.25"]):
+        bench.main([*command, *extra])
+    found = [(row["precision"], row["captured"]) for row in rows(tmp_path)]
+    assert found == [("float32", "36"), ("bf16", "36"), ("float32", "18")]
+
+
+def test_tuning_has_a_control(bench: ModuleType, arguments: list[str], tmp_path: Path) -> None:
+    bench.main(["whole", *arguments, "--tuning", "oneshot", "--epochs", "1"])
+    names = [row["method"] for row in rows(tmp_path)]
+    assert names == [*bench.WHOLE, "group norm", "control"]
+
+
+def test_an_unknown_row(
+    bench: ModuleType, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        bench.main(["choice", *arguments, "--methods", "l2"])
+    assert "choice has no row 'l2', but: default, " in capsys.readouterr().err
 
 
 def test_the_report(bench: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for seed, cut in ((0, 90.0), (1, 92.0)):
         row = dict.fromkeys(bench.COLUMNS, "")
         row |= {"table": "whole", "method": "default", "tuning": "none", "target": "0.476"}
-        row |= {"seed": str(seed), "flops": "2.1", "cut": str(cut), "seconds": "10"}
+        row |= {"network": "resnet56", "precision": "float32", "captured": "4000", "epochs": "0"}
+        row |= {"seed": str(seed), "flops": "2.1", "parameters": "1.6", "cut": str(cut), "seconds": "10"}
         bench.write_row(tmp_path / "runs.csv", row)
     bench.main(["report", "--out", str(tmp_path)])
     printed = capsys.readouterr().out
-    assert "| whole | none | default | 2.10x | 91.00 ± 1.41 | - | 10.00 ± 0.00 | - | 2 |" in printed
+    setting = "| whole | resnet56 | none | float32 | 4000 | 0.476 | default | "
+    assert setting + "2.10x | 1.60x | 91.00 ± 1.41 | - | 10.00 ± 0.00 | 0 | 2 |" in printed
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
 
 
