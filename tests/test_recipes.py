@@ -14,7 +14,7 @@ from torch import nn
 from acsp_lightning import SelectionConfig
 from acsp_lightning.cli import main
 from acsp_lightning.structure.fidelity import prunable_groups
-from acsp_lightning.zoo import RestartingStepLR
+from acsp_lightning.zoo import ImageClassifier, RestartingStepLR
 
 RECIPES = {path.stem: path for path in (Path(__file__).parents[1] / "recipes").glob("*.yaml")}
 PUBLISHED = [
@@ -75,7 +75,13 @@ def test_layer_by_layer_visits_every_layer_with_the_published_tuning(name: str) 
     recipe = read(f"{name}_layerwise")
     network = network_of(recipe)
     side = 64 if name.startswith("imagenet") else 32  # widths do not depend on the side
-    layers = len(prunable_groups(network, (torch.randn(2, 3, side, side),)).groups)
+    module = ImageClassifier(network)
+    excluded = callback_arguments(recipe).get("exclude", [])
+    groups = prunable_groups(module, (torch.randn(2, 3, side, side),), exclude=excluded).groups
+    layers = len(groups)
+    # The input layer is left alone.
+    first = next(name for name, layer in module.named_modules() if isinstance(layer, nn.Conv2d))
+    assert first not in {side.layer for group in groups for side in group.producers}
     epochs = callback_arguments(recipe)["epochs"]
     assert callback_arguments(recipe)["layers_per_epoch"] == 1
     assert len(epochs) == layers

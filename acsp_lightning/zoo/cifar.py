@@ -69,7 +69,8 @@ class CIFARDataModule(pl.LightningDataModule):
             return
         try:
             self._source(self.root, download=True)
-        except OSError as error:
+        # RuntimeError: what was fetched is not the archive, by its checksum.
+        except (OSError, RuntimeError) as error:
             raise ConnectionError(
                 f"CIFAR-{self.num_classes} could not be downloaded to {self.root.absolute()}: {error}. "
                 "Unpack the archive there by hand, or name a root that has it."

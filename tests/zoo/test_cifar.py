@@ -94,6 +94,16 @@ def test_a_failed_download_is_told_with_what_to_do(tmp_path: Path, monkeypatch) 
         CIFARDataModule(tmp_path, download=True).prepare_data()
 
 
+def test_a_download_that_is_not_the_archive(tmp_path: Path, monkeypatch) -> None:
+    def save_page(url: str, filename: str) -> None:
+        Path(filename).write_text("<html>Please log in</html>")
+
+    monkeypatch.setattr("torchvision.datasets.utils._urlretrieve", save_page)
+    monkeypatch.setattr("torchvision.datasets.utils._get_redirect_url", lambda url, max_hops: url)
+    with pytest.raises(ConnectionError, match=r"CIFAR-10 could not be downloaded .*corrupted"):
+        CIFARDataModule(tmp_path, download=True).prepare_data()
+
+
 def test_nothing_is_fetched_unless_wanted(tmp_path: Path) -> None:
     CIFARDataModule(tmp_path).prepare_data()
     assert not list(tmp_path.iterdir())
