@@ -376,7 +376,7 @@ def report(options: argparse.Namespace) -> None:
     print("|" + "---|" * len(titles))
     for setting, rows in sorted(cells.items()):
         fewer = [f"{mean_of(rows, column):.2f}x" for column in ("flops", "parameters")]
-        columns = [spread([row[c] for row in rows]) for c in ("cut", "tuned", "seconds")]
+        columns = [spread(rows, column) for column in ("cut", "tuned", "seconds")]
         print("| " + " | ".join([*setting, *fewer, *columns, rows[0]["epochs"], str(len(rows))]) + " |")
     draw(cells, options.out / "bench.png")
 
@@ -386,13 +386,18 @@ def mean_of(rows: Sequence[dict[str, str]], column: str) -> float:
     return statistics.mean(float(row[column]) for row in rows)
 
 
-def spread(values: Sequence[str]) -> str:
-    """Mean and standard deviation as text."""
-    numbers = [float(value) for value in values if value]
-    if not numbers:
+def deviation_of(rows: Sequence[dict[str, str]], column: str) -> float:
+    """Standard deviation of a column; 0 of a single row."""
+    return statistics.stdev(float(row[column]) for row in rows) if len(rows) > 1 else 0.0
+
+
+def spread(rows: Sequence[dict[str, str]], column: str) -> str:
+    """Mean and standard deviation of a column as text, if it was measured."""
+    measured_rows = [row for row in rows if row[column]]
+    if not measured_rows:
         return "-"
-    deviation = f" ± {statistics.stdev(numbers):.2f}" if len(numbers) > 1 else ""
-    return f"{statistics.mean(numbers):.2f}{deviation}"
+    deviation = f" ± {deviation_of(measured_rows, column):.2f}" if len(measured_rows) > 1 else ""
+    return f"{mean_of(measured_rows, column):.2f}{deviation}"
 
 
 def draw(cells: Cells, path: Path) -> None:
@@ -404,26 +409,32 @@ def draw(cells: Cells, path: Path) -> None:
 
     # All but the target and the method.
     panels = sorted({setting[:-2] for setting in cells})
+    colors = pyplot.get_cmap("tab20")
+    methods = sorted({setting[-1] for setting in cells}, key=lambda name: (name != "default", name))
     width = min(len(panels), 3)
     height = -(-len(panels) // width)
-    figure, axes = pyplot.subplots(height, width, figsize=(5.5 * width, 4.5 * height), squeeze=False)
+    figure, axes = pyplot.subplots(
+        height, width, figsize=(5.5 * width, 4.5 * height), squeeze=False, sharex=True
+    )
     for axis in axes.flat[len(panels) :]:
         axis.remove()
     for axis, panel in zip(axes.flat, panels, strict=False):
         table, network, tuning, precision, captured = panel
         column = "cut" if tuning == "none" else "tuned"
-        axis.set_prop_cycle(color=pyplot.colormaps["tab20"].colors)
-        for method in sorted({setting[-1] for setting in cells if setting[:-2] == panel}):
+        for place, method in enumerate(methods):
             points = sorted(
-                (mean_of(rows, "flops"), mean_of(rows, column))
+                (mean_of(rows, "flops"), mean_of(rows, column), deviation_of(rows, column))
                 for setting, rows in cells.items()
                 if setting[:-2] == panel and setting[-1] == method
             )
-            axis.plot(*zip(*points, strict=True), marker="o", label=method)
+            if points:
+                x, y, deviation = zip(*points, strict=True)
+                axis.errorbar(x, y, deviation, marker="o", capsize=3, color=colors(place), label=method)
         axis.set_title(
             f"{table}, tuning: {tuning}\n{network}, {precision}, {captured} captured", fontsize=10
         )
         axis.set_xlabel("FLOPs, times fewer")
+        axis.xaxis.set_tick_params(labelbottom=True)
         axis.set_ylabel("test accuracy, %")
         axis.legend(fontsize="x-small")
         axis.grid(alpha=0.3)
