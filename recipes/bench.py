@@ -323,8 +323,10 @@ def methods_of(options: argparse.Namespace) -> list[str]:
 
 def tuning_of(options: argparse.Namespace) -> str:
     """How the networks are tuned, in words."""
-    words = {"layerwise": f"layerwise {options.layers}", "oneshot": f"oneshot {options.epochs}"}
-    tuning = words.get(options.tuning, "none")
+    if options.tuning == "none":
+        return "none"
+    length = options.layers if options.tuning == "layerwise" else options.epochs
+    tuning = f"{options.tuning} {length}"
     tuning += "" if options.lr == LEARNING_RATE else f" lr {options.lr:g}"
     return tuning + (" with teacher" if options.teacher else "")
 

@@ -52,13 +52,23 @@ def row_flops(row: dict[str, str]) -> float:
     return float(row["flops"])
 
 
-def test_the_choice_alone(bench: ModuleType, arguments: list[str], tmp_path: Path) -> None:
-    bench.main(["choice", *arguments, "--tuning", "oneshot", "--epochs", "1"])
+@pytest.mark.parametrize(
+    ("options", "tuning"),
+    [
+        (["oneshot", "--epochs", "1"], "oneshot 1"),
+        (["layerwise", "--layers", "5"], "layerwise 5"),
+        (["none", "--lr", "0.02", "--teacher"], "none"),  # of tuning, which there is not
+    ],
+)
+def test_the_choice_alone(
+    bench: ModuleType, arguments: list[str], tmp_path: Path, options: list[str], tuning: str
+) -> None:
+    bench.main(["choice", *arguments, "--tuning", *options])
     found = rows(tmp_path)
     assert [row["method"] for row in found] == list(bench.CHOICE)
     assert len({(row["flops"], row["parameters"]) for row in found}) == 1  # equal widths
-    assert {row["tuning"] for row in found} == {"oneshot 1"}
-    assert all(row["tuned"] for row in found)
+    assert {row["tuning"] for row in found} == {tuning}
+    assert all((row["tuned"] == "") is (tuning == "none") for row in found)
 
 
 def test_single_parts(bench: ModuleType, arguments: list[str], tmp_path: Path) -> None:
