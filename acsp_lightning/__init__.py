@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     )
     from acsp_lightning.rehearsal import preview
     from acsp_lightning.report import PruningStep, step_table, write_report
+    from acsp_lightning.settings import Guard, PruningSettings
     from acsp_lightning.structure.forward import UnsupportedStructureError
     from acsp_lightning.structure.plan import PruningPlan
     from acsp_lightning.structure.surgery import apply_plan
@@ -26,10 +27,12 @@ __all__ = [
     "ChannelSelection",
     "Complexity",
     "Exported",
+    "Guard",
     "Latency",
     "LatencyComparison",
     "PrunedCheckpointMixin",
     "PruningPlan",
+    "PruningSettings",
     "PruningStep",
     "SelectionConfig",
     "UnsupportedStructureError",
@@ -52,10 +55,12 @@ _HOMES = {
     "ChannelSelection": "functional",
     "Complexity": "complexity",
     "Exported": "export",
+    "Guard": "settings",
     "Latency": "latency",
     "LatencyComparison": "latency",
     "PrunedCheckpointMixin": "checkpoint",
     "PruningPlan": "structure.plan",
+    "PruningSettings": "settings",
     "PruningStep": "report",
     "SelectionConfig": "functional",
     "UnsupportedStructureError": "structure.forward",

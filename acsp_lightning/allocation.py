@@ -8,7 +8,7 @@ from torch import nn
 from acsp_lightning.capture import Activations
 from acsp_lightning.complexity import Complexity
 from acsp_lightning.damage import DamageCurve, candidate_widths, damage_curve
-from acsp_lightning.evidence import Comparison, gather_evidence
+from acsp_lightning.evidence import Comparison, Evidence, gather_evidence
 from acsp_lightning.functional import (
     ChannelCurves,
     ChannelSelection,
@@ -38,11 +38,13 @@ class Allocation:
 
     Attributes:
         selections: a selection for each group, by name.
+        evidence: what the selections rest on, by name of the group.
         comparison: what the distances between channels rest on, in the worst case of all groups.
         network: the curve of the whole network; None if every group was decided by itself.
     """
 
     selections: Mapping[str, ChannelSelection]
+    evidence: Mapping[str, Evidence]
     comparison: Comparison
     network: NetworkCurve | None = None
 
@@ -57,7 +59,7 @@ def select_groups(
     targets: Mapping[str, Target] | None = None,
     round_to: int = 1,
     budget: float | None = None,
-    widths: Mapping[str, WidthDecision] | None = None,
+    decisions: Mapping[str, WidthDecision] | None = None,
 ) -> Allocation:
     """Select the channels of every group that stay.
 
@@ -71,7 +73,8 @@ def select_groups(
             every output counts by its own energy.
         round_to: every width is raised to a multiple of this.
         budget: FLOPs that all layers together may have after the cut; None: a knee decides.
-        widths: decisions already made for every group, by name, as from :func:`decided`; None: decide.
+        decisions: already made, for at least these groups, by name, as from :func:`as_decisions`; None:
+            decide.
 
     Returns:
         The selections, with the curve of the network where ``config.curve`` is "damage".
@@ -84,7 +87,8 @@ def select_groups(
         group.name: gather_evidence(model, group, activations, config)
         for group in tracked(groups, "Comparing channels")
     }
-    if widths is None and config.keep is not None:
+    widths: Mapping[str, WidthDecision] | None = decisions
+    if decisions is None and config.keep is not None:
         widths = {g.name: width_of_share(g.width, config, round_to=round_to) for g in groups}
     weighted = config.weighting == "contribution"
     candidates = {
@@ -101,10 +105,10 @@ def select_groups(
         name: trace_curves(found.distances, found.contributions if weighted else None, ks[name])
         for name, found in tracked(evidence.items(), "Clustering channels")
     }
-    decisions: Mapping[str, WidthDecision] = {}
+    chosen: Mapping[str, WidthDecision] = {}
     network: NetworkCurve | None = None
     if widths is not None:
-        decisions = widths
+        chosen = widths
     elif by_damage:
         damage = {
             group.name: damage_curve(
@@ -112,9 +116,9 @@ def select_groups(
             )
             for group in tracked(groups, "Weighing widths")
         }
-        network, decisions = _least_damage(damage, LayerCosts(groups, layer_flops), config, budget)
+        network, chosen = _least_damage(damage, LayerCosts(groups, layer_flops), config, budget)
     elif budget is not None:
-        decisions = _one_level(curves, LayerCosts(groups, layer_flops), config, round_to, budget)
+        chosen = _one_level(curves, LayerCosts(groups, layer_flops), config, round_to, budget)
     selections = {
         name: select_channels(
             found.distances,
@@ -124,14 +128,14 @@ def select_groups(
             separability=found.separability,
             round_to=round_to,
             curves=curves[name],
-            k=decisions.get(name),
+            k=chosen.get(name),
         )
         for place, (name, found) in enumerate(evidence.items())
     }
     comparisons = [found.comparison for found in evidence.values()]
     nothing = Comparison(classes=0, unseen=0, class_pairs=0, sampling_error=0.0)
     worst = max(comparisons, key=lambda comparison: comparison.sampling_error, default=nothing)
-    return Allocation(selections, worst, network)
+    return Allocation(selections, evidence, worst, network)
 
 
 def expected_wait(
@@ -163,13 +167,13 @@ def _least_damage(
         reached = widths_within(stages, damage, costs, budget)
         if reached is None:
             raise ValueError(_unreachable(config, budget, stages[-1].flops))
-        return network, decided(reached, WidthReason.LEAST_DAMAGE)
+        return network, as_decisions(reached, WidthReason.LEAST_DAMAGE)
     if network.knee is None:
-        return network, decided(stages[0].widths, WidthReason.NO_NETWORK_KNEE)
-    return network, decided(stages[network.knee].widths, WidthReason.NETWORK_KNEE)
+        return network, as_decisions(stages[0].widths, WidthReason.NO_NETWORK_KNEE)
+    return network, as_decisions(stages[network.knee].widths, WidthReason.NETWORK_KNEE)
 
 
-def decided(widths: Mapping[str, int], reason: WidthReason) -> dict[str, WidthDecision]:
+def as_decisions(widths: Mapping[str, int], reason: WidthReason) -> dict[str, WidthDecision]:
     """Widths as decisions, all for one reason."""
     return {name: WidthDecision(k, None, reason) for name, k in widths.items()}
 

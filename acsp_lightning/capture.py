@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d
 from torch.utils.hooks import RemovableHandle
 
-from acsp_lightning.functional import ClassMoments, ClassSums
+from acsp_lightning.functional import ClassMoments, ClassSums, WidthDecision
 from acsp_lightning.structure.groups import ChannelGroup, input_spread
 from acsp_lightning.structure.layers import channel_dim
 
@@ -96,18 +96,18 @@ class Captured:
     """What waits between a validation and its cut.
 
     Attributes:
-        epoch: zero-based epoch of the validation.
+        epoch: zero-based epoch of the validation; None outside of a fit.
         groups: groups of channels that the cut may take.
         activations: what was captured of them.
         metric: value of the accuracy guard's metric in this validation; None without a guard.
-        widths: channels to keep of every group, by name; None: yet to be decided.
+        decisions: how many channels of every group stay, by name; None: yet to be decided.
     """
 
-    epoch: int
+    epoch: int | None
     groups: tuple[ChannelGroup, ...]
     activations: Activations
     metric: float | None = None
-    widths: Mapping[str, int] | None = None
+    decisions: Mapping[str, WidthDecision] | None = None
 
 
 def merge_activations(parts: Iterable[Activations]) -> Activations:

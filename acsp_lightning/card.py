@@ -35,7 +35,7 @@ def load(model, path, prefix=""):
 
 PAPER = "[arXiv 2505.13225](https://arxiv.org/abs/2505.13225)"
 # Of the callback: no network depends on them, and a folder is nobody else's business.
-ASIDE = {"read_batch", "report_dir", "report_pictures", "latency_batch_sizes"}
+ASIDE = {"read_batch", "report_dir", "report_plots", "latency_batch_sizes"}
 UNKNOWN = "not measured"
 
 
@@ -81,9 +81,9 @@ def callback_settings(callback: object) -> dict[str, Any]:
         if name in ASIDE:
             continue
         if is_dataclass(value):
-            usual = parameter.default
+            usual = None if parameter.default is None else vars(parameter.default)
             given = {field.name: getattr(value, field.name) for field in fields(value)}
-            found |= {f"{name}.{k}": v for k, v in given.items() if v != getattr(usual, k)}
+            found |= {f"{name}.{k}": v for k, v in given.items() if usual is None or v != usual[k]}
         elif _listed(value) != _listed(parameter.default):
             found[name] = _listed(value)
     return found

@@ -4,6 +4,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -55,7 +56,9 @@ class CommandLineTrainer(pl.Trainer):
         if settings is None:
             settings = ACSPPruningCallback(epochs=[0])
             callbacks.append(settings)
-        looking = PreviewCallback(settings, flops, keep)
+        if flops is not None or keep is not None:
+            settings.selection = replace(settings.selection, flops=flops, keep=keep)
+        looking = PreviewCallback(settings)
         callbacks.append(looking)
         with warnings.catch_warnings():
             # Of checkpoints that are saved elsewhere from now on; a preview saves none.

@@ -36,7 +36,7 @@ def rewrap(trainer: pl.Trainer) -> None:
         strategy._pl_static_graph_delay_done = False
 
 
-def save_uncut(trainer: pl.Trainer, epoch: int) -> None:
+def save_uncut(trainer: pl.Trainer, epoch: int | None) -> None:
     """Write a checkpoint of the network before a cut beside those of the first ModelCheckpoint.
 
     The fit goes on without it where the file cannot be written.

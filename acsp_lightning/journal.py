@@ -1,6 +1,6 @@
 """What people hear of a cut during a fit: log lines, warnings, scalars, and a folder of files."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -8,9 +8,10 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from acsp_lightning.complexity import Complexity
-from acsp_lightning.functional import SelectionConfig, WidthReason
+from acsp_lightning.functional import WidthReason
 from acsp_lightning.guard import Outcome
 from acsp_lightning.logbook import log_cut, log_undone, takes_pictures
+from acsp_lightning.progress import warn_on_error
 from acsp_lightning.report import (
     PruningStep,
     draw_step,
@@ -20,15 +21,14 @@ from acsp_lightning.report import (
     verdict_line,
     write_step,
 )
+from acsp_lightning.settings import PruningSettings
 
 T = TypeVar("T")
 
-LONG = 30.0  # seconds after which people begin to wonder
+WITHOUT_REPORT = "Training goes on without it."
 
 
-def announce_cut(
-    trainer: pl.Trainer, step: PruningStep, report_dir: str | Path | None, pictures: bool
-) -> None:
+def announce_cut(trainer: pl.Trainer, step: PruningStep, settings: PruningSettings) -> None:
     """Tell of a cut in one log line, warn of layers without a knee, and write the report."""
     rank_zero_info(headline(step))
     reasons = {name: selection.reason for name, selection in step.selections.items()}
@@ -44,26 +44,14 @@ def announce_cut(
             f"The curve of {', '.join(whole)} has no knee; without one every channel is kept. Set "
             "selection.keep or selection.flops to say how much to cut."
         )
-    report_cut(trainer, step, report_dir, pictures)
+    report_cut(trainer, step, settings)
     if trainer.is_global_zero:
-        wanted = pictures and takes_pictures(trainer)
-        figures = surely(lambda: dict(summary_figures(step)), "drawn") if wanted else None
+        wanted = settings.report_plots and takes_pictures(trainer)
+        figures = _surely(lambda: dict(summary_figures(step)), "drawn") if wanted else None
         log_cut(trainer, step, figures or {})
 
 
-def announce_wait(seconds: float, selection: SelectionConfig) -> None:
-    """Say how long comparing the channels of all layers will take, where that is long."""
-    if seconds > LONG:
-        advice = "fewer" if selection.class_pairs else "only N pairs of classes, drawn at random"
-        rank_zero_info(
-            f"Comparing the channels of all layers will take about {seconds:.0f} s; "
-            f"selection.class_pairs=N compares {advice}."
-        )
-
-
-def announce_verdict(
-    trainer: pl.Trainer, step: PruningStep, report_dir: str | Path | None, pictures: bool
-) -> None:
+def announce_verdict(trainer: pl.Trainer, step: PruningStep, settings: PruningSettings) -> None:
     """Tell what the accuracy guard did, and write the report of the cut anew."""
     rank_zero_info(verdict_line(step))
     if step.verdict is not None and step.verdict.outcome is Outcome.UNJUDGED:
@@ -71,7 +59,7 @@ def announce_verdict(
             f"The fit ended before the cut after epoch {step.epoch} could be judged; it stays. Train "
             "longer, or cut earlier."
         )
-    report_cut(trainer, step, report_dir, pictures)
+    report_cut(trainer, step, settings)
     if step.undone:
         log_undone(trainer, step)
 
@@ -83,18 +71,27 @@ def announce_end(steps: Sequence[PruningStep], final: Complexity, accuracy: floa
         rank_zero_info("\n" + summary_table(standing, final, accuracy))
 
 
-def report_cut(
-    trainer: pl.Trainer, step: PruningStep, report_dir: str | Path | None, pictures: bool
-) -> None:
+def announce_missed(epochs: Collection[int]) -> None:
+    """Warn of cuts that were asked for and could not be made."""
+    if epochs:
+        rank_zero_warn(
+            f"No cut was made after epoch {', '.join(map(str, sorted(epochs)))}: the fit ended before "
+            "it. Train longer, or cut earlier."
+        )
+
+
+def report_cut(trainer: pl.Trainer, step: PruningStep, settings: PruningSettings) -> None:
     """Write the record of a cut, its pictures and its page; a fit goes on without what fails."""
     if not trainer.is_global_zero:
         return
-    folder = surely(lambda: Path(report_dir or Path(_log_dir(trainer), "acsp")), "given a folder")
+    folder = _surely(
+        lambda: Path(settings.report_dir or Path(_log_dir(trainer), "acsp")), "given a folder"
+    )
     if folder is None:
         return
-    own = surely(lambda: write_step(step, folder), f"written to {folder}")
-    if own is not None and pictures:
-        surely(lambda: draw_step(step, own), f"drawn in {own}")
+    own = _surely(lambda: write_step(step, folder), f"written to {folder}")
+    if own is not None and settings.report_plots:
+        _surely(lambda: draw_step(step, own), f"drawn in {own}")
 
 
 def _log_dir(trainer: pl.Trainer) -> str:
@@ -104,13 +101,6 @@ def _log_dir(trainer: pl.Trainer) -> str:
     return found or trainer.default_root_dir
 
 
-def surely(work: Callable[[], T], done: str) -> T | None:
+def _surely(work: Callable[[], T], done: str) -> T | None:
     """The result of ``work``; None, with a warning, where it fails: no fit dies of its report."""
-    try:
-        return work()
-    except Exception as error:
-        rank_zero_warn(
-            f"The report of the cut could not be {done} ({type(error).__name__}: {error}). Training "
-            "goes on without it."
-        )
-        return None
+    return warn_on_error(work, f"The report of the cut could not be {done}", WITHOUT_REPORT)

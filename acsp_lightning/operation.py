@@ -1,42 +1,106 @@
 """The network of a running fit changes its shape: the cut, the way back, and all who have to know."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import nn
 
-from acsp_lightning.capture import Activations
 from acsp_lightning.companions import averaged_copies, reset_monitors, rewrap
-from acsp_lightning.ranks import copy_of_first, together
+from acsp_lightning.loaders import training_batches, validation_batches
+from acsp_lightning.passes import recalibrate_batchnorm
+from acsp_lightning.pipeline import Recovery, prune_network
+from acsp_lightning.proposal import Proposal
+from acsp_lightning.ranks import copy_of_first, decided_on_first, is_first, together
+from acsp_lightning.settings import PruningSettings
 from acsp_lightning.snapshot import Snapshot, restore_snapshot, take_snapshot
-from acsp_lightning.structure.groups import ChannelGroup
+from acsp_lightning.structure.forward import eager_copy, random_state_restored
 from acsp_lightning.structure.optimizer import carry_optimizer
 from acsp_lightning.structure.plan import PruningPlan
-from acsp_lightning.structure.pruning import prune
-from acsp_lightning.structure.refit import Refit, prepare_refit
+from acsp_lightning.structure.refit import prepare_refit
 from acsp_lightning.structure.surgery import check_plan
 
+T = TypeVar("T")
 
-def cut_in_fit(
-    trainer: pl.Trainer,
-    plan: PruningPlan,
-    groups: Sequence[ChannelGroup],
-    example: tuple[Any, ...],
-    activations: Activations | None,
-    refit: Refit | None = None,
-) -> None:
-    """Cut the network and its averaged copies, and let the optimizers follow.
+
+class FitSite:
+    """A running fit, between two epochs, as the place of a cut.
 
     Args:
-        trainer: in the fit, between two epochs.
-        plan: what to keep; the same on every process.
-        groups: the groups that the plan was built from.
-        example: arguments of forward, to try the network with after the cut.
-        activations: what was captured, to be folded into the consumers; None: nothing is.
-        refit: what the consumers are fitted to afterwards, on the first process; None on the others,
-            which get their weights by :func:`share_consumers`, and where nothing is fitted.
+        trainer: of the fit.
+        settings: what is cut, and how.
+        before_cut: called when all is decided and nothing is changed yet.
+
+    Attributes:
+        is_cut: whether the cut was made.
+    """
+
+    def __init__(
+        self,
+        trainer: pl.Trainer,
+        settings: PruningSettings,
+        before_cut: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.is_cut = False
+        self._trainer = trainer
+        self._settings = settings
+        self._before_cut = before_cut
+
+    @property
+    def network(self) -> nn.Module:
+        """The LightningModule."""
+        return self._trainer.lightning_module
+
+    @property
+    def is_rank_zero(self) -> bool:
+        """Whether this is the first process."""
+        return is_first()
+
+    def on_all_ranks(self, work: Callable[[], T]) -> list[T]:
+        """Results of ``work`` on every process; where it fails on one, it fails on all."""
+        return together(work)
+
+    def on_rank_zero(self, work: Callable[[], T]) -> T:
+        """The result of ``work`` on the first process, on every process."""
+        return decided_on_first(work)
+
+    def batches(self) -> Iterable[Any]:
+        """The validation batches of this process that are captured."""
+        return validation_batches(self._trainer, self._settings.max_batches)
+
+    def uncut(self) -> nn.Module:
+        """A copy of the network, which is about to be cut in place."""
+        return eager_copy(self.network)
+
+    def inform(self, message: str) -> None:
+        """Log a message."""
+        rank_zero_info(message)
+
+    def prune(self, proposal: Proposal, recovery: Recovery) -> nn.Module:
+        """Cut the network and its averaged copies; optimizers, wrappers and monitors follow."""
+        trainer = self._trainer
+        self._before_cut()
+        together(lambda: _cut(trainer, proposal, recovery))
+        if recovery.refits:
+            share_consumers(trainer, proposal.plan)
+        if self._settings.batchnorm_batches and proposal.plan:
+            together(self._recalibrate)
+        self.is_cut = True
+        settle(trainer, forget_monitors=self._settings.reset_monitors)
+        return self.network
+
+    def _recalibrate(self) -> None:
+        with random_state_restored():
+            batches = training_batches(self._trainer)
+            inputs = (self._settings.read_batch(batch)[0] for batch in batches)
+            recalibrate_batchnorm(self.network, inputs, self._settings.batchnorm_batches)
+
+
+def _cut(trainer: pl.Trainer, proposal: Proposal, recovery: Recovery) -> None:
+    """Cut the network and its averaged copies, and let the optimizers follow.
 
     Raises:
         ValueError: if the plan does not fit the network or one of its copies; nothing is cut then.
@@ -44,13 +108,12 @@ def cut_in_fit(
     """
     copies = list(averaged_copies(trainer))
     for copy in copies:
-        check_plan(copy, plan)
-    moments = None if activations is None else activations.input_moments
-    module = trainer.lightning_module
-    replacements = prune(module, plan, example, groups=groups, input_moments=moments, refit=refit)
+        check_plan(copy, proposal.plan)
+    replacements = prune_network(trainer.lightning_module, proposal, recovery)
+    refit = recovery.refit
     for copy in copies:
         own = refit and prepare_refit(copy, refit.targets, refit.inputs)
-        prune(copy, plan, None, groups=groups, input_moments=moments, refit=own)
+        prune_network(copy, proposal, replace(recovery, refit=own), tried=False)
     dropped = [
         name for optimizer in trainer.optimizers for name in carry_optimizer(optimizer, replacements)
     ]

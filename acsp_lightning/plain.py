@@ -10,7 +10,13 @@ from torch import Tensor
 from acsp_lightning.capture import Activations, Captured, InputMoments
 from acsp_lightning.complexity import Complexity
 from acsp_lightning.evidence import Comparison
-from acsp_lightning.functional import ChannelSelection, ClassSeparation, ClassSums, WidthReason
+from acsp_lightning.functional import (
+    ChannelSelection,
+    ClassSeparation,
+    ClassSums,
+    WidthDecision,
+    WidthReason,
+)
 from acsp_lightning.guard import Outcome, Trial, Verdict
 from acsp_lightning.latency import Latency, LatencyComparison
 from acsp_lightning.report import PruningStep
@@ -45,6 +51,7 @@ RECORDS: dict[str, type] = {
         Snapshot,
         Trial,
         Verdict,
+        WidthDecision,
         WidthReason,
     )
 }

@@ -1,40 +1,31 @@
 """A preview in the Trainer's own validation: devices, data hooks and checkpoints as in a fit."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 
 from acsp_lightning.bars import display_of
-from acsp_lightning.callback import ACSPPruningCallback
 from acsp_lightning.loaders import validation_batches
 from acsp_lightning.progress import shown_by
-from acsp_lightning.rehearsal import preview
+from acsp_lightning.rehearsal import preview_cut
 from acsp_lightning.report import PruningStep
+from acsp_lightning.settings import PruningSettings
 
 
 class PreviewCallback(pl.Callback):
     """Previews a cut at the end of a stand-alone validation.
 
     Args:
-        settings: says what would be cut, and how; ``epochs``, ``batchnorm_batches`` and the guard do not
-            count. With ``layers_per_epoch`` it is the first cut that is previewed.
-        flops: share of the FLOPs that would stay, instead of what the settings say.
-        keep: share of every layer's channels that would stay, instead of that.
+        settings: says what would be cut, and how, as in :func:`acsp_lightning.preview`.
 
     Attributes:
         step: what the cut would do; None before the validation has ended.
     """
 
-    def __init__(
-        self, settings: ACSPPruningCallback, flops: float | None = None, keep: float | None = None
-    ) -> None:
+    def __init__(self, settings: PruningSettings) -> None:
         self.settings = settings
-        self.selection = settings.selection
-        if flops is not None or keep is not None:
-            self.selection = replace(settings.selection, flops=flops, keep=keep)
         self.step: PruningStep | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -47,23 +38,12 @@ class PreviewCallback(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Look at the network as it is."""
-        settings = self.settings
         # The Trainer validates under inference mode, whose tensors nothing can be traced with.
         with torch.inference_mode(False), torch.enable_grad(), shown_by(display_of(trainer)):
-            self.step = preview(
+            self.step = preview_cut(
                 pl_module,
                 _ValidationBatches(trainer),
-                self.selection,
-                include=settings.include,
-                exclude=settings.exclude,
-                residual=settings.residual,
-                recovery=settings.recovery,
-                recovery_samples=settings.recovery_samples,
-                round_to=settings.round_to,
-                max_batches=settings.max_batches,
-                read_batch=settings.read_batch,
-                latency_batch_sizes=settings.latency_batch_sizes,
-                layers=settings.layers_per_epoch,
+                self.settings,
             )
 
 

@@ -1,19 +1,23 @@
 """The accuracy guard at work: the last cut of a fit is watched, and undone if it does not pay."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from acsp_lightning.allocation import halved_widths
+from acsp_lightning.allocation import as_decisions, halved_widths
 from acsp_lightning.capture import Captured
-from acsp_lightning.guard import Guard, Outcome, Trial, Verdict
+from acsp_lightning.functional import WidthReason
+from acsp_lightning.guard import Outcome, Trial, Verdict
 from acsp_lightning.operation import snapshot_of_fit, undo_in_fit
 from acsp_lightning.ranks import decided_on_first, together
 from acsp_lightning.report import PruningStep
 from acsp_lightning.schedule import check_alone
+from acsp_lightning.settings import Guard
 
 
 class Probation:
@@ -41,7 +45,7 @@ class Probation:
         """Check that the cuts after ``epochs`` can be judged, and undone without harm to others."""
         self._epochs = None if trainer.max_epochs in (None, -1) else trainer.max_epochs
         if self._guard is not None:
-            self._guard.check_epochs(epochs, self._epochs, trainer.check_val_every_n_epoch or 1)
+            check_judged(self._guard, epochs, self._epochs, trainer.check_val_every_n_epoch or 1)
             check_alone(callback, trainer)
 
     def forget(self) -> None:
@@ -50,7 +54,7 @@ class Probation:
 
     def resume(self, trial: Trial | None) -> None:
         """Go on with a trial out of a checkpoint, if it is one of this guard's."""
-        if trial is not None and (self._guard is None or not self._guard.waits(trial)):
+        if trial is not None and (self._guard is None or not _waits(self._guard, trial)):
             rank_zero_warn(
                 f"In the checkpoint a cut waits to be judged by {trial.monitor!r} ({trial.mode}), but "
                 "this callback has another guard or none: the cut stays."
@@ -73,7 +77,7 @@ class Probation:
         if guard is None:
             return None
         if captured:
-            return together(lambda: guard.value(metrics))[0]
+            return together(lambda: monitored_value(guard, metrics))[0]
         if guard.monitor not in metrics:
             if self._stale is not None:  # for whoever else looks at it
                 metrics[guard.monitor] = self._stale
@@ -118,7 +122,7 @@ class Probation:
         outcome = Outcome.LEFT if step.again else Outcome.UNJUDGED
         if trial.after is not None:
             before, after = trial.before, trial.after
-            accepted = decided_on_first(lambda: guard.accepts(before, after))
+            accepted = decided_on_first(lambda: accepts(guard, before, after))
             outcome = Outcome.RECOVERED if accepted else Outcome.LEFT
         again: Captured | None = None
         if outcome is Outcome.LEFT:
@@ -127,7 +131,8 @@ class Probation:
             if widths and not step.again and self._leaves_time(trainer, next_epoch):
                 outcome = Outcome.HALVED
                 groups = tuple(group for group in trial.captured.groups if group.name in widths)
-                again = replace(trial.captured, groups=groups, widths=widths)
+                decisions = as_decisions(widths, WidthReason.HALVED)
+                again = replace(trial.captured, groups=groups, decisions=decisions)
         verdict = Verdict(guard.monitor, trial.before, trial.after, outcome)
         return replace(step, verdict=verdict), again
 
@@ -139,3 +144,70 @@ class Probation:
             return False
         steps = self.patience * -(-trainer.num_training_batches // trainer.accumulate_grad_batches)
         return trainer.max_steps == -1 or trainer.global_step + steps <= trainer.max_steps
+
+
+def monitored_value(guard: Guard, metrics: Mapping[str, Tensor]) -> float:
+    """The guard's metric in the validation that was captured.
+
+    Raises:
+        ValueError: if it was not logged, and says what was; or if it is not finite.
+    """
+    if guard.monitor not in metrics:
+        raise ValueError(
+            f"monitor is {guard.monitor!r}, not logged in the validation that was captured; "
+            f"logged were {', '.join(map(repr, sorted(metrics))) or 'no metrics'}. Name one of "
+            "them, or log it in every validation."
+        )
+    value = float(metrics[guard.monitor])
+    if not math.isfinite(value):
+        raise ValueError(
+            f"{guard.monitor!r} is {value} in the validation that was captured, and max_drop needs a "
+            "finite value to compare with: look at the learning rate, or prune earlier."
+        )
+    return value
+
+
+def accepts(guard: Guard, before: float, after: float) -> bool:
+    """Whether the drop from ``before`` to ``after`` is allowed; never if ``after`` is NaN."""
+    return (before - after if guard.mode == "max" else after - before) <= guard.max_drop
+
+
+def _waits(guard: Guard, trial: Trial) -> bool:
+    """Whether a trial, perhaps out of a checkpoint, is one of this guard's."""
+    return (trial.monitor, trial.mode) == (guard.monitor, guard.mode)
+
+
+def check_judged(guard: Guard, epochs: Sequence[int], max_epochs: int | None, every: int = 1) -> None:
+    """Check that every cut can be judged before the next capture, and before the fit ends.
+
+    Args:
+        guard: whose patience it takes.
+        epochs: zero-based epochs whose validation is captured.
+        max_epochs: of the fit; None: not known.
+        every: a validation comes every so many epochs.
+
+    Raises:
+        ValueError: names the epoch, and what is allowed.
+    """
+    ordered = sorted(epochs)
+    for first, second in pairwise(ordered):
+        last = _judged(guard, _judged(guard, first, every), every)
+        if second <= last:
+            raise ValueError(
+                f"epochs has {first} and {second}, but with max_drop and patience={guard.patience} "
+                "the cut after the first, and the one at half its depth that may follow, take until "
+                f"epoch {last} to be judged; let the next capture come from epoch {last + 1}."
+            )
+    judged = _judged(guard, ordered[-1], every)
+    if max_epochs is not None and judged >= max_epochs:
+        raise ValueError(
+            f"epochs has {ordered[-1]}, but with max_epochs={max_epochs} the cut after it cannot be "
+            f"judged: with patience={guard.patience} that takes the validation of epoch {judged}. "
+            "Raise max_epochs, or cut earlier."
+        )
+
+
+def _judged(guard: Guard, epoch: int, every: int) -> int:
+    """Epoch in whose validation a cut is judged that follows another epoch."""
+    due = epoch + guard.patience
+    return due + -(due + 1) % every

@@ -1,5 +1,6 @@
-"""Long steps, told to whoever wants to show how far they are; nobody does by default."""
+"""What users are told meanwhile: how far a long step is, and which by-product failed."""
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -42,3 +43,18 @@ def shown_by(display: Display | None) -> Iterator[None]:
 
 def _ignore() -> None:
     """What advances where nobody looks."""
+
+
+def warn_on_error(work: Callable[[], T], failed: str, advice: str) -> T | None:
+    """The result of ``work``; where it fails, None and a warning: nothing ends because of a by-product.
+
+    Args:
+        work: may raise.
+        failed: begins the warning; the error follows.
+        advice: ends it.
+    """
+    try:
+        return work()
+    except Exception as error:
+        warnings.warn(f"{failed} ({type(error).__name__}: {error}). {advice}", stacklevel=2)
+        return None

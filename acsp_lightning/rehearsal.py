@@ -1,124 +1,114 @@
-"""A cut on a copy: what it would do, while the network stays as it is."""
+"""The pipeline on a copy: what a cut would do, while the network stays as it is."""
 
-from collections.abc import Iterable, Iterator, Sequence, Sized
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from acsp_lightning.batches import BatchReader, read_batch
-from acsp_lightning.complexity import measure_complexity
 from acsp_lightning.functional import SelectionConfig
-from acsp_lightning.latency import LatencyComparison, check_batch_sizes, compare_latency
-from acsp_lightning.passes import count_correct
+from acsp_lightning.pipeline import Recovery, capture_network, make_cut, prune_network
+from acsp_lightning.proposal import Proposal
 from acsp_lightning.report import PruningStep
-from acsp_lightning.schedule import check_count, check_patterns, check_recovery
-from acsp_lightning.structure.forward import eager_copy
-from acsp_lightning.study import make_cut, study_cut
-from acsp_lightning.views import view_groups
+from acsp_lightning.settings import PruningSettings, with_options
+from acsp_lightning.structure.forward import eager_copy, random_state_restored
+
+T = TypeVar("T")
+
+_LOG = logging.getLogger("acsp_lightning")
 
 
+@with_options
 def preview(
     model: nn.Module,
     dataloader: Iterable[Any],
     selection: SelectionConfig = SelectionConfig(),  # noqa: B008 - frozen, hence safe to share
-    *,
-    include: Sequence[str] = ("*",),
-    exclude: Sequence[str] = (),
-    residual: bool = False,
-    recovery: Literal["least_squares", "fold", "none"] = "least_squares",
-    recovery_samples: int = 512,
-    round_to: int = 1,
-    max_batches: int | None = None,
-    read_batch: BatchReader = read_batch,
-    latency_batch_sizes: Sequence[int] = (),
-    layers: int | None = None,
+    **options: Any,
 ) -> PruningStep:
     """What :class:`acsp_lightning.ACSPPruningCallback` would do to a network now.
 
     Captures, selects, and cuts a copy, which is measured and thrown away. Weights, buffers, modes and
-    hooks of ``model`` are left as they are, and so is the random state. BatchNorm statistics are not
-    estimated afresh.
+    hooks of ``model`` are left as they are, and so is the random state.
 
     Args:
         model: the trained network, a LightningModule or any other module.
         dataloader: labelled validation batches; read several times, so no iterator that ends. Batches
             are moved to the device of the model.
         selection: how many channels would stay, and which.
-        include: as in the callback, as are all that follow.
-        exclude: see there.
-        residual: see there.
-        recovery: see there.
-        recovery_samples: see there.
-        round_to: see there.
-        max_batches: see there.
-        read_batch: see there.
-        latency_batch_sizes: see there.
-        layers: preview the first cut of a callback with ``layers_per_epoch``; None: a cut of all groups.
+        options: the other options of the callback. Those of a fit (``batchnorm_batches``, reports,
+            ``reset_monitors``, ``guard``) are checked and have no effect; ``layers_per_epoch`` previews
+            the first cut.
 
     Returns:
         The step as the callback would have it in its ``steps``, with ``epoch`` None.
         :func:`acsp_lightning.write_report` makes a page of it.
 
     Raises:
-        ValueError: if an argument is out of its range, or ``dataloader`` an iterator; and as the
-            callback before a fit: no batch, labels that are no classes, a class missing, nothing to cut,
-            or a volume that cannot be had.
+        TypeError: if an option is not one of the callback's.
+        ValueError: as the callback, if an option is out of its range, there is no batch, labels are no
+            classes, there is nothing to cut, or a volume cannot be had; or if ``dataloader`` is an
+            iterator.
     """
+    return preview_cut(model, dataloader, PruningSettings(selection=selection, **options))
+
+
+def preview_cut(model: nn.Module, dataloader: Iterable[Any], settings: PruningSettings) -> PruningStep:
+    """As :func:`preview`, from settings."""
     if isinstance(dataloader, Iterator):
         raise ValueError(
             f"dataloader is a {type(dataloader).__name__}, which can be read once; a preview reads the "
             "batches several times. Pass the loader, or a list."
         )
-    check_recovery(recovery, recovery_samples)
-    check_count("round_to", round_to, at_least=1)
-    for name, count in (("max_batches", max_batches), ("layers", layers)):
-        if count is not None:
-            check_count(name, count, at_least=1)
-    check_patterns("include", include)
-    check_patterns("exclude", exclude)
-    check_batch_sizes("latency_batch_sizes", latency_batch_sizes)
     devices = {tensor.device for tensor in model.parameters()} or {torch.device("cpu")}
-    batches = _Batches(dataloader, devices.pop(), max_batches)
-    with isolate_rng():
-        study = study_cut(
-            model,
-            batches,
-            selection,
-            include=include,
-            exclude=exclude,
-            residual=residual,
-            round_to=round_to,
-            recovery_samples=recovery_samples,
-            read_batch=read_batch,
-            layers=layers,
-        )
-        smaller = eager_copy(model)
-        make_cut(smaller, study, recovery)
-        groups, counted = study.groups[:layers], study.example.counted
-        selections = {group.name: study.allocation.selections[group.name] for group in groups}
-        latency: tuple[LatencyComparison, ...] = ()
-        if latency_batch_sizes:
-            latency = compare_latency(model, smaller, counted, latency_batch_sizes)
-        return PruningStep(
-            epoch=None,
-            plan=study.plan,
-            selections=selections,
-            layers=study.plan.filters(groups),
-            before=study.before,
-            after=measure_complexity(smaller, counted),
-            accuracy_before=_accuracy(model, batches, read_batch),
-            accuracy_after=_accuracy(smaller, batches, read_batch),
-            samples=study.activations.samples,
-            comparison=study.allocation.comparison,
-            network=study.allocation.network,
-            latency=latency,
-            views=view_groups(model, groups, study.activations, selections),
-        )
+    site = CopySite(model, _Batches(dataloader, devices.pop(), settings.max_batches))
+    with random_state_restored():
+        example, captured = capture_network(model, site.batches(), settings)
+        return make_cut(site, captured, settings, example)
+
+
+class CopySite:
+    """A single process, in which a copy of a network is cut; see :class:`acsp_lightning.pipeline.Site`.
+
+    Args:
+        network: left as it is.
+        captured: labelled batches on the device of the network; read several times.
+    """
+
+    is_rank_zero = True
+
+    def __init__(self, network: nn.Module, captured: Iterable[Any]) -> None:
+        self.network = network
+        self._captured = captured
+
+    def on_all_ranks(self, work: Callable[[], T]) -> list[T]:
+        """The result of ``work``, alone."""
+        return [work()]
+
+    def on_rank_zero(self, work: Callable[[], T]) -> T:
+        """The result of ``work``."""
+        return work()
+
+    def batches(self) -> Iterable[Any]:
+        """All batches."""
+        return self._captured
+
+    def uncut(self) -> nn.Module:
+        """The network itself."""
+        return self.network
+
+    def inform(self, message: str) -> None:
+        """Log a message under the name of the package."""
+        _LOG.info(message)
+
+    def prune(self, proposal: Proposal, recovery: Recovery) -> nn.Module:
+        """A copy of the network, cut."""
+        smaller = eager_copy(self.network)
+        prune_network(smaller, proposal, recovery)
+        return smaller
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +128,3 @@ class _Batches:
             yield tree_map(
                 lambda leaf: leaf.to(self.device) if isinstance(leaf, Tensor) else leaf, batch
             )
-
-
-def _accuracy(model: nn.Module, batches: Iterable[Any], read_batch: BatchReader) -> float | None:
-    counts = count_correct(model, batches, read_batch)
-    return None if counts is None else counts[0] / counts[1]

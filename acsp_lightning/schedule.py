@@ -5,41 +5,16 @@ from collections.abc import Sequence
 import lightning.pytorch as pl
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.nn.parameter import is_lazy
 
-RECOVERIES = ("least_squares", "fold", "none")
-
-
-def check_epochs(epochs: Sequence[int]) -> None:
-    """Raise ``ValueError`` unless ``epochs`` are distinct integers from 0, at least one."""
-    wanted = "give zero-based epochs such as [4], each once"
-    if isinstance(epochs, str) or not isinstance(epochs, Sequence) or not epochs:
-        raise ValueError(f"epochs is {epochs!r}; {wanted}.")
-    for epoch in epochs:
-        if isinstance(epoch, bool) or not isinstance(epoch, int):
-            raise ValueError(f"epochs has {epoch!r}, which is no integer; {wanted}.")
-        if epoch < 0:
-            raise ValueError(f"epochs has {epoch}, which is negative; {wanted}.")
-        if list(epochs).count(epoch) > 1:
-            raise ValueError(f"epochs has {epoch} more than once; {wanted}.")
-
-
-def check_count(name: str, value: int, *, at_least: int) -> None:
-    """Raise ``ValueError`` unless ``value`` is an integer from ``at_least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        raise ValueError(f"{name} is {value!r}; it must be an integer >= {at_least}.")
-
-
-def check_recovery(recovery: str, samples: int) -> None:
-    """Raise ``ValueError`` unless a recovery of this name on so many samples is possible."""
-    if recovery not in RECOVERIES:
-        raise ValueError(f"recovery is {recovery!r}; it must be one of {', '.join(RECOVERIES)}.")
-    check_count("recovery_samples", samples, at_least=1)
-
-
-def check_patterns(name: str, patterns: Sequence[str]) -> None:
-    """Raise ``ValueError`` unless ``patterns`` is a list of strings; one string is a likely slip."""
-    if isinstance(patterns, str) or not all(isinstance(pattern, str) for pattern in patterns):
-        raise ValueError(f"{name} is {patterns!r}; it must be a list of strings such as ['features.*'].")
+from acsp_lightning.batches import Example
+from acsp_lightning.loaders import validation_batches
+from acsp_lightning.pipeline import NO_BATCH, survey
+from acsp_lightning.settings import PruningSettings
+from acsp_lightning.structure.fidelity import unseen_layers
+from acsp_lightning.structure.groups import Tracing
 
 
 def check_schedule(epochs: Sequence[int], trainer: pl.Trainer) -> None:
@@ -129,11 +104,47 @@ def check_alone(callback: pl.Callback, trainer: pl.Trainer) -> None:
     others = [c for c in callbacks if isinstance(c, type(callback)) and c is not callback]
     if others:
         raise ValueError(
-            f"max_drop is set, and the Trainer has another {type(callback).__name__}: to undo a cut of "
-            "one would undo the other's as well. Use one callback, or set max_drop to None."
+            f"A guard is set, and the Trainer has another {type(callback).__name__}: to undo a cut of "
+            "one would undo the other's as well. Use one callback, or set guard to None."
         )
 
 
 def is_dry_run(trainer: pl.Trainer) -> bool:
     """Whether the Trainer runs a few batches to try the code out (``fast_dev_run``)."""
     return bool(getattr(trainer, "fast_dev_run", False))
+
+
+def check_trainable(module: pl.LightningModule) -> None:
+    """Raise ``ValueError`` if nothing of the network can be tuned."""
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        raise ValueError(
+            f"All parameters of {type(module).__name__} are frozen (requires_grad=False), so the "
+            "network could not be tuned after a cut. Unfreeze some of them."
+        )
+
+
+def parameter_shapes(module: pl.LightningModule) -> dict[str, tuple[int, ...] | None]:
+    """Shape of every parameter, by name; None for those that lazy layers have yet to make."""
+    return {n: None if is_lazy(p) else tuple(p.shape) for n, p in module.named_parameters()}
+
+
+def survey_fit(trainer: pl.Trainer, settings: PruningSettings) -> tuple[Example | None, Tensor]:
+    """An example of the first batch to be captured, if this process has any, and all labels."""
+    # Lightning skips a loop of known length 0, and with it the exchange with other processes.
+    if trainer.num_val_batches and sum(trainer.num_val_batches) == 0:
+        raise ValueError(NO_BATCH)
+    batches = validation_batches(trainer, settings.max_batches)
+    return survey(trainer.lightning_module, batches, settings.read_batch)
+
+
+def warn_of_tracing(module: pl.LightningModule, example: Example, tracing: Tracing) -> None:
+    """Name the layers that are left whole, and those that forward never calls."""
+    if tracing.left_whole:
+        reasons = "; ".join(f"{name!r}: {why}" for name, why in tracing.left_whole.items())
+        rank_zero_warn(f"Some layers are left whole. {reasons}.")
+    unseen = unseen_layers(module, example.traced)
+    if unseen:
+        rank_zero_warn(
+            f"forward calls {', '.join(map(repr, unseen))} neither in eval nor in train mode. If "
+            "training_step hands them channels of the network, exclude the layers that make these."
+        )

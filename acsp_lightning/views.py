@@ -1,20 +1,15 @@
 """What people look at in a group of channels: a map of them, and the classes that they tell apart."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
 from sklearn.manifold import ClassicalMDS
-from torch import Tensor, nn
+from torch import Tensor
 
+from acsp_lightning.allocation import Allocation
 from acsp_lightning.capture import Activations
-from acsp_lightning.evidence import gather_evidence
-from acsp_lightning.functional import (
-    ChannelSelection,
-    ClassSeparation,
-    SelectionConfig,
-    class_separation,
-)
+from acsp_lightning.functional import ChannelSelection, ClassSeparation, class_separation
 from acsp_lightning.progress import tracked
 from acsp_lightning.structure.groups import ChannelGroup
 
@@ -23,9 +18,6 @@ MOST_CHANNELS = 400
 
 # Exponentials for the classes that one layer tells apart: a second.
 MOST_EXPONENTIALS = 10**8
-
-# All pairs of 64 classes. Of more, a random part puts the channels in the same places, to the eye.
-MOST_PAIRS = 2016
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,31 +41,34 @@ class GroupView:
 
 
 def view_groups(
-    model: nn.Module,
-    groups: Sequence[ChannelGroup],
-    activations: Activations,
-    selections: Mapping[str, ChannelSelection],
+    groups: Iterable[ChannelGroup], allocation: Allocation, activations: Activations
 ) -> dict[str, GroupView]:
-    """Look at the groups of the uncut ``model`` that lose channels, by name."""
-    cut = [group for group in groups if selections[group.name].k < group.width]
+    """Look at the groups that lose channels, by name, through the distances that decided."""
+    cut = [group for group in groups if allocation.selections[group.name].k < group.width]
     return {
-        group.name: view_group(model, group, activations, selections[group.name])
+        group.name: view_group(
+            group,
+            allocation.evidence[group.name].distances,
+            activations,
+            allocation.selections[group.name],
+        )
         for group in tracked(cut, "Looking at channels")
     }
 
 
 def view_group(
-    model: nn.Module, group: ChannelGroup, activations: Activations, selection: ChannelSelection
+    group: ChannelGroup, distances: Tensor, activations: Activations, selection: ChannelSelection
 ) -> GroupView:
-    """Look at a group of the uncut ``model`` and what was selected of it.
+    """Look at a group of the uncut network, and at what was selected of it.
 
-    Raises:
-        ValueError: as :func:`acsp_lightning.evidence.gather_evidence`.
+    Args:
+        group: N channels.
+        distances: between their separability vectors, (N, N).
+        activations: what was captured of the layers that make them.
+        selection: what stays.
     """
-    some_pairs = SelectionConfig(class_pairs=MOST_PAIRS)
-    distances = gather_evidence(model, group, activations, some_pairs).distances.cpu()
     shown = _shown(selection)
-    places, stress = _map(distances[shown][:, shown])
+    places, stress = _map(distances.cpu()[shown][:, shown])
     return GroupView(shown, places, stress, _classes(group, activations, selection.kept))
 
 

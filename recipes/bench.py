@@ -24,7 +24,7 @@ import importlib
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,10 +34,14 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from acsp_lightning import Complexity, SelectionConfig, measure_complexity
+from acsp_lightning import Complexity, PruningSettings, SelectionConfig, measure_complexity
+from acsp_lightning.allocation import as_decisions
+from acsp_lightning.functional import WidthDecision, WidthReason
+from acsp_lightning.pipeline import Recovery, capture_network, decide_cut, prune_network
+from acsp_lightning.proposal import Proposal
+from acsp_lightning.rehearsal import CopySite
 from acsp_lightning.structure.fidelity import prunable_groups
 from acsp_lightning.structure.groups import ChannelGroup
-from acsp_lightning.study import make_cut, study_cut
 from acsp_lightning.volume import LayerCosts
 from acsp_lightning.zoo import ImageClassifier, ImageFolderDataModule
 
@@ -184,31 +188,42 @@ def keep_for(groups: Sequence[ChannelGroup], whole: Complexity, target: float) -
 def our_steps(bench: Bench, method: Method, target: float, layers: int | None) -> Iterator[Cut]:
     """A method of this package: cuts of ``layers`` groups, first to last."""
     initial = measure_complexity(bench.network, (bench.example,))
-    groups, widths = bench.groups, None
+    groups, decisions = bench.groups, None
     selection = replace(method.selection, seed=bench.seed)
     if method.volume == "flops":
         selection = replace(selection, flops=target)
     if method.volume == "uniform":
         selection = replace(selection, keep=keep_for(groups, initial, target))
     if method.volume == "default":
-        default = study_cut(bench.network, bench.captured, replace(DEFAULT, flops=target))
-        widths = {name: found.k for name, found in default.allocation.selections.items()}
+        default = PruningSettings(selection=replace(DEFAULT, flops=target))
+        proposal, _ = decide(bench, bench.network, default)
+        widths = {name: found.k for name, found in proposal.selections.items()}
+        decisions = as_decisions(widths, WidthReason.GIVEN)
+    settings = PruningSettings(selection=selection, recovery=method.recovery, layers_per_epoch=layers)
     names = [group.name for group in groups]
     for start in range(0, len(names), layers or len(names)):
 
         def cut(network: nn.Module, start: int = start) -> None:
-            study = study_cut(
-                network,
-                bench.captured,
-                selection,
-                visited=names[:start],
-                layers=layers,
-                initial=initial,
-                widths=widths,
-            )
-            make_cut(network, study, method.recovery)
+            made = decide(bench, network, settings, names[:start], initial, decisions)
+            prune_network(network, *made)
 
         yield cut
+
+
+def decide(
+    bench: Bench,
+    network: nn.Module,
+    settings: PruningSettings,
+    visited: Sequence[str] = (),
+    initial: Complexity | None = None,
+    decisions: Mapping[str, WidthDecision] | None = None,
+) -> tuple[Proposal, Recovery]:
+    """What a cut of ``network`` would be, with the widths of ``decisions`` where they are given."""
+    example, captured = capture_network(
+        network, bench.captured, settings, visited=visited, initial=initial
+    )
+    captured = replace(captured, decisions=decisions)
+    return decide_cut(CopySite(network, bench.captured), captured, settings, example, initial)
 
 
 def group_norm_steps(bench: Bench, target: float, steps: int) -> Iterator[Cut]:

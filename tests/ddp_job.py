@@ -24,10 +24,10 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
-import acsp_lightning.callback
 import acsp_lightning.capture
-import acsp_lightning.stopwatch
-from acsp_lightning import ACSPPruningCallback
+import acsp_lightning.pipeline
+import acsp_lightning.proposal
+from acsp_lightning import ACSPPruningCallback, Guard
 from acsp_lightning.batches import read_batch
 from acsp_lightning.plain import to_plain
 
@@ -143,10 +143,10 @@ def several(folder: Path, optimizer: str = "sgd") -> None:
         def refuse(*_: Any, **__: Any) -> None:
             raise AssertionError("only rank 0 decides")
 
-        acsp_lightning.callback.select_groups = refuse
+        acsp_lightning.proposal.select_groups = refuse
     module = Classifier(configure=adam if optimizer == "adam" else None)
     pruning = callback(
-        0, 1, 2, layers_per_epoch=1, report_dir=folder / f"records{rank()}", report_pictures=True
+        0, 1, 2, layers_per_epoch=1, report_dir=folder / f"records{rank()}", report_plots=True
     )
     fit(folder, module, pruning, max_epochs=5)
 
@@ -190,13 +190,13 @@ def averaged(folder: Path, name: str) -> None:
 
 def guarded(folder: Path) -> None:
     """A cut that is undone and made again at half the depth."""
-    pruning = callback(0, max_drop=0.1, monitor="quality", report_dir=folder / "records")
+    pruning = callback(0, guard=Guard(0.1, "quality"), report_dir=folder / "records")
     fit(folder, Scripted(at_least_six), pruning, others=[EMAWeightAveraging(decay=0.7)], max_epochs=4)
 
 
 def timed(folder: Path, outcome: str) -> None:
     """A cut that is timed, or cannot be, by the first process alone."""
-    real = acsp_lightning.stopwatch.compare_latency
+    real = acsp_lightning.pipeline.compare_latency
 
     def compare(*arguments: Any) -> Any:
         assert rank() == 0
@@ -204,7 +204,7 @@ def timed(folder: Path, outcome: str) -> None:
             raise RuntimeError("no clock")
         return real(*arguments, min_runs=3, min_seconds=0)
 
-    acsp_lightning.stopwatch.compare_latency = compare
+    acsp_lightning.pipeline.compare_latency = compare
     fit(folder, Classifier(), callback(latency_batch_sizes=[2]))
 
 
@@ -241,7 +241,7 @@ def failure(folder: Path, name: str) -> None:
         def fail(*_: Any, **__: Any) -> None:
             raise ValueError("no curve for net.conv2")
 
-        acsp_lightning.callback.select_groups = fail
+        acsp_lightning.proposal.select_groups = fail
     if name == "empty":
         val = DataLoader(Subset(pictures(SAMPLES, seed=2), range(6 * (1 - rank()))), batch_size=6)
     module = Classifier(bare_net(width))

@@ -225,6 +225,4 @@ class Probe(pl.Callback):
 
 def callback(*epochs: int, **options: Any) -> ACSPPruningCallback:
     """Cuts every group in half after ``epochs`` (0), and draws nothing, unless told otherwise."""
-    return ACSPPruningCallback(
-        epochs or (0,), **{"selection": HALF, "report_pictures": False, **options}
-    )
+    return ACSPPruningCallback(epochs or (0,), **{"selection": HALF, "report_plots": False, **options})

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 from torch.utils.data import DataLoader, TensorDataset
 
-import acsp_lightning.callback as conductor
+import acsp_lightning.proposal as proposal
 from acsp_lightning import SelectionConfig
 from acsp_lightning.capture import ActivationCapture, Activations, _some_positions
 from acsp_lightning.functional import reconstruction_map
@@ -276,13 +276,13 @@ def test_a_class_that_was_not_announced_is_counted() -> None:
 def spied(fit: Fit, monkeypatch: pytest.MonkeyPatch, module: Any, pruning: Any, **options: Any) -> Any:
     """What the callback captured, and the state of the module that it captured."""
     caught: dict[str, Any] = {}
-    select = conductor.select_groups
+    select = proposal.select_groups
 
     def spy(model: nn.Module, groups: Any, activations: Activations, *args: Any, **kwargs: Any) -> Any:
         caught.update(activations=activations, state=snapshot(model))
         return select(model, groups, activations, *args, **kwargs)
 
-    monkeypatch.setattr(conductor, "select_groups", spy)
+    monkeypatch.setattr(proposal, "select_groups", spy)
     fit(module, [pruning], **options)
     return caught["activations"], caught["state"]
 

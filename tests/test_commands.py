@@ -55,7 +55,7 @@ def test_a_recipe_is_copied_to_be_edited(
 
 
 def test_a_report_is_made_again(fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fit(Classifier(), [callback(0, 1, report_pictures=True, report_dir=tmp_path / "acsp")])
+    fit(Classifier(), [callback(0, 1, report_plots=True, report_dir=tmp_path / "acsp")])
     pages = [tmp_path / "acsp" / f"cut_after_epoch_{epoch}" / "report.html" for epoch in (0, 1)]
     before = [page.read_text() for page in pages]
     for page in pages:

@@ -22,7 +22,7 @@ from helpers import (
 from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
 from torch import nn
 
-import acsp_lightning.stopwatch
+import acsp_lightning.pipeline
 from acsp_lightning import apply_plan
 from acsp_lightning.capture import ActivationCapture
 from acsp_lightning.complexity import measure_complexity
@@ -174,7 +174,7 @@ def test_the_uncut_network_is_timed_with_its_own_weights(
         assert backend.runs == runs
         return ()
 
-    monkeypatch.setattr(acsp_lightning.stopwatch, "compare_latency", compare)
+    monkeypatch.setattr(acsp_lightning.pipeline, "compare_latency", compare)
     fit(compiled(Quiet(), backend), [callback(latency_batch_sizes=[1])], max_epochs=2)
     assert seen == [[(2, 10)], [(2, 5)]]
 

@@ -399,7 +399,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "epochs": [0],
                 "selection": {"keep": 0.4},
                 "read_batch": f"{__name__}.split",
-                "report_pictures": False,
+                "report_plots": False,
                 "latency_batch_sizes": [1],
             },
         },

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import pytest
@@ -31,16 +31,20 @@ from lightning.pytorch.callbacks import (
 from test_companions import cut_network
 from torch import Tensor, nn
 
-from acsp_lightning import ACSPPruningCallback, SelectionConfig
+from acsp_lightning import ACSPPruningCallback, Guard, SelectionConfig
 from acsp_lightning.allocation import halved_widths
 from acsp_lightning.functional import select_channels
-from acsp_lightning.guard import Guard, Outcome
+from acsp_lightning.guard import Outcome
+from acsp_lightning.probation import accepts
 
 HALF_AS_DEEP = {"net.conv1": 6, "net.conv2": 5, "net.fc1": 8, "net.fc2": 3}
 
 
-def guarded(*epochs: int, **options: Any) -> ACSPPruningCallback:
-    return callback(*epochs, **{"max_drop": 0.1, "monitor": "quality", "recovery": "none", **options})
+def guarded(
+    *epochs: int, patience: int = 1, mode: Literal["max", "min"] = "max", **options: Any
+) -> ACSPPruningCallback:
+    guard = Guard(0.1, "quality", mode, patience)
+    return callback(*epochs, **{"guard": guard, "recovery": "none", **options})
 
 
 class Momenta(pl.Callback):
@@ -376,7 +380,7 @@ def test_no_second_cut_in_the_extra_epoch_of_swa(fit: Fit, ours_first: bool) -> 
     assert all(torch.equal(p, averages[name]) for name, p in module.named_parameters())
 
 
-@pytest.mark.parametrize("other", [{}, {"max_drop": 0.1, "monitor": "val_loss", "mode": "min"}])
+@pytest.mark.parametrize("other", [{}, {"guard": Guard(0.1, "val_loss", "min")}])
 def test_resumed_without_its_guard_a_cut_stays(make_trainer: Fit, tmp_path: Path, other: Any) -> None:
     class Save(pl.Callback):
         def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
@@ -408,7 +412,7 @@ def test_off_by_default(fit: Fit) -> None:
 
 def test_a_metric_that_nobody_logs(fit: Fit) -> None:
     with pytest.raises(ValueError, match=r"monitor is 'val_acc', not logged.*'val_loss'"):
-        fit(Classifier(), [callback(1, max_drop=0.1)], max_epochs=4)
+        fit(Classifier(), [callback(1, guard=Guard(0.1))], max_epochs=4)
 
 
 def test_a_metric_that_says_nothing_before_the_cut(fit: Fit) -> None:
@@ -431,7 +435,7 @@ def test_a_metric_that_says_nothing_before_the_cut(fit: Fit) -> None:
 )
 def test_bad_arguments(epochs: list[int], options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        ACSPPruningCallback(epochs, **{"max_drop": 0.1, **options})
+        ACSPPruningCallback(epochs, guard=Guard(**{"max_drop": 0.1, **options}))
 
 
 def test_a_schedule_that_leaves_no_time_to_judge(fit: Fit) -> None:
@@ -450,7 +454,7 @@ def test_half_the_depth(kept: int, round_to: int, expected: int | None) -> None:
 
 
 def test_the_limit_itself_is_allowed() -> None:
-    assert Guard(0.25, "acc", "max", 1).accepts(0.75, 0.5)
-    assert not Guard(0.25, "acc", "max", 1).accepts(0.75, 0.49)
-    assert Guard(0.0, "loss", "min", 1).accepts(0.5, 0.5)
-    assert not Guard(0.0, "loss", "min", 1).accepts(0.5, 0.51)
+    assert accepts(Guard(0.25, "acc"), 0.75, 0.5)
+    assert not accepts(Guard(0.25, "acc"), 0.75, 0.49)
+    assert accepts(Guard(0.0, "loss", "min"), 0.5, 0.5)
+    assert not accepts(Guard(0.0, "loss", "min"), 0.5, 0.51)

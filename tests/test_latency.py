@@ -15,7 +15,7 @@ import torch
 from helpers import WIDTHS, Classifier, Fit, callback, same_state, snapshot, widths
 from torch import Tensor, nn
 
-import acsp_lightning.stopwatch
+import acsp_lightning.pipeline
 from acsp_lightning import (
     ACSPPruningCallback,
     Latency,
@@ -360,7 +360,7 @@ def test_rows_of_the_table(timed: PruningStep, before: float, after: float, cell
 
 @pytest.fixture
 def _brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(acsp_lightning.stopwatch, "compare_latency", partial(compare_latency, **BRIEF))
+    monkeypatch.setattr(acsp_lightning.pipeline, "compare_latency", partial(compare_latency, **BRIEF))
 
 
 @pytest.fixture
@@ -411,7 +411,7 @@ def test_the_networks_that_are_compared(fit: Fit, monkeypatch: pytest.MonkeyPatc
         seen.append((widths(before), after, *arguments))
         return ()
 
-    monkeypatch.setattr(acsp_lightning.stopwatch, "compare_latency", compare)
+    monkeypatch.setattr(acsp_lightning.pipeline, "compare_latency", compare)
     module = Classifier()
     fit(module, [callback(latency_batch_sizes=[8])], max_epochs=2)
     ((before, after, (example,), sizes),) = seen
@@ -452,7 +452,7 @@ def test_what_cannot_be_timed_is_cut_all_the_same(
     if failure == "copy":
         module.leftover = torch.ones(1, requires_grad=True) + 1
     else:
-        monkeypatch.setattr(acsp_lightning.stopwatch, "compare_latency", fail)
+        monkeypatch.setattr(acsp_lightning.pipeline, "compare_latency", fail)
     message = "deepcopy" if failure == "copy" else "out of memory"
     with pytest.warns(UserWarning, match=rf"latency .* could not be measured \(.*{message}"):
         fit(module, [pruning])

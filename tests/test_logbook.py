@@ -9,6 +9,7 @@ import pytest
 from helpers import ALL_HALVED, Classifier, Fit, Scripted, callback, only_whole
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
+from acsp_lightning import Guard
 from acsp_lightning.cli import main
 
 LAYERS = {name: width for name, width in ALL_HALVED.items() if name != "net.fc2"}
@@ -16,7 +17,7 @@ FIGURES = {"acsp/pictures/channels", "acsp/pictures/flops"}
 
 
 def logged_fit(fit: Fit, *loggers: Logger, **options: Any) -> tuple[Any, pl.Trainer]:
-    pruning = callback(1, report_pictures=True, **options)
+    pruning = callback(1, report_plots=True, **options)
     trainer = fit(Classifier(), [pruning], logger=list(loggers), log_every_n_steps=1)
     (step,) = pruning.steps
     expected = {f"acsp/channels/{name}": width for name, width in LAYERS.items()}
@@ -120,7 +121,7 @@ def test_no_pictures_where_none_are_drawn(fit: Fit, tmp_path: Path) -> None:
 
 
 def test_a_cut_that_is_undone_is_logged_as_undone(fit: Fit, tmp_path: Path) -> None:
-    pruning = callback(1, max_drop=0.1, monitor="quality")
+    pruning = callback(1, guard=Guard(0.1, "quality"))
     trainer = fit(
         Scripted(only_whole), [pruning], logger=CSVLogger(tmp_path), log_every_n_steps=1, max_epochs=6
     )
@@ -138,7 +139,7 @@ def test_a_record_that_cannot_be_drawn_does_not_stop_training(
         raise RuntimeError("no font")
 
     monkeypatch.setattr("acsp_lightning.report.files.step_figures", broken)
-    pruning, module = callback(report_pictures=True, report_dir=tmp_path), Classifier()
+    pruning, module = callback(report_plots=True, report_dir=tmp_path), Classifier()
     with pytest.warns(UserWarning, match="report of the cut could not be drawn in .*no font"):
         fit(module, [pruning])
     assert module.steps == 12
@@ -151,8 +152,8 @@ def test_views_that_cannot_be_made_do_not_stop_training(
     def broken(*_: Any) -> Any:
         raise RuntimeError("no map")
 
-    monkeypatch.setattr("acsp_lightning.callback.view_groups", broken)
-    pruning, module = callback(report_pictures=True, report_dir=tmp_path), Classifier()
+    monkeypatch.setattr("acsp_lightning.proposal.view_groups", broken)
+    pruning, module = callback(report_plots=True, report_dir=tmp_path), Classifier()
     with pytest.warns(UserWarning, match="report of the cut could not be prepared .*no map"):
         fit(module, [pruning])
     assert module.steps == 12
@@ -162,7 +163,7 @@ def test_views_that_cannot_be_made_do_not_stop_training(
 def test_pictures_can_be_drawn_later(
     fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fit(Classifier(), [callback(report_pictures=False, report_dir=tmp_path)])
+    fit(Classifier(), [callback(report_plots=False, report_dir=tmp_path)])
     folder = tmp_path / "cut_after_epoch_0"
     assert [path.name for path in folder.iterdir()] == ["report.json"]
     main(["report", str(tmp_path)])

@@ -33,7 +33,7 @@ def pictures(samples: int, seed: int) -> TensorDataset:
 def test_cut_by_the_default_rule_and_trained_on(name: str, fit: Fit) -> None:
     torch.manual_seed(0)
     network = NETWORKS[name](num_classes=CLASSES)
-    pruning = ACSPPruningCallback(epochs=[0], report_pictures=False)
+    pruning = ACSPPruningCallback(epochs=[0], report_plots=False)
     module = Classifier(network)
     train, val = (DataLoader(pictures(12, seed), batch_size=12) for seed in (1, 2))
     fit(module, [pruning], train, val, max_epochs=2)

@@ -74,7 +74,7 @@ def trained(digits: DigitsDataModule) -> VGG:
 def prune(network: VGG, digits: DigitsDataModule, selection: SelectionConfig, tmp_path) -> PruningStep:
     """Cut by the callback in a fit that learns nothing: one training batch, learning rate 0."""
     callback = ACSPPruningCallback(
-        epochs=[0], selection=selection, report_dir=tmp_path, report_pictures=False
+        epochs=[0], selection=selection, report_dir=tmp_path, report_plots=False
     )
     module = ImageClassifier(copy.deepcopy(network).train(), optimizer=sgd(0.0))
     trainer(max_epochs=2, limit_train_batches=1, callbacks=[callback]).fit(module, digits)

@@ -71,7 +71,7 @@ def test_the_long_steps_of_a_cut(selection: SelectionConfig) -> None:
 def console_of(fit: Fit, bar: ProgressBar, **options: Any) -> str:
     sink = io.StringIO()
     with redirect_stderr(sink), redirect_stdout(sink):
-        fit(Classifier(), [callback(report_pictures=True), bar], **options)
+        fit(Classifier(), [callback(report_plots=True), bar], **options)
     return sink.getvalue()
 
 

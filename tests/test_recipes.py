@@ -135,7 +135,7 @@ def shortened(recipe: dict[str, Any], pictures: Path, monkeypatch: pytest.Monkey
     source = recipe["data"]["class_path"].rpartition(".")[2]
     trainer.update(max_epochs=2, limit_train_batches=1, log_every_n_steps=1, accelerator="cpu")
     trainer.update(enable_checkpointing=False, num_sanity_val_steps=0, limit_test_batches=1)
-    callback_arguments(recipe).update(epochs=[0], report_pictures=False)
+    callback_arguments(recipe).update(epochs=[0], report_plots=False)
     if source == "DigitsDataModule":
         trainer["limit_train_batches"] = 16
         return recipe

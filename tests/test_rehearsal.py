@@ -38,7 +38,7 @@ def test_a_preview_is_what_the_callback_then_does(fit: Fit) -> None:
     assert expected.layers == {n: (w * 2, w) for n, w in ALL_HALVED.items() if n != "net.fc2"}
 
     # A learning rate of zero: the cut is of the network that was previewed.
-    pruning = callback(report_pictures=True)
+    pruning = callback(report_plots=True)
     module.configure = lambda network: torch.optim.SGD(network.parameters(), lr=0.0)
     for layer in module.modules():
         layer.momentum = 0.0  # of BatchNorm
@@ -92,7 +92,7 @@ def test_a_part_of_the_data_and_a_dial(fit: Fit) -> None:
 
 
 def test_the_first_of_several_cuts(fit: Fit) -> None:
-    step = preview(trained(fit), val_loader(), HALF, layers=1)
+    step = preview(trained(fit), val_loader(), HALF, layers_per_epoch=1)
     assert list(step.layers) == list(step.selections) == list(step.views) == ["net.conv1"]
     assert step.layers["net.conv1"] == (8, 4)
 
@@ -110,13 +110,13 @@ class Empty:
 @pytest.mark.parametrize(
     ("loader", "options", "message"),
     [
-        (Empty(), {}, "no batch to look at"),
+        (Empty(), {}, "no batch to capture"),
         (iter(val_loader()), {}, "which can be read once; a preview reads the batches several times"),
         (val_loader(), {"include": ["net.nothing"]}, "net.nothing"),
         (val_loader(), {"recovery": "leastsquares"}, "recovery is 'leastsquares'; it must be one of"),
         (val_loader(), {"recovery_samples": 0}, "recovery_samples is 0; it must be an integer >= 1"),
         (val_loader(), {"max_batches": 0}, "max_batches is 0"),
-        (val_loader(), {"layers": 0}, "layers is 0"),
+        (val_loader(), {"layers_per_epoch": 0}, "layers_per_epoch is 0"),
         (val_loader(), {"round_to": 0}, "round_to is 0"),
         (DataLoader([(torch.zeros(1, 6, 6), 0.5)] * 4), {}, "integer class index"),
         (DataLoader([(torch.zeros(1, 6, 6), 0)] * 4), {}, "only class 0"),

@@ -36,7 +36,13 @@ from lightning.pytorch.callbacks import (
 from torch import Tensor, nn
 
 import acsp_lightning
-from acsp_lightning import ACSPPruningCallback, PrunedCheckpointMixin, SelectionConfig, load_pruned
+from acsp_lightning import (
+    ACSPPruningCallback,
+    Guard,
+    PrunedCheckpointMixin,
+    SelectionConfig,
+    load_pruned,
+)
 from acsp_lightning.plain import to_plain
 
 
@@ -161,12 +167,12 @@ VARIANTS: dict[str, tuple[Make, dict[str, Any], tuple[str, ...] | None]] = {
         ("epoch0-batch1", "epoch0-batch3", "epoch1-batch1"),
     ),
     "a guard that cuts again": (
-        partial(callback, max_drop=0.1, monitor="quality"),
+        partial(callback, guard=Guard(0.1, "quality")),
         {"quality": at_least_six, "max_epochs": 4},
         (*TURNING_POINTS, "epoch1-step8-validated", "epoch2-start", "epoch2-end", "epoch3-batch1"),
     ),
     "a guard that gives up": (
-        partial(callback, max_drop=0.1, monitor="quality", patience=2),
+        partial(callback, guard=Guard(0.1, "quality", patience=2)),
         {"quality": only_whole, "max_epochs": 7, "configure": adam},
         (*TURNING_POINTS, "epoch2-step12-validated", "epoch3-start", "epoch4-end", "epoch5-batch1"),
     ),

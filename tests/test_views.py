@@ -1,16 +1,18 @@
 """What people look at, against the vectors it is made from."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers import CLASSES, conv_net, pictures
 from torch import Tensor, nn
 
 from acsp_lightning import SelectionConfig, views
-from acsp_lightning.allocation import select_groups
+from acsp_lightning.allocation import Allocation, select_groups
 from acsp_lightning.capture import ActivationCapture, Activations
-from acsp_lightning.functional import ChannelSelection, class_separation, separability_vectors
+from acsp_lightning.functional import class_separation, separability_vectors
 from acsp_lightning.structure.groups import ChannelGroup, trace_groups
-from acsp_lightning.views import view_group, view_groups
+from acsp_lightning.views import GroupView, view_groups
 
 IMAGES, LABELS = pictures(18, seed=2).tensors
 
@@ -29,9 +31,7 @@ class Joined(nn.Module):
         return self.head((self.left(images) + self.right(images)).relu().mean((2, 3)))
 
 
-def looked_at(
-    model: nn.Module, keep: float
-) -> tuple[tuple[ChannelGroup, ...], Activations, dict[str, ChannelSelection]]:
+def looked_at(model: nn.Module, keep: float) -> tuple[tuple[ChannelGroup, ...], Activations, Allocation]:
     model.eval()
     groups = trace_groups(model, (IMAGES[:2],), residual=True).groups
     capture = ActivationCapture(model, groups, 1, num_classes=3)
@@ -41,13 +41,17 @@ def looked_at(
     capture.detach()
     activations = capture.finish()
     found = select_groups(model, groups, activations, SelectionConfig(keep=keep), layer_flops={})
-    return groups, activations, dict(found.selections)
+    return groups, activations, found
+
+
+def view(group: ChannelGroup, activations: Activations, allocation: Allocation) -> GroupView:
+    return view_groups([group], allocation, activations)[group.name]
 
 
 def test_the_map_is_as_true_as_it_says() -> None:
     model = conv_net()
-    groups, activations, selections = looked_at(model, 0.5)
-    found = view_group(model, groups[0], activations, selections["conv1"])
+    groups, activations, allocation = looked_at(model, 0.5)
+    found = view(groups[0], activations, allocation)
     assert torch.equal(found.channels, torch.arange(8))
     vectors = separability_vectors(activations.moments("conv1"))
     apart = torch.cdist(vectors, vectors)
@@ -62,18 +66,19 @@ def test_the_map_is_as_true_as_it_says() -> None:
 
 def test_only_what_loses_channels_is_looked_at() -> None:
     model = conv_net()
-    groups, activations, selections = looked_at(model, 0.5)
+    groups, activations, allocation = looked_at(model, 0.5)
     whole = looked_at(model, 1.0)[2]
-    mixed = {**selections, "conv2": whole["conv2"]}
-    assert set(view_groups(model, groups, activations, mixed)) == {"conv1", "fc1"}
+    mixed = {**allocation.selections, "conv2": whole.selections["conv2"]}
+    shown = view_groups(groups, replace(allocation, selections=mixed), activations)
+    assert set(shown) == {"conv1", "fc1"}
 
 
 def test_of_many_channels_the_heaviest_are_shown_in_proportion(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(views, "MOST_CHANNELS", 5)
     model = conv_net()
-    groups, activations, selections = looked_at(model, 0.5)
-    chosen = selections["conv1"]
-    found = view_group(model, groups[0], activations, chosen)
+    groups, activations, allocation = looked_at(model, 0.5)
+    chosen = allocation.selections["conv1"]
+    found = view(groups[0], activations, allocation)
     heaviest = chosen.weights.argsort(descending=True).tolist()
     stay = [c for c in heaviest if c in chosen.kept.tolist()]
     go = [c for c in heaviest if c not in stay]
@@ -84,10 +89,10 @@ def test_of_many_channels_the_heaviest_are_shown_in_proportion(monkeypatch: pyte
 
 def test_classes_are_told_apart_by_the_better_of_several_producers() -> None:
     model = Joined()
-    groups, activations, selections = looked_at(model, 0.5)
+    groups, activations, allocation = looked_at(model, 0.5)
     (group,) = groups
-    found = view_group(model, group, activations, selections[group.name]).classes
-    kept = selections[group.name].kept
+    found = view(group, activations, allocation).classes
+    kept = allocation.selections[group.name].kept
     each = [class_separation(activations.moments(layer), kept) for layer in ("left", "right")]
     for name in ("before", "after"):
         best = torch.maximum(getattr(each[0], name), getattr(each[1], name))
@@ -98,7 +103,7 @@ def test_channels_that_separate_nothing_lie_in_one_place() -> None:
     model = conv_net()
     with torch.no_grad():
         model.conv1.weight.zero_()
-    groups, activations, selections = looked_at(model, 0.5)
-    found = view_group(model, groups[0], activations, selections["conv1"])
+    groups, activations, allocation = looked_at(model, 0.5)
+    found = view(groups[0], activations, allocation)
     assert not found.places.any()
     assert found.stress == 0

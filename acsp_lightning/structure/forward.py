@@ -1,11 +1,13 @@
 """Running a network once, for inspection, without leaving a trace on it."""
 
+import random
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
@@ -188,6 +190,18 @@ def cloned(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, inputs
     )
     return copies
+
+
+@contextmanager
+def random_state_restored() -> Iterator[None]:
+    """Whatever the body draws from global generators (Python, NumPy, torch), nobody notices later."""
+    python, legacy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)
 
 
 def _random_state_kept(model: nn.Module) -> AbstractContextManager[None]:

@@ -92,7 +92,7 @@ def case(grid: int, class_pairs: int | None, recover: int) -> dict[str, Any]:
             budget=allocation.flops_budget(config, before, before),
         )
     with timed(seconds, "looking"):
-        view_groups(model, groups, activations, chosen.selections)
+        view_groups(groups, chosen, activations)
     kept = {name: selection.kept.tolist() for name, selection in chosen.selections.items()}
     with timed(seconds, "cut"):
         moments = activations.input_moments

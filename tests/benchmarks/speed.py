@@ -7,7 +7,6 @@ FLOPs of the paper's ResNet-50; before and after are timed in turns in one run.
 """
 
 import argparse
-import copy
 import statistics
 import time
 from collections import defaultdict
@@ -20,8 +19,9 @@ from torch import Tensor, nn
 from torchvision.models import resnet50
 
 from acsp_lightning import SelectionConfig, compare_latency, measure_complexity
-from acsp_lightning.structure.pruning import prune
-from acsp_lightning.study import study_cut
+from acsp_lightning.pipeline import capture_network, decide_cut
+from acsp_lightning.rehearsal import CopySite
+from acsp_lightning.settings import PruningSettings
 from acsp_lightning.zoo import vgg16_bn
 
 FLOPS = 1 / 2.25
@@ -37,13 +37,15 @@ def cut(network: nn.Module, size: int, samples: int, round_to: int) -> nn.Module
     """A cut copy."""
     pictures, labels = torch.randn(samples, 3, size, size), torch.arange(samples) % 4
     batches = list(zip(pictures.split(32), labels.split(32), strict=True))
-    smaller = copy.deepcopy(network)
-    study = study_cut(
-        smaller, batches, SelectionConfig(flops=FLOPS), round_to=round_to, recovery_samples=samples
+    settings = PruningSettings(
+        selection=SelectionConfig(flops=FLOPS),
+        round_to=round_to,
+        recovery="fold",
+        recovery_samples=samples,
     )
-    moments = study.activations.input_moments
-    prune(smaller, study.plan, study.example.traced, groups=study.groups, input_moments=moments)
-    return smaller
+    example, captured = capture_network(network, batches, settings)
+    site = CopySite(network, batches)
+    return site.prune(*decide_cut(site, captured, settings, example))
 
 
 def layer_seconds(network: nn.Module, inputs: Tensor) -> dict[str, float]:

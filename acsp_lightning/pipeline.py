@@ -1,0 +1,375 @@
+"""One cut: trace, capture, propose, prune, measure, record. The only place that knows this order.
+
+A cut is made somewhere: in a running fit, with its processes, optimizers and averaged copies, or on a
+copy of a network. A :class:`Site` is what the pipeline needs of such a place.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from acsp_lightning.allocation import check_reachable, flops_budget
+from acsp_lightning.batches import BatchReader, Example, as_arguments, check_labels, count_classes
+from acsp_lightning.capture import ActivationCapture, Captured
+from acsp_lightning.complexity import Complexity, measure_complexity
+from acsp_lightning.latency import LatencyComparison, compare_latency
+from acsp_lightning.passes import collect_inputs, count_correct
+from acsp_lightning.progress import tracked, warn_on_error
+from acsp_lightning.proposal import Proposal, propose
+from acsp_lightning.report import PruningStep
+from acsp_lightning.settings import PruningSettings
+from acsp_lightning.structure.fidelity import prunable_groups
+from acsp_lightning.structure.forward import evaluation_state, random_state_restored
+from acsp_lightning.structure.groups import ChannelGroup, Tracing
+from acsp_lightning.structure.pruning import prune
+from acsp_lightning.structure.refit import Refit, prepare_refit
+from acsp_lightning.structure.surgery import Replacement
+
+T = TypeVar("T")
+
+LATENCY_FAILED = "The latency of the network could not be measured"
+LATENCY_ADVICE = "Pruning goes on without it; leave latency_batch_sizes empty to measure none."
+NO_BATCH = "The validation loader is empty; pruning captures validation batches."
+
+
+class Site(Protocol):
+    """Where a cut is made."""
+
+    @property
+    def network(self) -> nn.Module:
+        """The network before the cut."""
+
+    @property
+    def is_rank_zero(self) -> bool:
+        """Whether this process decides."""
+
+    def on_all_ranks(self, work: Callable[[], T]) -> list[T]:
+        """Results of ``work`` on every process; where it fails on one, it fails on all."""
+
+    def on_rank_zero(self, work: Callable[[], T]) -> T:
+        """The result of ``work`` on the process that decides, on every process."""
+
+    def batches(self) -> Iterable[Any]:
+        """This process's share of the captured validation batches, on the device of the network."""
+
+    def uncut(self) -> nn.Module:
+        """The network before the cut, for as long as the caller holds it."""
+
+    def prune(self, proposal: Proposal, recovery: "Recovery") -> nn.Module:
+        """Make the cut; returns the smaller network."""
+
+    def inform(self, message: str) -> None:
+        """Show a message to the user."""
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """What a network offers, and how large it is.
+
+    Attributes:
+        tracing: its groups of channels.
+        complexity: of the network as it is.
+    """
+
+    tracing: Tracing
+    complexity: Complexity
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """What the layers that read removed channels recover with.
+
+    Attributes:
+        example: arguments of forward, to try the network with after the cut.
+        input_moments: second moments of their inputs, (D, D), by layer; None: nothing is folded.
+        refit: samples and the outputs before the cut, on the process that fits; else None.
+        refits: whether any process fits.
+    """
+
+    example: tuple[Any, ...]
+    input_moments: Mapping[str, Tensor] | None
+    refit: Refit | None
+    refits: bool
+
+
+def survey(
+    model: nn.Module, batches: Iterable[Any], read_batch: BatchReader
+) -> tuple[Example | None, Tensor]:
+    """An example from the first of the batches to be captured, if there is any, and all labels.
+
+    Raises:
+        ValueError: if labels are not classes, or a batch cannot be read.
+    """
+    example: Example | None = None
+    labels = [torch.empty(0, dtype=torch.int64)]
+    with random_state_restored():
+        for batch in batches:
+            inputs, found = read_batch(batch)
+            labels.append(check_labels(found).cpu())
+            example = example or Example.of(model, inputs)
+    return example, torch.cat(labels)
+
+
+def trace(model: nn.Module, example: Example, settings: PruningSettings) -> Tracing:
+    """The groups of channels that can be cut, verified one and all.
+
+    Raises:
+        ValueError: if a pattern matches no layer, or nothing can be cut.
+    """
+    return prunable_groups(
+        model,
+        example.traced,
+        include=settings.include,
+        exclude=settings.exclude,
+        residual=settings.residual,
+    )
+
+
+def examine(
+    model: nn.Module, example: Example, settings: PruningSettings, initial: Complexity | None = None
+) -> Examination:
+    """Trace and count a network, and check that what the settings ask for can be had.
+
+    Args:
+        model: the network.
+        example: arguments of its forward.
+        settings: what is asked for.
+        initial: the complexity that ``selection.flops`` is a share of; None: that of ``model``.
+
+    Raises:
+        ValueError: as :func:`trace`; or if a width or a FLOPs target cannot be reached.
+    """
+    tracing = trace(model, example, settings)
+    complexity = measure_complexity(model, example.counted)
+    budget = flops_budget(settings.selection, initial or complexity, complexity)
+    check_reachable(tracing.groups, settings.selection, settings.round_to, complexity, budget)
+    return Examination(tracing, complexity)
+
+
+def groups_due(
+    groups: Iterable[ChannelGroup], settings: PruningSettings, visited: Collection[str] = ()
+) -> tuple[ChannelGroup, ...]:
+    """The groups to capture for the next cut; what decides globally needs all that are left.
+
+    Args:
+        groups: all groups, in order of execution.
+        settings: how many of them a cut takes.
+        visited: names of those that were cut already; with ``layers_per_epoch`` they are passed over.
+    """
+    if settings.layers_per_epoch is None:
+        return tuple(groups)
+    left = tuple(group for group in groups if group.name not in visited)
+    return left if settings.selection.looks_at_network else left[: settings.layers_per_epoch]
+
+
+def capture_network(
+    model: nn.Module,
+    batches: Iterable[Any],
+    settings: PruningSettings,
+    *,
+    visited: Collection[str] = (),
+    initial: Complexity | None = None,
+) -> tuple[Example, Captured]:
+    """Capture a network that no Trainer runs.
+
+    Args:
+        model: the network, on the device of the batches.
+        batches: labelled batches; read twice.
+        settings: what is to be cut.
+        visited: as in :func:`groups_due`.
+        initial: as in :func:`examine`.
+
+    Returns:
+        The example that the network was looked at with, and what was captured; its epoch is None.
+
+    Raises:
+        ValueError: as :func:`survey` and :func:`examine`; or if there is no batch, fewer than two
+            classes, or activations are not finite.
+    """
+    example, labels = survey(model, batches, settings.read_batch)
+    if example is None:
+        raise ValueError("There is no batch to capture; pass at least one.")
+    num_classes = count_classes(labels)
+    groups = groups_due(examine(model, example, settings, initial).tracing.groups, settings, visited)
+    capture = ActivationCapture(model, groups, settings.selection.grid, num_classes)
+    capture.attach()
+    try:
+        with evaluation_state(model):
+            for batch in tracked(batches, "Capturing activations"):
+                inputs, found = settings.read_batch(batch)
+                capture.expect(check_labels(found))
+                model(*as_arguments(model, inputs))
+    finally:
+        capture.detach()
+    return example, Captured(None, groups, capture.finish())
+
+
+def decide_cut(
+    site: Site,
+    captured: Captured,
+    settings: PruningSettings,
+    example: Example,
+    initial: Complexity | None = None,
+) -> tuple[Proposal, Recovery]:
+    """Decide what is cut, and prepare what the consumers recover with; changes nothing.
+
+    Args:
+        site: where the cut will be made.
+        captured: what was captured of its network.
+        settings: what is cut, and how.
+        example: arguments of forward.
+        initial: the complexity that ``selection.flops`` is a share of; None: that of the network.
+
+    Raises:
+        ValueError: if classes are missing, or the volume asked for cannot be had.
+    """
+    before = measure_complexity(site.network, example.counted)
+    refits = settings.recovery == "least_squares"
+    outputs: Refit | None = None
+    if refits or settings.selection.looks_at_network:
+        outputs = _consumer_outputs(site, captured, settings)
+
+    def decide() -> Proposal:
+        return propose(
+            site.network,
+            captured,
+            settings,
+            before,
+            outputs=outputs,
+            initial=initial,
+            inform=site.inform,
+        )
+
+    folds = settings.recovery != "none"
+    recovery = Recovery(
+        example=example.traced,
+        input_moments=captured.activations.input_moments if folds else None,
+        refit=outputs if refits else None,
+        refits=refits,
+    )
+    return site.on_rank_zero(decide), recovery
+
+
+def _consumer_outputs(site: Site, captured: Captured, settings: PruningSettings) -> Refit | None:
+    """Samples, and the outputs of all consumers for them, on the process that decides."""
+    found: list[Refit] = []
+
+    def prepare() -> None:
+        if not site.is_rank_zero:
+            return
+        with random_state_restored():
+            inputs = collect_inputs(
+                site.network, site.batches(), settings.read_batch, settings.recovery_samples
+            )
+        if inputs is not None:
+            layers = dict.fromkeys(side.layer for group in captured.groups for side in group.consumers)
+            found.append(prepare_refit(site.network, layers, inputs))
+
+    site.on_all_ranks(prepare)
+    return found[0] if found else None
+
+
+def prune_network(
+    model: nn.Module, proposal: Proposal, recovery: Recovery, *, tried: bool = True
+) -> tuple[Replacement, ...]:
+    """Cut a network in place, let the consumers recover, and try its forward.
+
+    Args:
+        model: the network, or an averaged copy of it.
+        proposal: what stays.
+        recovery: what the consumers recover with; samples are those of ``model``.
+        tried: run forward before and after.
+
+    Returns:
+        One entry for every parameter that was replaced.
+
+    Raises:
+        ValueError: if the plan does not fit; RuntimeError: if forward fails after the cut. The network
+            is as it was then.
+    """
+    return prune(
+        model,
+        proposal.plan,
+        recovery.example if tried else None,
+        groups=proposal.groups,
+        input_moments=recovery.input_moments,
+        refit=recovery.refit,
+    )
+
+
+def make_cut(
+    site: Site,
+    captured: Captured,
+    settings: PruningSettings,
+    example: Example,
+    initial: Complexity | None = None,
+) -> PruningStep:
+    """Decide, cut and measure; arguments as in :func:`decide_cut`.
+
+    Returns:
+        The record of the cut.
+
+    Raises:
+        ValueError: as :func:`decide_cut`; RuntimeError: if the network does not work after the cut.
+            The network is as it was then.
+    """
+    proposal, recovery = decide_cut(site, captured, settings, example, initial)
+    accuracy_before = measure_accuracy(site, site.network, settings)
+    uncut = _kept_for_timing(site, settings)
+    smaller = site.prune(proposal, recovery)
+    return PruningStep(
+        epoch=captured.epoch,
+        plan=proposal.plan,
+        selections=proposal.selections,
+        layers=proposal.plan.filters(proposal.groups),
+        before=proposal.before,
+        after=measure_complexity(smaller, example.counted),
+        accuracy_before=accuracy_before,
+        accuracy_after=measure_accuracy(site, smaller, settings),
+        samples=captured.activations.samples,
+        comparison=proposal.comparison,
+        network=proposal.network,
+        latency=_timed(site, uncut, smaller, example, settings),
+        views=proposal.views,
+    )
+
+
+def measure_accuracy(site: Site, network: nn.Module, settings: PruningSettings) -> float | None:
+    """Top-1 accuracy on the captured batches of all processes, in [0, 1]; None without class scores."""
+
+    def share() -> tuple[int, int] | None:
+        with random_state_restored():
+            return count_correct(network, site.batches(), settings.read_batch)
+
+    known = [counts for counts in site.on_all_ranks(share) if counts is not None]
+    seen = sum(total for _, total in known)
+    return sum(right for right, _ in known) / seen if seen else None
+
+
+def _kept_for_timing(site: Site, settings: PruningSettings) -> nn.Module | None:
+    if not settings.latency_batch_sizes or not site.is_rank_zero:
+        return None
+    return warn_on_error(site.uncut, LATENCY_FAILED, LATENCY_ADVICE)
+
+
+def _timed(
+    site: Site,
+    uncut: nn.Module | None,
+    smaller: nn.Module,
+    example: Example,
+    settings: PruningSettings,
+) -> tuple[LatencyComparison, ...]:
+    """Both networks timed in turns on the process that decides, while the others wait."""
+    if not settings.latency_batch_sizes:
+        return ()
+
+    def work() -> tuple[LatencyComparison, ...]:
+        if uncut is None:
+            return ()
+        with random_state_restored():
+            return compare_latency(uncut, smaller, example.counted, settings.latency_batch_sizes)
+
+    return site.on_rank_zero(lambda: warn_on_error(work, LATENCY_FAILED, LATENCY_ADVICE) or ())

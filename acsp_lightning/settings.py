@@ -1,0 +1,206 @@
+"""Every option of a cut, declared and checked once; callback, preview and command line share it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from inspect import cleandoc
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
+
+from acsp_lightning.batches import BatchReader, read_batch
+from acsp_lightning.functional import SelectionConfig
+from acsp_lightning.latency import check_batch_sizes
+
+__all__ = ["Guard", "PruningSettings"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """When a cut counts as recovered; one that has not is rolled back.
+
+    Weights, optimizer state and averaged copies then go back to what they were before the cut, and the
+    same layers are cut once more, at half the depth; if that is too much as well, they stay as they
+    were. Learning rates and schedules go on. While a cut waits for its verdict, the callback's state
+    holds a copy of the weights and of the optimizer's state.
+
+    Args:
+        max_drop: how much worse ``monitor`` may be than in the captured validation, in its own units;
+            finite, at least 0.
+        monitor: a metric that the module logs in validation.
+        mode: "max" if more of it is better, "min" if less is.
+        patience: epochs of fine-tuning before the verdict, at least 1.
+
+    Raises:
+        ValueError: if an argument is out of its range, or ``monitor`` is called a loss or an error and
+            ``mode`` is "max".
+    """
+
+    max_drop: float
+    monitor: str = "val_acc"
+    mode: Literal["max", "min"] = "max"
+    patience: int = 1
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        number = isinstance(self.max_drop, int | float) and not isinstance(self.max_drop, bool)
+        if not number or not 0 <= self.max_drop < math.inf:
+            raise ValueError(
+                f"max_drop is {self.max_drop!r}; it must be a finite number >= 0 in the units of "
+                f"{self.monitor!r}, such as 0.01."
+            )
+        if not isinstance(self.monitor, str) or not self.monitor:
+            raise ValueError(
+                f"monitor is {self.monitor!r}; it must be the name of a metric that the module logs in "
+                "validation."
+            )
+        if self.mode not in ("max", "min"):
+            raise ValueError(f"mode is {self.mode!r}; it must be 'max' or 'min'.")
+        if self.mode == "max" and any(word in self.monitor for word in ("loss", "error")):
+            raise ValueError(
+                f"monitor is {self.monitor!r} with mode='max', under which a rise would be no drop; set "
+                "mode='min'."
+            )
+        _check_count("patience", self.patience, at_least=1)
+
+
+@dataclass(kw_only=True, eq=False)
+class PruningSettings:
+    """Every option of a cut but its time.
+
+    Args:
+        layers_per_epoch: groups of layers taken by one cut, first layer to last, continuing where the
+            last cut ended (1: the order of the paper). None: all groups at every cut.
+        include: shell patterns on qualified layer names; only layers that match one are cut.
+        exclude: shell patterns on qualified layer names; layers that match one stay whole.
+        residual: also cut channels that run through residual sums; all layers that write into a sum
+            lose the same ones.
+        selection: how many channels stay, and which; a dict of its fields will do.
+        recovery: what the layers that read removed channels do: "least_squares" refits them one after
+            the other to their outputs before the cut; "fold" only folds into them what the kept
+            channels predict of the removed ones, without a further pass; "none" leaves their weights.
+        recovery_samples: up to this many captured samples serve "least_squares" and the "damage"
+            curve, all at once; memory grows with it.
+        batchnorm_batches: training batches, at most an epoch of them, from which BatchNorm statistics
+            are estimated again after a cut. 0: they stay.
+        round_to: channel counts are rounded up to a multiple of this, at most the width of the
+            narrowest layer.
+        max_batches: up to this many validation batches are captured. None: all of them.
+        read_batch: splits a batch into (inputs, labels), labels being integers of shape (B,); in YAML
+            its import path. The default understands ``(x, y)`` and dicts with ``image`` or ``x`` and
+            ``label`` or ``y``.
+        report_dir: folder that gets a subfolder for every cut, with its record, page and plots. None:
+            ``acsp`` in the logger's directory, or in the trainer's.
+        report_plots: draw page and plots, a second or more for a cut, and send some to TensorBoard and
+            W&B. False: the record alone, from which ``acsp-lightning report`` draws them later.
+        latency_batch_sizes: batch sizes at which the network is timed before and after a cut, eagerly,
+            on the device of the module; takes seconds, and memory for a copy. Empty: not timed.
+        reset_monitors: EarlyStopping, ReduceLROnPlateau and ModelCheckpoint forget at a cut how good
+            the larger network was.
+        guard: rolls back a cut that costs too much, see :class:`Guard`; a dict of its fields will do.
+            None: every cut stays.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    layers_per_epoch: int | None = None
+    include: Sequence[str] = ("*",)
+    exclude: Sequence[str] = ()
+    residual: bool = False
+    selection: SelectionConfig = SelectionConfig()  # noqa: RUF009 - frozen, hence safe to share
+    recovery: Literal["least_squares", "fold", "none"] = "least_squares"
+    recovery_samples: int = 512
+    batchnorm_batches: int = 0
+    round_to: int = 1
+    max_batches: int | None = None
+    read_batch: BatchReader = read_batch
+    report_dir: str | Path | None = None
+    report_plots: bool = True
+    latency_batch_sizes: Sequence[int] = ()
+    reset_monitors: bool = True
+    guard: Guard | None = None
+
+    def __post_init__(self) -> None:
+        """Check every option; lists become tuples, and dicts the records that they describe."""
+        for name in ("layers_per_epoch", "max_batches"):
+            if getattr(self, name) is not None:
+                _check_count(name, getattr(self, name), at_least=1)
+        for name, least in (("recovery_samples", 1), ("batchnorm_batches", 0), ("round_to", 1)):
+            _check_count(name, getattr(self, name), at_least=least)
+        for name in ("residual", "report_plots", "reset_monitors"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be True or False.")
+        recoveries = get_args(get_type_hints(PruningSettings)["recovery"])
+        if self.recovery not in recoveries:
+            raise ValueError(
+                f"recovery is {self.recovery!r}; it must be one of {', '.join(recoveries)}."
+            )
+        if not callable(self.read_batch):
+            raise ValueError(
+                f"read_batch is {self.read_batch!r}; it must be a function of a batch that returns "
+                "(inputs, labels)."
+            )
+        self.include = _patterns("include", self.include)
+        self.exclude = _patterns("exclude", self.exclude)
+        check_batch_sizes("latency_batch_sizes", self.latency_batch_sizes)
+        self.latency_batch_sizes = tuple(self.latency_batch_sizes)
+        if self.report_dir is not None and not isinstance(self.report_dir, str | Path):
+            raise ValueError(f"report_dir is {self.report_dir!r}; it must be a path, or None.")
+        self.selection = _record("selection", self.selection, SelectionConfig, "keep=0.5")
+        if self.guard is not None:
+            self.guard = _record("guard", self.guard, Guard, "max_drop=0.01")
+
+
+def check_epochs(epochs: Sequence[int]) -> None:
+    """Raise ``ValueError`` unless ``epochs`` are distinct integers from 0, at least one."""
+    wanted = "give zero-based epochs such as [4], each once"
+    if isinstance(epochs, str) or not isinstance(epochs, Sequence) or not epochs:
+        raise ValueError(f"epochs is {epochs!r}; {wanted}.")
+    for epoch in epochs:
+        if isinstance(epoch, bool) or not isinstance(epoch, int):
+            raise ValueError(f"epochs has {epoch!r}, which is no integer; {wanted}.")
+        if epoch < 0:
+            raise ValueError(f"epochs has {epoch}, which is negative; {wanted}.")
+        if list(epochs).count(epoch) > 1:
+            raise ValueError(f"epochs has {epoch} more than once; {wanted}.")
+
+
+def with_options(documented: T) -> T:
+    """Put the options of :class:`PruningSettings` in place of ``{options}`` in a docstring.
+
+    They are described once, and shown wherever they are accepted.
+    """
+    text = cleandoc(PruningSettings.__doc__ or "")
+    options = text.partition("Args:\n")[2].partition("\n\nRaises:")[0]
+    # The dedented text keeps the four spaces of an entry.
+    documented.__doc__ = cleandoc(documented.__doc__ or "").replace("    {options}", options)
+    return documented
+
+
+def _check_count(name: str, value: int, *, at_least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise ValueError(f"{name} is {value!r}; it must be an integer >= {at_least}.")
+
+
+def _patterns(name: str, patterns: Sequence[str]) -> tuple[str, ...]:
+    """One string instead of a list is a likely slip."""
+    if isinstance(patterns, str) or not all(isinstance(pattern, str) for pattern in patterns):
+        raise ValueError(f"{name} is {patterns!r}; it must be a list of strings such as ['features.*'].")
+    return tuple(patterns)
+
+
+def _record(name: str, value: Any, kind: type[T], example: str) -> T:
+    if isinstance(value, Mapping):
+        try:
+            return kind(**value)
+        except TypeError as error:
+            raise ValueError(
+                f"{name} is {dict(value)!r}, not the fields of a {kind.__name__}: {error}."
+            ) from error
+    if not isinstance(value, kind):
+        raise ValueError(
+            f"{name} is {value!r}; it must be a {kind.__name__}, such as {kind.__name__}({example})."
+        )
+    return value
