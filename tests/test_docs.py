@@ -15,7 +15,7 @@ import acsp_lightning
 import acsp_lightning.functional
 from acsp_lightning import ACSPPruningCallback, SelectionConfig
 from acsp_lightning.card import SNIPPET
-from acsp_lightning.cli import ACSPCommandLine, command_line
+from acsp_lightning.cli.lightning_cli import ACSPCommandLine, command_line
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

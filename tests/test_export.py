@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from acsp_lightning import load_pruned, zoo
 from acsp_lightning.cli import main
+from acsp_lightning.cli.export import FORMATS
 from acsp_lightning.export import export_onnx, export_program, export_state_dict
-from acsp_lightning.export_command import FORMATS
 from acsp_lightning.passes import recalibrate_batchnorm
 from acsp_lightning.structure.fidelity import prunable_groups
 from acsp_lightning.structure.plan import build_plan

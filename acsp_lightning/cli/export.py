@@ -20,7 +20,7 @@ from acsp_lightning.batches import BatchReader, Example, as_arguments, read_batc
 from acsp_lightning.callback import ACSPPruningCallback
 from acsp_lightning.card import callback_settings, model_card, pruning_steps
 from acsp_lightning.checkpoint import check_intact, load_pruned
-from acsp_lightning.cli import ACSPCommandLine
+from acsp_lightning.cli.lightning_cli import ACSPCommandLine
 from acsp_lightning.complexity import Complexity, measure_complexity
 from acsp_lightning.draft import replaced
 from acsp_lightning.export import Exported, export_onnx, export_program, export_state_dict

@@ -1,16 +1,18 @@
-"""A preview in the Trainer's own validation: devices, data hooks and checkpoints as in a fit."""
+"""``acsp-lightning preview``: in the Trainer's own validation, with devices and data as in a fit."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 
 from acsp_lightning.bars import display_of
+from acsp_lightning.draft import replaced
 from acsp_lightning.loaders import validation_batches
 from acsp_lightning.progress import shown_by
 from acsp_lightning.rehearsal import preview_cut
-from acsp_lightning.report import PruningStep
+from acsp_lightning.report import PruningStep, step_table, write_report
 from acsp_lightning.settings import PruningSettings
 
 
@@ -59,3 +61,30 @@ class _ValidationBatches:
 
     def __iter__(self) -> Iterator[Any]:
         return validation_batches(self._trainer)
+
+
+def check_writable(out: str) -> None:
+    """Raise ``ValueError``, before the work, unless the folder of a preview can be written to."""
+    folder = Path(out, "preview")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with replaced(folder / "table.txt") as draft:
+            draft.touch()
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be made or written to ({error}); set out=.") from error
+
+
+def write_preview(step: PruningStep | None, out: str) -> str:
+    """Write the table and the report of a preview; returns what to print.
+
+    Raises:
+        ValueError: if there was nothing to preview.
+    """
+    if step is None:
+        raise ValueError(
+            "There was no validation batch to look at; leave limit_val_batches above 0, and give "
+            "the data a val_dataloader."
+        )
+    table = step_table(step)
+    Path(out, "preview", "table.txt").write_text(table + "\n", encoding="utf-8")
+    return f"{table}\n\nTo read: {write_report(step, out)}"

@@ -1,43 +1,13 @@
-"""Subcommands that need neither a Trainer nor a configuration."""
+"""``acsp-lightning recipe``: the recipes of the package, listed or copied."""
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-Command = Callable[[Sequence[str]], None]
 
-
-def report(arguments: Sequence[str]) -> None:
-    """Draw the pictures and pages of the cuts of a run again."""
-    from acsp_lightning.report import draw_step, find_records, read_step
-
-    parser = argparse.ArgumentParser(
-        prog="acsp-lightning report",
-        description="Draws the pictures and the page of every cut of a run again, from its report.json.",
-    )
-    parser.add_argument(
-        "run", type=Path, metavar="RUN", help="folder of a run or of a cut, or a report.json"
-    )
-    options = parser.parse_args(arguments)
-    try:
-        records = find_records(options.run)
-    except OSError as error:
-        parser.error(str(error))
-    failed = []
-    for record in records:
-        try:
-            print(draw_step(read_step(record), record.parent))
-        except (OSError, ValueError) as error:
-            failed.append(str(error))
-        except Exception as error:
-            failed.append(f"{record} cannot be drawn ({type(error).__name__}: {error}).")
-    if failed:
-        parser.error("\n".join(failed))
-
-
-def recipe(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     """List the recipes of the package, or copy one to edit it."""
     parser = argparse.ArgumentParser(prog="acsp-lightning recipe", description="Recipes of the package.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -73,13 +43,3 @@ def _recipes() -> list[Traversable]:
     if not folder.is_dir():  # not installed from a wheel, but run from a clone
         folder = Path(str(package)).parent / "recipes"
     return sorted((e for e in folder.iterdir() if e.name.endswith(".yaml")), key=lambda e: e.name)
-
-
-def export(arguments: Sequence[str]) -> None:
-    """Write the network of a checkpoint for use without this package."""
-    from acsp_lightning.export_command import main
-
-    main(arguments)
-
-
-COMMANDS: Mapping[str, Command] = {"report": report, "export": export, "recipe": recipe}

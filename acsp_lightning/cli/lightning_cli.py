@@ -1,23 +1,16 @@
-"""The command line: ``acsp-lightning fit --config recipes/digits_vgg.yaml``."""
+"""The subcommands with a configuration: ``acsp-lightning fit --config recipes/digits_vgg.yaml``."""
 
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import lightning.pytorch as pl
 from lightning.pytorch.cli import ArgsType, LightningCLI
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from acsp_lightning.callback import ACSPPruningCallback
-from acsp_lightning.commands import COMMANDS
-from acsp_lightning.draft import replaced
-from acsp_lightning.previewing import PreviewCallback
-from acsp_lightning.report import step_table, write_report
-
-__all__ = ["ACSPCommandLine", "main"]
+from acsp_lightning.cli.preview import PreviewCallback, check_writable, write_preview
 
 
 class CommandLineTrainer(pl.Trainer):
@@ -44,13 +37,7 @@ class CommandLineTrainer(pl.Trainer):
             ckpt_path: a checkpoint with the trained weights, pruned or not; null: the module as built.
             out: folder in which a folder "preview" gets the record, the page and the pictures.
         """
-        try:  # before the work
-            Path(out, "preview").mkdir(parents=True, exist_ok=True)
-            with replaced(Path(out, "preview", "table.txt")) as draft:
-                draft.touch()
-        except OSError as error:
-            folder = Path(out, "preview")
-            raise ValueError(f"{folder} cannot be made or written to ({error}); set out=.") from error
+        check_writable(out)
         callbacks: list[pl.Callback] = self.callbacks  # type: ignore[attr-defined]
         settings = next((c for c in callbacks if isinstance(c, ACSPPruningCallback)), None)
         if settings is None:
@@ -64,15 +51,7 @@ class CommandLineTrainer(pl.Trainer):
             # Of checkpoints that are saved elsewhere from now on; a preview saves none.
             warnings.filterwarnings("ignore", message="The dirpath has changed")
             self.validate(model, datamodule=datamodule, ckpt_path=ckpt_path)
-        step = looking.step
-        if step is None:
-            raise ValueError(
-                "There was no validation batch to look at; leave limit_val_batches above 0, and give "
-                "the data a val_dataloader."
-            )
-        table = step_table(step)
-        Path(out, "preview", "table.txt").write_text(table + "\n", encoding="utf-8")
-        print(f"{table}\n\nTo read: {write_report(step, out)}")
+        print(write_preview(looking.step, out))
 
 
 class ACSPCommandLine(LightningCLI):
@@ -114,12 +93,13 @@ class ACSPCommandLine(LightningCLI):
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=None)
 
 
-def command_line(args: ArgsType = None, run: bool = True) -> ACSPCommandLine:
+def command_line(args: ArgsType = None, run: bool = True, epilog: str | None = None) -> ACSPCommandLine:
     """The command line of the package.
 
     Args:
         args: what would follow the program's name; None reads ``sys.argv``.
         run: run the subcommand; False: there is none, and everything is built and nothing run.
+        epilog: ends the help.
     """
     with _expected_warnings_ignored():
         return ACSPCommandLine(
@@ -132,7 +112,7 @@ def command_line(args: ArgsType = None, run: bool = True) -> ACSPCommandLine:
             save_config_kwargs={"overwrite": True},
             parser_kwargs={
                 "description": "Structured pruning that decides by itself, inside a Lightning job.",
-                "epilog": f"Without a configuration: acsp-lightning {{{','.join(COMMANDS)}}} --help",
+                "epilog": epilog,
             },
             args=args,
             run=run,
@@ -147,16 +127,3 @@ def _expected_warnings_ignored() -> Iterator[None]:
         # Lightning 2.6 asks this of torch 2.15 in its own loops; nobody here can change it.
         warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
         yield
-
-
-def main(args: ArgsType = None) -> None:
-    """Runs one subcommand: fit, validate, test, predict, preview, report, export or recipe.
-
-    Args:
-        args: what would follow the program's name; None reads ``sys.argv``.
-    """
-    words = sys.argv[1:] if args is None else args
-    if isinstance(words, list) and words and words[0] in COMMANDS:
-        COMMANDS[words[0]](words[1:])
-    else:
-        command_line(args)
