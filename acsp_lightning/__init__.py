@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from acsp_lightning.callback import ACSPPruningCallback
     from acsp_lightning.checkpoint import PrunedCheckpointMixin, load_pruned, restore_structure
-    from acsp_lightning.complexity import Complexity, measure_complexity
     from acsp_lightning.export import Exported, export_onnx, export_program, export_state_dict
     from acsp_lightning.functional import ChannelSelection, SelectionConfig
-    from acsp_lightning.latency import (
+    from acsp_lightning.measure.complexity import Complexity, measure_complexity
+    from acsp_lightning.measure.latency import (
         Latency,
         LatencyComparison,
         compare_latency,
         measure_latency,
     )
-    from acsp_lightning.rehearsal import preview
+    from acsp_lightning.previewing import preview
     from acsp_lightning.report import PruningStep, step_table, write_report
     from acsp_lightning.settings import Guard, PruningSettings
     from acsp_lightning.structure.forward import UnsupportedStructureError
@@ -53,11 +53,11 @@ __all__ = [
 _HOMES = {
     "ACSPPruningCallback": "callback",
     "ChannelSelection": "functional",
-    "Complexity": "complexity",
+    "Complexity": "measure.complexity",
     "Exported": "export",
     "Guard": "settings",
-    "Latency": "latency",
-    "LatencyComparison": "latency",
+    "Latency": "measure.latency",
+    "LatencyComparison": "measure.latency",
     "PrunedCheckpointMixin": "checkpoint",
     "PruningPlan": "structure.plan",
     "PruningSettings": "settings",
@@ -65,14 +65,14 @@ _HOMES = {
     "SelectionConfig": "functional",
     "UnsupportedStructureError": "structure.forward",
     "apply_plan": "structure.surgery",
-    "compare_latency": "latency",
+    "compare_latency": "measure.latency",
     "export_onnx": "export",
     "export_program": "export",
     "export_state_dict": "export",
     "load_pruned": "checkpoint",
-    "measure_complexity": "complexity",
-    "measure_latency": "latency",
-    "preview": "rehearsal",
+    "measure_complexity": "measure.complexity",
+    "measure_latency": "measure.latency",
+    "preview": "previewing",
     "restore_structure": "checkpoint",
     "step_table": "report",
     "write_report": "report",

@@ -10,21 +10,19 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.hooks import RemovableHandle
 
-from acsp_lightning.bars import display_of
-from acsp_lightning.batches import Example, check_labels, count_classes
-from acsp_lightning.capture import ActivationCapture, Captured, merge_activations
-from acsp_lightning.checkpoint import check_before_load, mend_progress, resize_on_load
-from acsp_lightning.companions import averaged_copies, save_uncut
-from acsp_lightning.complexity import Complexity, measure_complexity
-from acsp_lightning.journal import announce_cut, announce_end, announce_missed, announce_verdict
-from acsp_lightning.operation import FitSite, settle
+from acsp_lightning.capture.batches import check_labels, count_classes
+from acsp_lightning.capture.hooks import ActivationCapture
+from acsp_lightning.capture.statistics import Captured, merge_activations
+from acsp_lightning.checkpoint import resize_on_load
+from acsp_lightning.measure.complexity import Complexity, measure_complexity
 from acsp_lightning.pipeline import NO_BATCH, examine, groups_due, make_cut, measure_accuracy, trace
-from acsp_lightning.plain import from_plain, to_plain
-from acsp_lightning.probation import Probation, check_judged
 from acsp_lightning.progress import shown_by
-from acsp_lightning.ranks import agreed, together
 from acsp_lightning.report import PruningStep
-from acsp_lightning.schedule import (
+from acsp_lightning.serialization import from_plain, to_plain
+from acsp_lightning.settings import PruningSettings, check_epochs, with_options
+from acsp_lightning.structure.example import Example
+from acsp_lightning.trainer.averaging import averaged_copies
+from acsp_lightning.trainer.checks import (
     check_schedule,
     check_step_schedule,
     check_trainable,
@@ -34,7 +32,18 @@ from acsp_lightning.schedule import (
     survey_fit,
     warn_of_tracing,
 )
-from acsp_lightning.settings import PruningSettings, check_epochs, with_options
+from acsp_lightning.trainer.cut import FitSite, settle
+from acsp_lightning.trainer.guard import Probation, check_judged
+from acsp_lightning.trainer.progress_bars import display_of
+from acsp_lightning.trainer.ranks import agreed, together
+from acsp_lightning.trainer.reporting import (
+    announce_cut,
+    announce_end,
+    announce_missed,
+    announce_verdict,
+)
+from acsp_lightning.trainer.resume import check_before_load, mend_progress
+from acsp_lightning.trainer.snapshot import save_uncut
 
 
 @with_options

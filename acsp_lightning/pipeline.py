@@ -11,22 +11,25 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from acsp_lightning.allocation import check_reachable, flops_budget
-from acsp_lightning.batches import BatchReader, Example, as_arguments, check_labels, count_classes
-from acsp_lightning.capture import ActivationCapture, Captured
-from acsp_lightning.complexity import Complexity, measure_complexity
-from acsp_lightning.latency import LatencyComparison, compare_latency
-from acsp_lightning.passes import collect_inputs, count_correct
+from acsp_lightning.capture.batches import BatchReader, check_labels, count_classes
+from acsp_lightning.capture.hooks import ActivationCapture
+from acsp_lightning.capture.samples import collect_inputs
+from acsp_lightning.capture.statistics import Captured
+from acsp_lightning.measure.accuracy import count_correct
+from acsp_lightning.measure.complexity import Complexity, measure_complexity
+from acsp_lightning.measure.latency import LatencyComparison, compare_latency
 from acsp_lightning.progress import tracked, warn_on_error
-from acsp_lightning.proposal import Proposal, propose
 from acsp_lightning.report import PruningStep
+from acsp_lightning.selection.allocation import check_reachable, flops_budget
+from acsp_lightning.selection.proposal import Proposal, propose
 from acsp_lightning.settings import PruningSettings
-from acsp_lightning.structure.fidelity import prunable_groups
+from acsp_lightning.structure.example import Example, as_arguments
 from acsp_lightning.structure.forward import evaluation_state, random_state_restored
 from acsp_lightning.structure.groups import ChannelGroup, Tracing
 from acsp_lightning.structure.pruning import prune
 from acsp_lightning.structure.refit import Refit, prepare_refit
 from acsp_lightning.structure.surgery import Replacement
+from acsp_lightning.structure.verification import prunable_groups
 
 T = TypeVar("T")
 

@@ -7,9 +7,9 @@ from inspect import cleandoc
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
-from acsp_lightning.batches import BatchReader, read_batch
+from acsp_lightning.capture.batches import BatchReader, read_batch
 from acsp_lightning.functional import SelectionConfig
-from acsp_lightning.latency import check_batch_sizes
+from acsp_lightning.measure.latency import check_batch_sizes
 
 __all__ = ["Guard", "PruningSettings"]
 

@@ -35,14 +35,14 @@ import torch
 from torch import Tensor, nn
 
 from acsp_lightning import Complexity, PruningSettings, SelectionConfig, measure_complexity
-from acsp_lightning.allocation import as_decisions
 from acsp_lightning.functional import WidthDecision, WidthReason
 from acsp_lightning.pipeline import Recovery, capture_network, decide_cut, prune_network
-from acsp_lightning.proposal import Proposal
-from acsp_lightning.rehearsal import CopySite
-from acsp_lightning.structure.fidelity import prunable_groups
+from acsp_lightning.previewing import CopySite
+from acsp_lightning.selection.allocation import as_decisions
+from acsp_lightning.selection.cost import LayerCosts
+from acsp_lightning.selection.proposal import Proposal
 from acsp_lightning.structure.groups import ChannelGroup
-from acsp_lightning.volume import LayerCosts
+from acsp_lightning.structure.verification import prunable_groups
 from acsp_lightning.zoo import ImageClassifier, ImageFolderDataModule
 
 # What tells rows apart, and what was found.

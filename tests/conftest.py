@@ -13,7 +13,7 @@ from helpers import Fit
 def every_position(monkeypatch: pytest.MonkeyPatch) -> None:
     """Second moments and variances of maps over all of their positions, as oracles take them."""
     monkeypatch.setattr("acsp_lightning.structure.refit.POSITIONS", 64)
-    monkeypatch.setattr("acsp_lightning.capture.INPUT_POSITIONS", 64)
+    monkeypatch.setattr("acsp_lightning.capture.hooks.INPUT_POSITIONS", 64)
 
 
 @pytest.fixture

@@ -24,12 +24,12 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
-import acsp_lightning.capture
+import acsp_lightning.capture.hooks
 import acsp_lightning.pipeline
-import acsp_lightning.proposal
+import acsp_lightning.selection.proposal
 from acsp_lightning import ACSPPruningCallback, Guard
-from acsp_lightning.batches import read_batch
-from acsp_lightning.plain import to_plain
+from acsp_lightning.capture.batches import read_batch
+from acsp_lightning.serialization import to_plain
 
 SAMPLES = 17  # of validation; a DistributedSampler for two ranks repeats the first
 PADDED = (*range(SAMPLES), 0)
@@ -143,7 +143,7 @@ def several(folder: Path, optimizer: str = "sgd") -> None:
         def refuse(*_: Any, **__: Any) -> None:
             raise AssertionError("only rank 0 decides")
 
-        acsp_lightning.proposal.select_groups = refuse
+        acsp_lightning.selection.proposal.select_groups = refuse
     module = Classifier(configure=adam if optimizer == "adam" else None)
     pruning = callback(
         0, 1, 2, layers_per_epoch=1, report_dir=folder / f"records{rank()}", report_plots=True
@@ -153,7 +153,7 @@ def several(folder: Path, optimizer: str = "sgd") -> None:
 
 def shares(folder: Path, kind: str) -> None:
     """Capture where validation batches are spread over the ranks in a certain way."""
-    acsp_lightning.capture.INPUT_POSITIONS = 64  # all, as in the process that it is compared with
+    acsp_lightning.capture.hooks.INPUT_POSITIONS = 64  # all, as in the process that it is compared with
     mine = SHARES[kind][rank()]
     loaders = {
         "sampler": None,
@@ -241,7 +241,7 @@ def failure(folder: Path, name: str) -> None:
         def fail(*_: Any, **__: Any) -> None:
             raise ValueError("no curve for net.conv2")
 
-        acsp_lightning.proposal.select_groups = fail
+        acsp_lightning.selection.proposal.select_groups = fail
     if name == "empty":
         val = DataLoader(Subset(pictures(SAMPLES, seed=2), range(6 * (1 - rank()))), batch_size=6)
     module = Classifier(bare_net(width))

@@ -5,13 +5,13 @@ from dataclasses import replace
 import torch
 
 from acsp_lightning import Complexity, PruningPlan, PruningStep, SelectionConfig
-from acsp_lightning.evidence import Comparison
 from acsp_lightning.functional import ChannelSelection, ClassSeparation, select_channels
-from acsp_lightning.guard import Outcome, Verdict
-from acsp_lightning.latency import Latency, LatencyComparison
+from acsp_lightning.measure.latency import Latency, LatencyComparison
+from acsp_lightning.report.step import Outcome, Verdict
+from acsp_lightning.selection.maps import GroupView
+from acsp_lightning.selection.path import NetworkCurve
+from acsp_lightning.selection.scores import Comparison
 from acsp_lightning.structure.plan import SideCut
-from acsp_lightning.views import GroupView
-from acsp_lightning.volume import NetworkCurve
 
 
 def selection() -> ChannelSelection:

@@ -9,12 +9,14 @@ from helpers import CLASSES, conv_net, pictures
 from torch import Tensor, nn
 
 from acsp_lightning import SelectionConfig, apply_plan, measure_complexity
-from acsp_lightning.allocation import check_reachable, select_groups
-from acsp_lightning.capture import ActivationCapture, Activations
-from acsp_lightning.evidence import gather_evidence
+from acsp_lightning.capture.hooks import ActivationCapture
+from acsp_lightning.capture.statistics import Activations
 from acsp_lightning.functional import separability_vectors
-from acsp_lightning.structure.groups import ChannelGroup, trace_groups
+from acsp_lightning.selection.allocation import check_reachable, select_groups
+from acsp_lightning.selection.scores import gather_evidence
+from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.plan import build_plan
+from acsp_lightning.structure.tracing import trace_groups
 
 IMAGES, LABELS = pictures(18, seed=2).tensors
 

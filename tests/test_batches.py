@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from acsp_lightning.batches import as_arguments, check_labels, example_inputs, read_batch
+from acsp_lightning.capture.batches import check_labels, read_batch
+from acsp_lightning.structure.example import as_arguments, example_inputs
 
 X, Y = torch.rand(4, 2), torch.arange(4)
 

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 from torch.utils.data import DataLoader, TensorDataset
 
-import acsp_lightning.proposal as proposal
+import acsp_lightning.selection.proposal as proposal
 from acsp_lightning import SelectionConfig
-from acsp_lightning.capture import ActivationCapture, Activations, _some_positions
+from acsp_lightning.capture.hooks import ActivationCapture, _some_positions
+from acsp_lightning.capture.statistics import Activations
 from acsp_lightning.functional import reconstruction_map
-from acsp_lightning.structure.groups import trace_groups
+from acsp_lightning.structure.tracing import trace_groups
 
 
 class Saved:

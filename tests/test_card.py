@@ -15,13 +15,13 @@ from steps import complexity, step, viewed
 from torch import nn
 
 from acsp_lightning import ACSPPruningCallback, PruningStep, SelectionConfig
-from acsp_lightning.card import SNIPPET, callback_settings, model_card, pruning_steps
-from acsp_lightning.export import Exported, export_state_dict
-from acsp_lightning.guard import Outcome, Verdict
-from acsp_lightning.passes import recalibrate_batchnorm
-from acsp_lightning.structure.fidelity import prunable_groups
+from acsp_lightning.export.card import SNIPPET, callback_settings, model_card, pruning_steps
+from acsp_lightning.export.formats import Exported, export_state_dict
+from acsp_lightning.report.step import Outcome, Verdict
+from acsp_lightning.structure.batchnorm import recalibrate_batchnorm
 from acsp_lightning.structure.plan import build_plan
 from acsp_lightning.structure.pruning import prune
+from acsp_lightning.structure.verification import prunable_groups
 
 CLASSES = '''
 import torch

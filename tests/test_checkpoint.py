@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from acsp_lightning import PruningPlan, apply_plan, load_pruned, restore_structure
-from acsp_lightning.structure.fidelity import verify_groups
-from acsp_lightning.structure.groups import trace_groups
 from acsp_lightning.structure.plan import build_plan
+from acsp_lightning.structure.tracing import trace_groups
+from acsp_lightning.structure.verification import verify_groups
 
 
 class Mixed(nn.Module):

@@ -24,10 +24,10 @@ from torch import nn
 
 import acsp_lightning.pipeline
 from acsp_lightning import apply_plan
-from acsp_lightning.capture import ActivationCapture
-from acsp_lightning.complexity import measure_complexity
+from acsp_lightning.capture.hooks import ActivationCapture
+from acsp_lightning.measure.complexity import measure_complexity
 from acsp_lightning.structure.forward import evaluation_state, run_forward
-from acsp_lightning.structure.groups import trace_groups
+from acsp_lightning.structure.tracing import trace_groups
 
 
 class Backend:

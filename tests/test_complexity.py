@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from acsp_lightning.complexity import measure_complexity
+from acsp_lightning.measure.complexity import measure_complexity
 from acsp_lightning.zoo import VGG, DigitsDataModule, ImageClassifier
 
 

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from acsp_lightning.capture import ActivationCapture, Activations
-from acsp_lightning.damage import (
+from acsp_lightning.capture.hooks import ActivationCapture
+from acsp_lightning.capture.statistics import Activations
+from acsp_lightning.functional import ChannelCurves, trace_curves
+from acsp_lightning.selection.damage import (
     STEPS,
     DamageCurve,
     candidate_widths,
@@ -20,10 +22,10 @@ from acsp_lightning.damage import (
     lower_hull,
     total_damage,
 )
-from acsp_lightning.evidence import gather_evidence
-from acsp_lightning.functional import ChannelCurves, trace_curves
-from acsp_lightning.structure.groups import ChannelGroup, trace_groups
+from acsp_lightning.selection.scores import gather_evidence
+from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.refit import Target, prepare_refit
+from acsp_lightning.structure.tracing import trace_groups
 
 pytestmark = pytest.mark.usefixtures("every_position")
 

@@ -22,9 +22,9 @@ from helpers import ALL_HALVED, Classifier, Fit, callback, conv_net, pictures, w
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
-from acsp_lightning.structure.groups import trace_groups
 from acsp_lightning.structure.plan import build_plan
 from acsp_lightning.structure.pruning import prune
+from acsp_lightning.structure.tracing import trace_groups
 
 LIMIT = 120.0  # seconds
 # Processes are forked from a clean one that has imported everything once: two imports at a time

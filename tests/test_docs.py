@@ -14,8 +14,8 @@ import yaml
 import acsp_lightning
 import acsp_lightning.functional
 from acsp_lightning import ACSPPruningCallback, SelectionConfig
-from acsp_lightning.card import SNIPPET
 from acsp_lightning.cli.lightning_cli import ACSPCommandLine, command_line
+from acsp_lightning.export.card import SNIPPET
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

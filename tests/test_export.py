@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from acsp_lightning import load_pruned, zoo
 from acsp_lightning.cli import main
 from acsp_lightning.cli.export import FORMATS
-from acsp_lightning.export import export_onnx, export_program, export_state_dict
-from acsp_lightning.passes import recalibrate_batchnorm
-from acsp_lightning.structure.fidelity import prunable_groups
+from acsp_lightning.export.formats import export_onnx, export_program, export_state_dict
+from acsp_lightning.structure.batchnorm import recalibrate_batchnorm
 from acsp_lightning.structure.plan import build_plan
 from acsp_lightning.structure.pruning import prune
+from acsp_lightning.structure.verification import prunable_groups
 
 
 def mobilenet() -> nn.Module:

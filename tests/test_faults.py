@@ -34,8 +34,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from acsp_lightning import load_pruned
-from acsp_lightning.plain import to_plain
 from acsp_lightning.report import find_records, write_step
+from acsp_lightning.serialization import to_plain
 
 pytestmark = [
     pytest.mark.fault,

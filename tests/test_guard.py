@@ -32,10 +32,10 @@ from test_companions import cut_network
 from torch import Tensor, nn
 
 from acsp_lightning import ACSPPruningCallback, Guard, SelectionConfig
-from acsp_lightning.allocation import halved_widths
 from acsp_lightning.functional import select_channels
-from acsp_lightning.guard import Outcome
-from acsp_lightning.probation import accepts
+from acsp_lightning.report.step import Outcome
+from acsp_lightning.selection.allocation import halved_widths
+from acsp_lightning.trainer.guard import accepts
 
 HALF_AS_DEEP = {"net.conv1": 6, "net.conv2": 5, "net.fc1": 8, "net.fc2": 3}
 

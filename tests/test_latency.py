@@ -23,8 +23,8 @@ from acsp_lightning import (
     compare_latency,
     measure_latency,
 )
-from acsp_lightning.plain import from_plain, to_plain
 from acsp_lightning.report import PruningStep, step_table, summary_table
+from acsp_lightning.serialization import from_plain, to_plain
 
 BRIEF: dict[str, Any] = {"min_runs": 3, "min_seconds": 0}
 

@@ -152,7 +152,7 @@ def test_views_that_cannot_be_made_do_not_stop_training(
     def broken(*_: Any) -> Any:
         raise RuntimeError("no map")
 
-    monkeypatch.setattr("acsp_lightning.proposal.view_groups", broken)
+    monkeypatch.setattr("acsp_lightning.selection.proposal.view_groups", broken)
     pruning, module = callback(report_plots=True, report_dir=tmp_path), Classifier()
     with pytest.warns(UserWarning, match="report of the cut could not be prepared .*no map"):
         fit(module, [pruning])

@@ -6,8 +6,10 @@ import torch
 from helpers import conv_net, hooks, same_state, snapshot, val_loader
 from torch import Tensor, nn
 
-from acsp_lightning.batches import read_batch
-from acsp_lightning.passes import collect_inputs, count_correct, recalibrate_batchnorm
+from acsp_lightning.capture.batches import read_batch
+from acsp_lightning.capture.samples import collect_inputs
+from acsp_lightning.measure.accuracy import count_correct
+from acsp_lightning.structure.batchnorm import recalibrate_batchnorm
 
 
 def fixed_logits() -> nn.Module:

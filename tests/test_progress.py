@@ -11,8 +11,8 @@ from helpers import HALF, Classifier, Fit, callback, val_loader
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar, TQDMProgressBar
 
 from acsp_lightning import SelectionConfig, preview
-from acsp_lightning.bars import display_of
 from acsp_lightning.progress import shown_by, step, tracked
+from acsp_lightning.trainer.progress_bars import display_of
 
 STEPS = {
     "Comparing channels": 3,

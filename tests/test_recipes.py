@@ -13,7 +13,7 @@ from torch import nn
 
 from acsp_lightning import SelectionConfig
 from acsp_lightning.cli import main
-from acsp_lightning.structure.fidelity import prunable_groups
+from acsp_lightning.structure.verification import prunable_groups
 from acsp_lightning.zoo import ImageClassifier, RestartingStepLR
 
 RECIPES = {path.stem: path for path in (Path(__file__).parents[1] / "recipes").glob("*.yaml")}

@@ -21,8 +21,8 @@ from helpers import (
 from torch.utils.data import DataLoader
 
 from acsp_lightning import SelectionConfig, preview
-from acsp_lightning.batches import read_batch
-from acsp_lightning.passes import count_correct
+from acsp_lightning.capture.batches import read_batch
+from acsp_lightning.measure.accuracy import count_correct
 
 
 def trained(fit: Fit) -> Classifier:

@@ -43,7 +43,7 @@ from acsp_lightning import (
     SelectionConfig,
     load_pruned,
 )
-from acsp_lightning.plain import to_plain
+from acsp_lightning.serialization import to_plain
 
 
 class Saver(pl.Callback):

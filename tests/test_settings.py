@@ -9,7 +9,7 @@ import pytest
 from helpers import HALF, Classifier, Fit, train_loader, val_loader
 
 from acsp_lightning import ACSPPruningCallback, Guard, PruningSettings, SelectionConfig, preview
-from acsp_lightning.batches import read_batch
+from acsp_lightning.capture.batches import read_batch
 
 # Of every option values that are accepted, and values that are refused wherever they are given.
 VALUES: dict[str, tuple[list[Any], list[Any]]] = {

@@ -7,12 +7,15 @@ import torch
 from helpers import CLASSES, conv_net, pictures
 from torch import Tensor, nn
 
-from acsp_lightning import SelectionConfig, views
-from acsp_lightning.allocation import Allocation, select_groups
-from acsp_lightning.capture import ActivationCapture, Activations
+from acsp_lightning import SelectionConfig
+from acsp_lightning.capture.hooks import ActivationCapture
+from acsp_lightning.capture.statistics import Activations
 from acsp_lightning.functional import class_separation, separability_vectors
-from acsp_lightning.structure.groups import ChannelGroup, trace_groups
-from acsp_lightning.views import GroupView, view_groups
+from acsp_lightning.selection import maps
+from acsp_lightning.selection.allocation import Allocation, select_groups
+from acsp_lightning.selection.maps import GroupView, view_groups
+from acsp_lightning.structure.groups import ChannelGroup
+from acsp_lightning.structure.tracing import trace_groups
 
 IMAGES, LABELS = pictures(18, seed=2).tensors
 
@@ -74,7 +77,7 @@ def test_only_what_loses_channels_is_looked_at() -> None:
 
 
 def test_of_many_channels_the_heaviest_are_shown_in_proportion(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(views, "MOST_CHANNELS", 5)
+    monkeypatch.setattr(maps, "MOST_CHANNELS", 5)
     model = conv_net()
     groups, activations, allocation = looked_at(model, 0.5)
     chosen = allocation.selections["conv1"]

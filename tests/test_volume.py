@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from acsp_lightning import apply_plan, measure_complexity
-from acsp_lightning.damage import DamageCurve, total_damage
-from acsp_lightning.structure.groups import ChannelGroup, LayerSide, trace_groups
+from acsp_lightning.selection.cost import LayerCosts
+from acsp_lightning.selection.damage import DamageCurve, total_damage
+from acsp_lightning.selection.path import NetworkCurve, Stage, cheapest_path, widths_within
+from acsp_lightning.structure.groups import ChannelGroup, LayerSide
 from acsp_lightning.structure.plan import build_plan
-from acsp_lightning.volume import LayerCosts, NetworkCurve, Stage, cheapest_path, widths_within
+from acsp_lightning.structure.tracing import trace_groups
 
 IMAGE = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

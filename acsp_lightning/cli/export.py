@@ -16,17 +16,18 @@ from jsonargparse import get_loader
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from acsp_lightning.batches import BatchReader, Example, as_arguments, read_batch
 from acsp_lightning.callback import ACSPPruningCallback
-from acsp_lightning.card import callback_settings, model_card, pruning_steps
-from acsp_lightning.checkpoint import check_intact, load_pruned
+from acsp_lightning.capture.batches import BatchReader, read_batch
+from acsp_lightning.checkpoint import load_pruned
 from acsp_lightning.cli.lightning_cli import ACSPCommandLine
-from acsp_lightning.complexity import Complexity, measure_complexity
-from acsp_lightning.draft import replaced
-from acsp_lightning.export import Exported, export_onnx, export_program, export_state_dict
-from acsp_lightning.loaders import validation_batches
-from acsp_lightning.passes import count_correct
+from acsp_lightning.export.card import callback_settings, model_card, pruning_steps
+from acsp_lightning.export.formats import Exported, export_onnx, export_program, export_state_dict
+from acsp_lightning.files import check_intact, replaced
+from acsp_lightning.measure.accuracy import count_correct
+from acsp_lightning.measure.complexity import Complexity, measure_complexity
 from acsp_lightning.report import PruningStep
+from acsp_lightning.structure.example import Example, as_arguments
+from acsp_lightning.trainer.loaders import validation_batches
 
 FORMATS: Mapping[str, tuple[str, Callable[[nn.Module, tuple[Any, ...], Path], Exported]]] = {
     "onnx": (".onnx", export_onnx),

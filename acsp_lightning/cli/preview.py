@@ -7,13 +7,13 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from acsp_lightning.bars import display_of
-from acsp_lightning.draft import replaced
-from acsp_lightning.loaders import validation_batches
+from acsp_lightning.files import replaced
+from acsp_lightning.previewing import preview_cut
 from acsp_lightning.progress import shown_by
-from acsp_lightning.rehearsal import preview_cut
 from acsp_lightning.report import PruningStep, step_table, write_report
 from acsp_lightning.settings import PruningSettings
+from acsp_lightning.trainer.loaders import validation_batches
+from acsp_lightning.trainer.progress_bars import display_of
 
 
 class PreviewCallback(pl.Callback):

@@ -13,13 +13,8 @@ from acsp_lightning.functional.clustering import (
 )
 from acsp_lightning.functional.config import SelectionConfig
 from acsp_lightning.functional.knee import find_knee
+from acsp_lightning.functional.least_squares import RIDGE, fold_input, reconstruction_map, refit_weight
 from acsp_lightning.functional.moments import ClassMoments, ClassSums, class_moments
-from acsp_lightning.functional.recovery import (
-    RIDGE,
-    fold_input,
-    reconstruction_map,
-    refit_weight,
-)
 from acsp_lightning.functional.selection import ChannelSelection, select_channels
 from acsp_lightning.functional.separation import (
     Separation,

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from acsp_lightning.functional import ChannelSelection
 from acsp_lightning.report.step import PruningStep
-from acsp_lightning.views import GroupView
-from acsp_lightning.volume import NetworkCurve
+from acsp_lightning.selection.maps import GroupView
+from acsp_lightning.selection.path import NetworkCurve
 
 DPI = 110
 WIDTH = 9.0  # inches; so wide that the page need not shrink it

@@ -5,7 +5,7 @@ from itertools import count
 from os import PathLike
 from pathlib import Path
 
-from acsp_lightning.draft import replaced
+from acsp_lightning.files import replaced
 from acsp_lightning.report.figures import png, step_figures
 from acsp_lightning.report.page import step_page
 from acsp_lightning.report.step import PruningStep

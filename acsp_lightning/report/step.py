@@ -1,18 +1,44 @@
-"""What a cut did, or would do, with its evidence."""
+"""The accuracy guard: what it found, and what it takes to go back."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
-from acsp_lightning.complexity import Complexity
-from acsp_lightning.evidence import Comparison
 from acsp_lightning.functional import ChannelSelection, WidthReason
-from acsp_lightning.guard import Outcome, Verdict
-from acsp_lightning.latency import LatencyComparison
+from acsp_lightning.measure.complexity import Complexity
+from acsp_lightning.measure.latency import LatencyComparison
 from acsp_lightning.report.codec import from_json, to_json
+from acsp_lightning.selection.maps import GroupView
+from acsp_lightning.selection.path import NetworkCurve
+from acsp_lightning.selection.scores import Comparison
 from acsp_lightning.structure.plan import PruningPlan
-from acsp_lightning.views import GroupView
-from acsp_lightning.volume import NetworkCurve
+
+
+class Outcome(StrEnum):
+    """What became of a cut."""
+
+    RECOVERED = "recovered"
+    HALVED = "undone, to be cut again at half the depth"
+    LEFT = "undone, left as it was"
+    UNJUDGED = "not judged, since the fit ended before"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the guard found and did.
+
+    Attributes:
+        monitor: name of the metric.
+        before: its value in the validation that was captured.
+        after: its value after the tuning; None if there was no such validation.
+        outcome: what became of the cut.
+    """
+
+    monitor: str
+    before: float
+    after: float | None
+    outcome: Outcome
 
 
 @dataclass(frozen=True, slots=True)

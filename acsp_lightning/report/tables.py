@@ -7,10 +7,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from acsp_lightning.complexity import Complexity
-from acsp_lightning.evidence import Comparison
-from acsp_lightning.latency import LatencyComparison
+from acsp_lightning.measure.complexity import Complexity
+from acsp_lightning.measure.latency import LatencyComparison
 from acsp_lightning.report.step import PruningStep
+from acsp_lightning.selection.scores import Comparison
 
 TABLE_WIDTH = 80  # of the narrowest usual terminal
 

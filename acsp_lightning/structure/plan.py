@@ -4,13 +4,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.layers import Side
-
-if TYPE_CHECKING:
-    # Plans are replayed, and pruned files loaded, where Torch-Pruning is not installed.
-    from acsp_lightning.structure.groups import ChannelGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +67,7 @@ class PruningPlan:
         """Positions that ``side`` of ``layer`` keeps; None if the plan does not touch it."""
         return next((c.kept for c in self.cuts if (c.layer, c.side) == (layer, side)), None)
 
-    def filters(self, groups: "Iterable[ChannelGroup]") -> dict[str, tuple[int, int]]:
+    def filters(self, groups: Iterable[ChannelGroup]) -> dict[str, tuple[int, int]]:
         """Output channels before and after the cut of every layer that makes channels of groups."""
         return {
             side.layer: (side.width, len(self.kept(side.layer, "out") or side.positions))
@@ -108,7 +105,7 @@ class PruningPlan:
             ) from error
 
 
-def build_plan(groups: "Sequence[ChannelGroup]", kept: Mapping[str, Sequence[int]]) -> PruningPlan:
+def build_plan(groups: Sequence[ChannelGroup], kept: Mapping[str, Sequence[int]]) -> PruningPlan:
     """Translate kept channels of groups into kept positions of layer sides.
 
     Args:

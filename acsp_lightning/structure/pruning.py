@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from acsp_lightning.structure.fold import recover_consumers
 from acsp_lightning.structure.forward import evaluation_state, output_tensors, run_forward
 from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.plan import PruningPlan
-from acsp_lightning.structure.recovery import recover_consumers
 from acsp_lightning.structure.refit import Refit, refit_consumers
 from acsp_lightning.structure.surgery import Replacement, check_plan, reversible_cut
 

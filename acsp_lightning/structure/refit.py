@@ -26,8 +26,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 from acsp_lightning.functional import refit_weight
 from acsp_lightning.progress import step
 from acsp_lightning.structure.forward import evaluation_state, run_forward
-from acsp_lightning.structure.patches import gives_rows, has_rows, input_rows, output_rows, random_rows
 from acsp_lightning.structure.plan import PruningPlan
+from acsp_lightning.structure.unfold import gives_rows, has_rows, input_rows, output_rows, random_rows
 
 # Positions of each sample at which a convolution is compared: on a ResNet-56 as good as 64.
 POSITIONS = 32

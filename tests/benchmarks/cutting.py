@@ -20,14 +20,14 @@ from measuring import draw_bars, in_a_fresh_process, peak_bytes, record
 from torchvision.models import resnet50
 
 from acsp_lightning import SelectionConfig, allocation, measure_complexity
-from acsp_lightning.capture import Activations, InputMoments
+from acsp_lightning.capture.statistics import Activations, InputMoments
 from acsp_lightning.functional import ClassSums
-from acsp_lightning.structure.fidelity import prunable_groups
+from acsp_lightning.selection.maps import view_groups
 from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.plan import build_plan
 from acsp_lightning.structure.pruning import prune
 from acsp_lightning.structure.refit import prepare_refit
-from acsp_lightning.views import view_groups
+from acsp_lightning.structure.verification import prunable_groups
 
 CLASSES = 1000
 SAMPLES = 50  # of every class

@@ -20,7 +20,7 @@ from torchvision.models import resnet50
 
 from acsp_lightning import SelectionConfig, compare_latency, measure_complexity
 from acsp_lightning.pipeline import capture_network, decide_cut
-from acsp_lightning.rehearsal import CopySite
+from acsp_lightning.previewing import CopySite
 from acsp_lightning.settings import PruningSettings
 from acsp_lightning.zoo import vgg16_bn
 

@@ -20,9 +20,9 @@ import torch
 from measuring import record
 from torch import Tensor
 
-from acsp_lightning.damage import candidate_widths
 from acsp_lightning.functional import ClassMoments, separation_distances, sweep_k_medoids
 from acsp_lightning.functional._medoid_search import MedoidSearch
+from acsp_lightning.selection.damage import candidate_widths
 
 CLASSES, POSITIONS = 10, 4
 

@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional
 
 from acsp_lightning.functional import fold_input, reconstruction_map, refit_weight
-from acsp_lightning.functional.recovery import REFIT_RIDGE
+from acsp_lightning.functional.least_squares import REFIT_RIDGE
 
 
 def samples(size=500, channels=12, rank=8, seed=0):

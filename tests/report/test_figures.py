@@ -18,8 +18,8 @@ from steps import selection, step, viewed
 from acsp_lightning import Complexity, PruningStep, SelectionConfig
 from acsp_lightning.functional import ChannelSelection, ClassSeparation, WidthReason, select_channels
 from acsp_lightning.report.figures import ALONE, layer_picture, png, step_figures, summary_figures
-from acsp_lightning.views import GroupView
-from acsp_lightning.volume import NetworkCurve
+from acsp_lightning.selection.maps import GroupView
+from acsp_lightning.selection.path import NetworkCurve
 
 
 def figures(of: PruningStep) -> dict[str, Figure]:

@@ -16,7 +16,7 @@ from steps import selection, step, viewed
 from acsp_lightning import PruningPlan, PruningStep
 from acsp_lightning.functional import ChannelSelection
 from acsp_lightning.report import draw_step, find_records, read_step, write_step
-from acsp_lightning.volume import NetworkCurve
+from acsp_lightning.selection.path import NetworkCurve
 
 
 def test_record_is_plain_json(tmp_path: Path) -> None:

@@ -18,10 +18,10 @@ from steps import step, viewed
 
 from acsp_lightning import PruningStep, SelectionConfig
 from acsp_lightning.functional import select_channels
-from acsp_lightning.guard import Outcome, Verdict
 from acsp_lightning.report import write_report
 from acsp_lightning.report.figures import AFTER, BEFORE, MARK, layer_picture
 from acsp_lightning.report.page import STYLE, step_page
+from acsp_lightning.report.step import Outcome, Verdict
 
 NAME = "net.<b>&\"'conv"
 

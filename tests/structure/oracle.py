@@ -8,9 +8,10 @@ from networks import Case, randomized
 from torch import nn
 
 from acsp_lightning import apply_plan
-from acsp_lightning.structure.fidelity import verify_groups
-from acsp_lightning.structure.groups import Tracing, trace_groups
+from acsp_lightning.structure.groups import Tracing
 from acsp_lightning.structure.plan import PruningPlan, build_plan
+from acsp_lightning.structure.tracing import trace_groups
+from acsp_lightning.structure.verification import verify_groups
 
 
 def inputs_of(case: Case, seed: int = 1, batch: int = 2) -> tuple[torch.Tensor, ...]:

@@ -7,8 +7,8 @@ from oracle import assert_cut_is_masked, random_plan
 from torch import nn
 from torchvision import models
 
-from acsp_lightning.complexity import measure_complexity
-from acsp_lightning.structure.fidelity import prunable_groups
+from acsp_lightning.measure.complexity import measure_complexity
+from acsp_lightning.structure.verification import prunable_groups
 
 
 def convnext() -> nn.Module:

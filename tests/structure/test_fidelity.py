@@ -6,8 +6,9 @@ from networks import CUT, WHOLE, Wired, sliced
 from oracle import assert_cut_is_masked, built, inputs_of, offered, random_plan
 from torch import nn
 
-from acsp_lightning.structure.fidelity import unseen_layers, verify_groups
-from acsp_lightning.structure.groups import Tracing, trace_groups
+from acsp_lightning.structure.groups import Tracing
+from acsp_lightning.structure.tracing import trace_groups
+from acsp_lightning.structure.verification import unseen_layers, verify_groups
 
 
 def altered(group, side, **changes):

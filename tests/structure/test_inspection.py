@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional
 
 from acsp_lightning import UnsupportedStructureError
-from acsp_lightning.structure.groups import trace_groups
 from acsp_lightning.structure.plan import build_plan
+from acsp_lightning.structure.tracing import trace_groups
 
 X = (torch.randn(2, 3, 8, 8),)
 

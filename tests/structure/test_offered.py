@@ -5,7 +5,7 @@ from oracle import built, inputs_of, offered
 from torch import nn
 from torch.nn import functional
 
-from acsp_lightning.structure.groups import trace_groups
+from acsp_lightning.structure.tracing import trace_groups
 
 X = (torch.randn(2, 3, 8, 8),)
 

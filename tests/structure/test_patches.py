@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from acsp_lightning.structure.patches import has_rows, input_rows, output_rows, random_rows
+from acsp_lightning.structure.unfold import has_rows, input_rows, output_rows, random_rows
 
 SIDES = {1: (11,), 2: (9, 11), 3: (6, 7, 8)}
 

@@ -12,7 +12,7 @@ from oracle import built, inputs_of, offered, random_plan
 from torch import nn
 from torch.nn import functional
 
-from acsp_lightning.functional.recovery import REFIT_RIDGE
+from acsp_lightning.functional.least_squares import REFIT_RIDGE
 from acsp_lightning.structure.plan import build_plan
 from acsp_lightning.structure.pruning import prune
 from acsp_lightning.structure.refit import prepare_refit

@@ -1,0 +1,1 @@
+"""What layers do on validation batches: reading the batches, hooks, and what they gather."""

@@ -1,0 +1,36 @@
+"""How many samples a network classifies correctly."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+
+from acsp_lightning.capture.batches import BatchReader, check_labels
+from acsp_lightning.structure.example import as_arguments
+from acsp_lightning.structure.forward import evaluation_state
+
+
+def count_correct(
+    model: nn.Module, batches: Iterable[Any], read_batch: BatchReader
+) -> tuple[int, int] | None:
+    """How many samples ``model`` classifies rightly (top 1), and of how many.
+
+    Args:
+        model: ``model(inputs)`` gives logits (B, C); run in eval mode, left as it was.
+        batches: on the device of the model.
+        read_batch: splits a batch into inputs and labels.
+
+    Returns:
+        Two counts, which add up over processes; None if forward gives something else than logits.
+    """
+    right, seen = 0, 0
+    with evaluation_state(model):
+        for batch in batches:
+            inputs, labels = read_batch(batch)
+            labels = check_labels(labels)
+            logits = model(*as_arguments(model, inputs))
+            if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < 2:
+                return None
+            right += int((logits.argmax(1) == labels).sum())
+            seen += len(labels)
+    return right, seen

@@ -1,0 +1,307 @@
+"""How long a network takes: the clock beside the count of operations."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from acsp_lightning.structure.forward import (
+    cloned,
+    describe_inputs,
+    eager_copy,
+    evaluation_state,
+    of_batch_size,
+    positional,
+)
+
+__all__ = ["Latency", "LatencyComparison", "compare_latency", "measure_latency"]
+
+WARM_UP_RUNS = 3  # allocations, the choice of kernels, compilation
+
+WARM_UP_SHARE = 0.2  # of min_seconds; processors raise their clock rate under load
+
+TURN = 3  # timed passes before the other network has its turn
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Time of one forward pass.
+
+    Attributes:
+        batch_size: samples in the pass.
+        device: where it ran, such as "cpu" or "cuda:0".
+        threads: threads that torch may use for one operation on the CPU.
+        compiled: whether ``torch.compile`` made the code; else it ran eagerly.
+        runs: timed passes, without those to warm up.
+        median: of their times, in seconds.
+        quartiles: the first and the third quartile of their times, in seconds.
+    """
+
+    batch_size: int
+    device: str
+    threads: int
+    compiled: bool
+    runs: int
+    median: float
+    quartiles: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyComparison:
+    """Two networks, timed in turns in one run on the same inputs.
+
+    Attributes:
+        before: of the first network.
+        after: of the second.
+    """
+
+    before: Latency
+    after: Latency
+
+    @property
+    def speedup(self) -> float:
+        """How many times faster the second network is, by the medians; below 1 if it is slower."""
+        return self.before.median / self.after.median
+
+
+def measure_latency(
+    model: nn.Module,
+    example_inputs: Tensor | Mapping[str, Tensor] | tuple[object, ...],
+    batch_sizes: Sequence[int] = (1, 32),
+    *,
+    compiled: bool = False,
+    min_runs: int = 20,
+    min_seconds: float = 0.5,
+) -> tuple[Latency, ...]:
+    """Times the forward pass of a network in evaluation mode.
+
+    Without gradients and without autocast, in the dtype of the weights. The network is left as it was:
+    modes, parameters, buffers and torch's random state; its own forward hooks run. Every pass gets
+    fresh copies of the inputs and begins when the last one has ended. On a GPU the time is that
+    between two events in its queue, waiting for the CPU included.
+
+    Args:
+        model: any module on the CPU or on one GPU, a LightningModule with or without a Trainer.
+        example_inputs: a tensor or a dict of tensors, passed as ``model(inputs)``; or a tuple, passed
+            as ``model(*inputs)``. On the device and in the dtype of the model. The length of the first
+            tensor is taken for its batch size; all tensors of this length are repeated or cut to
+            each of ``batch_sizes``.
+        batch_sizes: one measurement for each, at least 1.
+        compiled: time a copy that ``torch.compile`` has compiled for each batch size by itself. This
+            resets the compiler: what was compiled before is compiled anew when it is called next.
+            False: eagerly, also what the user has compiled.
+        min_runs: timed passes, at least 1.
+        min_seconds: passes go on for at least this long, at least 0.
+
+    Returns:
+        What was measured, in the order of ``batch_sizes``.
+
+    Raises:
+        TypeError: if ``example_inputs`` is none of these.
+        ValueError: if an argument is out of its range, no tensor in the inputs has a sample, the
+            network is on another kind of device, or the forward pass fails; the cause is chained.
+    """
+    arguments = positional(example_inputs)
+    found = _measure((model,), arguments, batch_sizes, compiled, min_runs, min_seconds)
+    return tuple(latency for (latency,) in found)
+
+
+def compare_latency(
+    before: nn.Module,
+    after: nn.Module,
+    example_inputs: Tensor | Mapping[str, Tensor] | tuple[object, ...],
+    batch_sizes: Sequence[int] = (1, 32),
+    *,
+    compiled: bool = False,
+    min_runs: int = 20,
+    min_seconds: float = 0.5,
+) -> tuple[LatencyComparison, ...]:
+    """Times two networks in turns in one run, so that the noise of a shared machine meets both.
+
+    Args:
+        before: a network; as in :func:`measure_latency`.
+        after: another one that takes the same inputs, on the same device.
+        example_inputs: as in :func:`measure_latency`, as are all that follow; ``min_runs`` and
+            ``min_seconds`` are for each of the networks.
+        batch_sizes: see there.
+        compiled: see there.
+        min_runs: see there.
+        min_seconds: see there.
+
+    Returns:
+        What was measured, in the order of ``batch_sizes``.
+
+    Raises:
+        TypeError: as in :func:`measure_latency`.
+        ValueError: as in :func:`measure_latency`.
+    """
+    arguments = positional(example_inputs)
+    found = _measure((before, after), arguments, batch_sizes, compiled, min_runs, min_seconds)
+    return tuple(LatencyComparison(first, second) for first, second in found)
+
+
+def check_batch_sizes(name: str, sizes: Sequence[int]) -> None:
+    """Raise ``ValueError`` unless ``sizes`` is a sequence of integers from 1, perhaps empty."""
+    wanted = "it must be a list of integers >= 1, such as [1, 32]"
+    if isinstance(sizes, str) or not isinstance(sizes, Sequence):
+        raise ValueError(f"{name} is {sizes!r}; {wanted}.")
+    for size in sizes:
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(f"{name} has {size!r}; {wanted}.")
+
+
+def _measure(
+    models: Sequence[nn.Module],
+    arguments: tuple[Any, ...],
+    batch_sizes: Sequence[int],
+    compiled: bool,
+    min_runs: int,
+    min_seconds: float,
+) -> list[list[Latency]]:
+    """For every batch size what was measured of every model."""
+    check_batch_sizes("batch_sizes", batch_sizes)
+    if isinstance(min_runs, bool) or not isinstance(min_runs, int) or min_runs < 1:
+        raise ValueError(f"min_runs is {min_runs!r}; it must be an integer >= 1.")
+    if not 0 <= min_seconds < math.inf:
+        raise ValueError(f"min_seconds is {min_seconds!r}; it must be a finite number >= 0.")
+    device = _device(models, arguments)
+    if compiled:
+        models = [eager_copy(model) for model in models]
+    found = []
+    with ExitStack() as stack:
+        for model in models:
+            stack.enter_context(evaluation_state(model))
+            stack.enter_context(_buffers_kept(model))
+        # On a GPU, events go to the queue of the current device.
+        stack.enter_context(torch.cuda.device(device) if device.type == "cuda" else nullcontext())
+        for size in batch_sizes:
+            batch = of_batch_size(arguments, size)
+            with _compiled(models) if compiled else nullcontext(models) as networks:
+                times = _times(networks, batch, TIMERS[device.type], min_runs, min_seconds)
+            found.append([_summary(size, device, compiled, seconds) for seconds in times])
+    return found
+
+
+def _device(models: Sequence[nn.Module], arguments: tuple[Any, ...]) -> torch.device:
+    tensors = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
+    tensors += [parameter for model in models for parameter in model.parameters()]
+    devices = {tensor.device for tensor in tensors} - {torch.device("cpu")}
+    if len(devices) > 1 or any(device.type not in TIMERS for device in devices):
+        raise ValueError(
+            f"The networks and their inputs are on {', '.join(sorted(map(str, devices)))}; latency is "
+            "measured on the CPU and on a single GPU. Move them there."
+        )
+    return devices.pop() if devices else torch.device("cpu")
+
+
+@contextmanager
+def _compiled(models: Sequence[nn.Module]) -> Iterator[list[Any]]:
+    # After eight shapes of one function the compiler would give up, and eager code would be timed.
+    torch.compiler.reset()
+    try:
+        with torch.compiler.set_stance("default"):
+            yield [torch.compile(model, dynamic=False) for model in models]
+    finally:
+        torch.compiler.reset()
+
+
+@contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Put back what a forward pass does to buffers in evaluation mode, such as to count its calls."""
+    kept = [
+        (module._buffers, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        yield
+    finally:
+        for buffers, name, buffer, value in kept:
+            buffers[name] = buffer
+            if not torch.equal(buffer, value):
+                buffer.copy_(value)
+
+
+Timer = Callable[[Callable[..., Any], tuple[Any, ...]], float]
+
+
+def _seconds_on_cpu(network: Callable[..., Any], arguments: tuple[Any, ...]) -> float:
+    start = perf_counter()
+    network(*arguments)
+    return perf_counter() - start
+
+
+def _seconds_on_cuda(network: Callable[..., Any], arguments: tuple[Any, ...]) -> float:
+    event: Any = torch.cuda.Event  # has no types
+    start, end = event(enable_timing=True), event(enable_timing=True)
+    # Kernels that were queued while the GPU was still at the last pass would seem to need no launch.
+    torch.cuda.synchronize()
+    start.record()
+    network(*arguments)
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) / 1000
+
+
+TIMERS: Mapping[str, Timer] = {"cpu": _seconds_on_cpu, "cuda": _seconds_on_cuda}
+
+
+def _times(
+    networks: Sequence[Callable[..., Any]],
+    arguments: tuple[Any, ...],
+    timer: Timer,
+    min_runs: int,
+    min_seconds: float,
+) -> list[list[float]]:
+    """Seconds of every timed pass of every network, after warming up.
+
+    Not by torch.utils.benchmark, whose Timer has one statement and cannot take turns between two.
+    """
+    try:
+        _in_turns(networks, arguments, timer, WARM_UP_RUNS, WARM_UP_SHARE * min_seconds)
+    except Exception as error:
+        raise ValueError(
+            f"Timing needs a forward pass that runs on {describe_inputs(arguments)}; it raised "
+            f"{type(error).__name__}: {error}. Check that model(*inputs) runs by itself, on the model's "
+            "device and dtype, for batches of this size."
+        ) from error
+    return _in_turns(networks, arguments, timer, min_runs, min_seconds)
+
+
+def _in_turns(
+    networks: Sequence[Callable[..., Any]],
+    arguments: tuple[Any, ...],
+    timer: Timer,
+    min_runs: int,
+    min_seconds: float,
+) -> list[list[float]]:
+    times: list[list[float]] = [[] for _ in networks]
+    end = perf_counter() + min_seconds * len(networks)
+    while len(times[0]) < min_runs or perf_counter() < end:
+        for network, seconds in zip(networks, times, strict=True):
+            # Untimed: the other network has taken the caches, the larger one most of them.
+            timer(network, cloned(arguments))
+            seconds += [timer(network, cloned(arguments)) for _ in range(TURN)]
+    return times
+
+
+def _summary(size: int, device: torch.device, compiled: bool, seconds: Sequence[float]) -> Latency:
+    first, median, third = torch.tensor(seconds, dtype=torch.float64).quantile(
+        torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+    )
+    return Latency(
+        batch_size=size,
+        device=str(device),
+        threads=torch.get_num_threads(),
+        compiled=compiled,
+        runs=len(seconds),
+        median=float(median),
+        quartiles=(float(first), float(third)),
+    )

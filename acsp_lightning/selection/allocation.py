@@ -1,0 +1,273 @@
+"""From captured activations to the channels of every group that stay."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from acsp_lightning.capture.statistics import Activations
+from acsp_lightning.functional import (
+    ChannelCurves,
+    ChannelSelection,
+    SelectionConfig,
+    WidthDecision,
+    WidthReason,
+    expected_seconds,
+    select_channels,
+    trace_curves,
+    width_at_level,
+    width_of_share,
+)
+from acsp_lightning.measure.complexity import Complexity
+from acsp_lightning.progress import tracked
+from acsp_lightning.selection.cost import LayerCosts
+from acsp_lightning.selection.damage import DamageCurve, candidate_widths, damage_curve
+from acsp_lightning.selection.path import NetworkCurve, cheapest_path, widths_within
+from acsp_lightning.selection.scores import Comparison, Evidence, gather_evidence
+from acsp_lightning.structure.groups import ChannelGroup
+from acsp_lightning.structure.refit import Target
+
+BISECTION_STEPS = 40
+
+# Comparing fewer classes takes seconds, and trying it out would take longer.
+MANY_CLASSES = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """What stays of every group, and why.
+
+    Attributes:
+        selections: a selection for each group, by name.
+        evidence: what the selections rest on, by name of the group.
+        comparison: what the distances between channels rest on, in the worst case of all groups.
+        network: the curve of the whole network; None if every group was decided by itself.
+    """
+
+    selections: Mapping[str, ChannelSelection]
+    evidence: Mapping[str, Evidence]
+    comparison: Comparison
+    network: NetworkCurve | None = None
+
+
+def select_groups(
+    model: nn.Module,
+    groups: Sequence[ChannelGroup],
+    activations: Activations,
+    config: SelectionConfig,
+    *,
+    layer_flops: Mapping[str, int],
+    targets: Mapping[str, Target] | None = None,
+    round_to: int = 1,
+    budget: float | None = None,
+    decisions: Mapping[str, WidthDecision] | None = None,
+) -> Allocation:
+    """Select the channels of every group that stay.
+
+    Args:
+        model: the uncut network.
+        groups: the groups to decide on.
+        activations: what was captured for them.
+        config: how to decide; a FLOPs target needs a ``budget``.
+        layer_flops: FLOPs of every layer, as ``Complexity.by_layer``.
+        targets: outputs of consumers, by layer, which say how much an error in them matters; None:
+            every output counts by its own energy.
+        round_to: every width is raised to a multiple of this.
+        budget: FLOPs that all layers together may have after the cut; None: a knee decides.
+        decisions: already made, for at least these groups, by name, as from :func:`as_decisions`; None:
+            decide.
+
+    Returns:
+        The selections, with the curve of the network where ``config.curve`` is "damage".
+
+    Raises:
+        ValueError: if the budget cannot be met even at the smallest widths, or as
+            :func:`acsp_lightning.selection.scores.gather_evidence`.
+    """
+    evidence = {
+        group.name: gather_evidence(model, group, activations, config)
+        for group in tracked(groups, "Comparing channels")
+    }
+    widths: Mapping[str, WidthDecision] | None = decisions
+    if decisions is None and config.keep is not None:
+        widths = {g.name: width_of_share(g.width, config, round_to=round_to) for g in groups}
+    weighted = config.weighting == "contribution"
+    candidates = {
+        group.name: candidate_widths(group.width, config.min_channels, round_to) for group in groups
+    }
+    by_damage = widths is None and config.looks_at_network and config.curve == "damage"
+    # A layer's own knee wants all of its curve.
+    ks: dict[str, list[int] | None] = dict.fromkeys(evidence)
+    if by_damage:
+        ks.update(candidates)
+    if widths is not None:
+        ks.update({g.name: sorted({*candidates[g.name], widths[g.name].k} - {g.width}) for g in groups})
+    curves = {
+        name: trace_curves(found.distances, found.contributions if weighted else None, ks[name])
+        for name, found in tracked(evidence.items(), "Clustering channels")
+    }
+    chosen: Mapping[str, WidthDecision] = {}
+    network: NetworkCurve | None = None
+    if widths is not None:
+        chosen = widths
+    elif by_damage:
+        damage = {
+            group.name: damage_curve(
+                model, group, activations, curves[group.name], targets or {}, candidates[group.name]
+            )
+            for group in tracked(groups, "Weighing widths")
+        }
+        network, chosen = _least_damage(damage, LayerCosts(groups, layer_flops), config, budget)
+    elif budget is not None:
+        chosen = _one_level(curves, LayerCosts(groups, layer_flops), config, round_to, budget)
+    selections = {
+        name: select_channels(
+            found.distances,
+            # Layers of one width must not draw the same channels at random.
+            replace(config, seed=config.seed + place),
+            magnitudes=found.magnitudes,
+            separability=found.separability,
+            round_to=round_to,
+            curves=curves[name],
+            k=chosen.get(name),
+        )
+        for place, (name, found) in enumerate(evidence.items())
+    }
+    comparisons = [found.comparison for found in evidence.values()]
+    nothing = Comparison(classes=0, unseen=0, class_pairs=0, sampling_error=0.0)
+    worst = max(comparisons, key=lambda comparison: comparison.sampling_error, default=nothing)
+    return Allocation(selections, evidence, worst, network)
+
+
+def expected_wait(
+    groups: Iterable[ChannelGroup], activations: Activations, config: SelectionConfig
+) -> float:
+    """Seconds that :func:`select_groups` will compare channels for, from a try on a few classes.
+
+    0 where there are too few classes for it to matter, without a try.
+    """
+    layers = {side.layer for group in groups for side in group.producers}
+    if all(len(activations.outputs[layer].count) < MANY_CLASSES for layer in layers):
+        return 0.0
+    try:
+        return sum(expected_seconds(activations.moments(layer), config.class_pairs) for layer in layers)
+    except ValueError:
+        return 0.0  # what is wrong with the moments is said where the layer is known
+
+
+def _least_damage(
+    damage: Mapping[str, DamageCurve],
+    costs: LayerCosts,
+    config: SelectionConfig,
+    budget: float | None,
+) -> tuple[NetworkCurve, dict[str, WidthDecision]]:
+    """The widths at the knee of the network's curve, or those of least damage within a budget."""
+    stages = cheapest_path(damage, costs)
+    network = NetworkCurve.of(stages)
+    if budget is not None:
+        reached = widths_within(stages, damage, costs, budget)
+        if reached is None:
+            raise ValueError(_unreachable(config, budget, stages[-1].flops))
+        return network, as_decisions(reached, WidthReason.LEAST_DAMAGE)
+    if network.knee is None:
+        return network, as_decisions(stages[0].widths, WidthReason.NO_NETWORK_KNEE)
+    return network, as_decisions(stages[network.knee].widths, WidthReason.NETWORK_KNEE)
+
+
+def as_decisions(widths: Mapping[str, int], reason: WidthReason) -> dict[str, WidthDecision]:
+    """Widths as decisions, all for one reason."""
+    return {name: WidthDecision(k, None, reason) for name, k in widths.items()}
+
+
+def _unreachable(config: SelectionConfig, budget: float, least: float) -> str:
+    return (
+        f"flops={config.flops} asks for at most {budget:.4g} FLOPs, but the layers that may be cut "
+        f"leave {least:.4g} at their smallest. Raise flops, lower min_channels or round_to, "
+        "include more layers, or set residual=True."
+    )
+
+
+def halved_widths(selections: Mapping[str, ChannelSelection], round_to: int) -> dict[str, int]:
+    """Channels to keep of every group if half as many are removed; empty if that would be none.
+
+    Raised to multiples of ``round_to``, or to the width of the group.
+    """
+    widths = {}
+    for name, selection in selections.items():
+        kept = selection.width - (selection.width - selection.k) // 2
+        widths[name] = min(selection.width, -(-kept // round_to) * round_to)
+    deeper = any(widths[name] < selection.width for name, selection in selections.items())
+    return widths if deeper else {}
+
+
+def flops_budget(config: SelectionConfig, initial: Complexity, current: Complexity) -> float | None:
+    """FLOPs that the layers may have to meet ``config.flops``; None if there is no such target.
+
+    The target is a share of the FLOPs of the ``initial`` network; what no layer of the ``current``
+    one accounts for is taken off, since no cut changes it.
+    """
+    if config.flops is None:
+        return None
+    elsewhere = current.flops - sum(current.by_layer.values())
+    return config.flops * initial.flops - elsewhere
+
+
+def check_reachable(
+    groups: Iterable[ChannelGroup],
+    config: SelectionConfig,
+    round_to: int,
+    complexity: Complexity,
+    budget: float | None,
+) -> None:
+    """Check before any training that the widths that are asked for can be had.
+
+    Raises:
+        ValueError: if a group has fewer channels than ``round_to``, or the layers need more than
+            ``budget`` FLOPs even if every group is cut as far as it may be.
+    """
+    groups = tuple(groups)
+    for group in groups:
+        if round_to > group.width:
+            raise ValueError(
+                f"round_to is {round_to}, but {group.name!r} has only {group.width} channels. Round to "
+                "less, or exclude the layer."
+            )
+    floor = -(-config.min_channels // round_to) * round_to
+    smallest = {group.name: min(group.width, floor) for group in groups}
+    least = LayerCosts(groups, complexity.by_layer).total(smallest)
+    if budget is not None and least > budget:
+        raise ValueError(
+            f"flops={config.flops} cannot be reached: cut as far as min_channels and round_to allow, "
+            f"{least / complexity.flops:.3f} of the FLOPs are left. Raise flops, include more layers, "
+            "or set residual=True."
+        )
+
+
+def _one_level(
+    curves: Mapping[str, ChannelCurves],
+    costs: LayerCosts,
+    config: SelectionConfig,
+    round_to: int,
+    budget: float,
+) -> dict[str, WidthDecision]:
+    """The highest level of all curves, found by bisection, at which the FLOPs fit the budget."""
+
+    def widths(level: float) -> dict[str, WidthDecision]:
+        return {
+            name: width_at_level(curve, level, config, round_to=round_to)
+            for name, curve in curves.items()
+        }
+
+    def flops(level: float) -> float:
+        return costs.total({name: decision.k for name, decision in widths(level).items()})
+
+    # Below and above every value of every curve: the smallest widths, and every channel.
+    low, high = -1.0, 1.0 + 1e-9
+    if flops(high) <= budget:
+        return widths(high)
+    if flops(low) > budget:
+        raise ValueError(_unreachable(config, budget, flops(low)))
+    for _ in range(BISECTION_STEPS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if flops(middle) <= budget else (low, middle)
+    return widths(low)

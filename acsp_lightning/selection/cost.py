@@ -1,0 +1,50 @@
+"""FLOPs of a network as a function of the widths of its groups."""
+
+from collections.abc import Iterable, Mapping
+
+from acsp_lightning.structure.groups import ChannelGroup
+
+
+class LayerCosts:
+    """FLOPs of the layers as a function of the widths of groups.
+
+    Exact for layers whose cost is proportional to the channels on both sides, which all that can be
+    cut are. Never too small: others (a pooling layer) are counted as if they stayed whole.
+
+    Args:
+        groups: the groups whose widths vary.
+        layer_flops: FLOPs of every layer at the full widths.
+    """
+
+    def __init__(self, groups: Iterable[ChannelGroup], layer_flops: Mapping[str, int]) -> None:
+        self.groups = {group.name: group for group in groups}
+        self._flops = layer_flops
+        # By layer and side, the share of its channels that every group has.
+        self._shares: dict[str, dict[str, dict[str, float]]] = {}
+        for group in self.groups.values():
+            for side in group.sides:
+                sides = self._shares.setdefault(side.layer, {})
+                sides.setdefault(side.side, {})[group.name] = len(side.positions) / side.width
+        self._layers = {
+            name: {side.layer for side in group.sides} & layer_flops.keys()
+            for name, group in self.groups.items()
+        }
+
+    def total(self, widths: Mapping[str, int]) -> float:
+        """FLOPs of all layers; groups that are not named have their full width."""
+        return sum(self._of(layer, widths) for layer in self._flops)
+
+    def saved(self, widths: Mapping[str, int], group: str, k: int) -> float:
+        """FLOPs that go if, with all others at ``widths``, ``group`` keeps ``k`` channels."""
+        after = {**widths, group: k}
+        layers = self._layers[group]
+        return sum(self._of(layer, widths) - self._of(layer, after) for layer in layers)
+
+    def _of(self, layer: str, widths: Mapping[str, int]) -> float:
+        flops = float(self._flops[layer])
+        for shares in self._shares.get(layer, {}).values():
+            flops *= 1 - sum(
+                share * (1 - widths.get(name, self.groups[name].width) / self.groups[name].width)
+                for name, share in shares.items()
+            )
+        return flops

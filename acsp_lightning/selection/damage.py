@@ -1,0 +1,143 @@
+"""What it costs a network to keep fewer channels of a group, before anything is cut."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from acsp_lightning.capture.statistics import Activations
+from acsp_lightning.functional import RIDGE, ChannelCurves
+from acsp_lightning.selection.scores import read_channels
+from acsp_lightning.structure.groups import ChannelGroup, LayerSide
+from acsp_lightning.structure.layers import side_layout
+from acsp_lightning.structure.refit import Target
+
+# Widths of a group at which the damage is computed: finer steps save next to nothing.
+STEPS = 24
+
+
+@dataclass(frozen=True, slots=True)
+class DamageCurve:
+    """What keeping the medoids of k clusters costs.
+
+    Attributes:
+        ks: numbers of channels, ascending, the last being all, (K,).
+        damage: (K,), at least 0 and falling, the last being 0: over all consumers of the group, the
+            variance of the output that the kept channels cannot explain, as a share of the variance of
+            what the output becomes part of (a residual sum, or else itself). The taps of a kernel count
+            one by one, as if they saw unrelated values.
+    """
+
+    ks: tuple[int, ...]
+    damage: tuple[float, ...]
+
+
+def damage_curve(
+    model: nn.Module,
+    group: ChannelGroup,
+    activations: Activations,
+    curves: ChannelCurves,
+    targets: Mapping[str, Target],
+    ks: Sequence[int],
+) -> DamageCurve:
+    """The damage at some widths of one group, all other channels being there.
+
+    Args:
+        model: the uncut network.
+        group: the group.
+        activations: what was captured.
+        curves: the clusterings of the group's channels.
+        targets: outputs of consumers, by layer; without one, an output counts by its own energy.
+        ks: numbers of channels, ascending, each one that ``curves`` were traced at.
+    """
+    readers = [_Reader.of(model, side, activations, targets.get(side.layer)) for side in group.consumers]
+    damage = []
+    known = curves.ks.tolist()
+    for k in ks:
+        kept = curves.sweep.medoids[known.index(k)].cpu()
+        damage.append(sum(reader.unexplained(kept) for reader in readers))
+    # Medoids of fewer clusters may by chance explain more; fewer channels are then the better choice.
+    falling = torch.tensor([*damage, 0.0], dtype=torch.float64).cummin(0).values
+    return DamageCurve((*ks, group.width), tuple(falling.tolist()))
+
+
+def candidate_widths(width: int, at_least: int, round_to: int) -> list[int]:
+    """Up to :data:`STEPS` widths below the full one, evenly spaced: multiples of ``round_to``."""
+    smallest = -(-at_least // round_to) * round_to
+    allowed = range(smallest, width, round_to)
+    if len(allowed) <= STEPS:
+        return list(allowed)
+    return [allowed[place * (len(allowed) - 1) // (STEPS - 1)] for place in range(STEPS)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """One consumer, its D input channels in units of their own sizes.
+
+    ``precision`` is the inverse of their second moments, (D, D): the block of it that belongs to some
+    channels is the inverse of what the others cannot explain of them. ``sensitivity``, (D, D), says
+    how much errors in two channels weigh together.
+    """
+
+    precision: Tensor
+    sensitivity: Tensor
+    positions: Tensor
+    channels: Tensor
+
+    @classmethod
+    def of(
+        cls, model: nn.Module, side: LayerSide, activations: Activations, target: Target | None
+    ) -> "_Reader":
+        module = model.get_submodule(side.layer)
+        ((_, dim),) = side_layout(module, "in").tensors
+        moments = activations.inputs[side.layer].mean
+        weight = module.get_parameter("weight").detach().to(moments).movedim(dim, 0)
+        if target is not None and target.scale is not None:
+            # After the inputs come the outputs, in every layout.
+            shape = (1, -1) + (1,) * (weight.ndim - 2)
+            weight = weight * target.scale.to(moments).view(shape)
+        size = moments.diagonal().sqrt()
+        by_channel = weight.reshape(len(moments), -1) * size[:, None]
+        sensitivity = by_channel @ by_channel.T
+        inverse_size = torch.where(size > 0, size.reciprocal(), 0.0)
+        scaled = moments * inverse_size[:, None] * inverse_size
+        power = 0.0 if target is None else target.power
+        power = power or float((sensitivity * scaled).sum())
+        positions, channels = read_channels(side)
+        return cls(
+            torch.linalg.inv(scaled + RIDGE * torch.eye(len(scaled)).to(scaled)),
+            sensitivity / power if power > 0 else sensitivity,
+            positions,
+            channels,
+        )
+
+    def unexplained(self, kept: Tensor) -> float:
+        """Share of the output's power that is lost if of the group only ``kept`` remain."""
+        gone = self.positions[~torch.isin(self.channels, kept)].to(self.precision.device)
+        block = self.precision[gone][:, gone]
+        # Less the ridge, which nothing can explain.
+        residual = torch.linalg.inv(block) - RIDGE * torch.eye(len(gone)).to(block)
+        return max(0.0, float((self.sensitivity[gone][:, gone] * residual).sum()))
+
+
+def total_damage(curves: Mapping[str, DamageCurve], widths: Mapping[str, int]) -> float:
+    """Sum over groups at given widths, each of which is on its curve."""
+    return sum(curves[name].damage[curves[name].ks.index(k)] for name, k in widths.items())
+
+
+def lower_hull(curve: DamageCurve) -> Iterable[int]:
+    """Indices of the points of a curve on its lower convex hull, ascending, both ends included."""
+    hull: list[int] = []
+    for place in range(len(curve.ks)):
+        while len(hull) >= 2 and _above(curve, hull[-2], hull[-1], place):
+            hull.pop()
+        hull.append(place)
+    return hull
+
+
+def _above(curve: DamageCurve, left: int, middle: int, right: int) -> bool:
+    """Whether the middle point lies on or above the line between the others."""
+    run, rise = curve.ks[right] - curve.ks[left], curve.damage[right] - curve.damage[left]
+    line = curve.damage[left] + rise * (curve.ks[middle] - curve.ks[left]) / run
+    return curve.damage[middle] >= line

@@ -1,0 +1,133 @@
+"""What speaks for and against the channels of a group, from a capture on the uncut network."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from acsp_lightning.capture.statistics import Activations
+from acsp_lightning.functional import (
+    SelectionConfig,
+    Separation,
+    compare_channels,
+    mean_separability,
+)
+from acsp_lightning.structure.groups import ChannelGroup, LayerSide, input_spread
+from acsp_lightning.structure.layers import side_layout
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What the distances between channels rest on.
+
+    Attributes:
+        classes: classes seen.
+        unseen: class indices below the largest one that never appeared; they are left out.
+        class_pairs: pairs of classes that were looked at.
+        sampling_error: what drawing these at random does to the distances of the worst layer, as
+            :class:`acsp_lightning.functional.Separation` says it; 0 if all pairs were looked at.
+    """
+
+    classes: int
+    unseen: int
+    class_pairs: int
+    sampling_error: float
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What speaks for and against the N channels of one group.
+
+    Attributes:
+        distances: distances between the channels' separability vectors, (N, N), over the outputs of
+            all layers that make the channels.
+        contributions: (N,), mean 1 (all ones if nothing is contributed): root mean square of the
+            channel where it is read, times the norm of the weights that read it.
+        magnitudes: (N,), L1 norm of the filters that make the channel.
+        separability: (N,), mean JM distance over classes and positions, in [0, 2]; None where the
+            configuration does not ask for it.
+        comparison: what the distances rest on.
+    """
+
+    distances: Tensor
+    contributions: Tensor
+    magnitudes: Tensor
+    separability: Tensor | None
+    comparison: Comparison
+
+
+def gather_evidence(
+    model: nn.Module,
+    group: ChannelGroup,
+    activations: Activations,
+    config: SelectionConfig = SelectionConfig(),  # noqa: B008 - frozen, hence safe to share
+) -> Evidence:
+    """Collect the evidence for one group from a capture on the uncut ``model``.
+
+    Raises:
+        ValueError: if classes are missing or seen too rarely; names the layer.
+    """
+    separations: list[Separation] = []
+    squares: list[Tensor] = []
+    separability: list[Tensor] = []
+    magnitudes: list[Tensor] = []
+    for side in group.producers:
+        order = torch.tensor(side.channels).argsort()
+        moments = activations.moments(side.layer)
+        order = order.to(moments.mean.device)
+        try:
+            found = compare_channels(moments, config.class_pairs, config.seed)
+            if config.criterion == "mean_jm":
+                separability.append(mean_separability(moments)[order])
+        except ValueError as error:
+            raise ValueError(f"Layer {side.layer!r}: {error}") from error
+        separations.append(found)
+        squares.append(found.distances[order][:, order].square())
+        magnitudes.append(_filter_norms(model, side).to(order.device)[order])
+    contributions = torch.stack(
+        [_contributions(model, side, group.width, activations) for side in group.consumers]
+    )
+    total = contributions.square().sum(0).sqrt()
+    mean = total.mean()
+    return Evidence(
+        distances=torch.stack(squares).sum(0).sqrt(),
+        contributions=total / mean if mean > 0 else torch.ones_like(total),
+        magnitudes=torch.stack(magnitudes).sum(0),
+        separability=torch.stack(separability).mean(0) if separability else None,
+        comparison=Comparison(
+            classes=found.classes,
+            unseen=moments.num_classes - found.classes,
+            class_pairs=found.class_pairs,
+            sampling_error=max(one.sampling_error for one in separations),
+        ),
+    )
+
+
+def _filter_norms(model: nn.Module, side: LayerSide) -> Tensor:
+    module = model.get_submodule(side.layer)
+    ((_, dim), *_) = side_layout(module, "out").tensors
+    weight = module.get_parameter("weight").detach().double()
+    return weight.abs().movedim(dim, 0).flatten(1).sum(1)
+
+
+def read_channels(side: LayerSide) -> tuple[Tensor, Tensor]:
+    """Which channels of a consumer's input belong to a group, and which of the group's they are."""
+    spread = input_spread(side)
+    positions = torch.tensor(side.positions)[::spread] // spread
+    return positions, torch.tensor(side.channels)[::spread]
+
+
+def _contributions(model: nn.Module, side: LayerSide, width: int, activations: Activations) -> Tensor:
+    """What each channel of a group contributes through one consumer, (N,)."""
+    module = model.get_submodule(side.layer)
+    ((_, dim),) = side_layout(module, "in").tensors
+    energy = activations.inputs[side.layer].mean.diagonal()
+    weight = module.get_parameter("weight").detach().to(energy)
+    norms = weight.movedim(dim, 0).reshape(len(energy), -1).square().sum(1)
+    positions, channels = read_channels(side)
+    power = (energy * norms)[positions.to(energy.device)]
+    return (
+        torch.zeros(width, dtype=power.dtype, device=power.device)
+        .index_add_(0, channels.to(power.device), power)
+        .sqrt()
+    )

@@ -1,0 +1,155 @@
+"""When cuts happen, and whether they can."""
+
+from collections.abc import Sequence
+
+import lightning.pytorch as pl
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+from acsp_lightning.pipeline import NO_BATCH, survey
+from acsp_lightning.settings import PruningSettings
+from acsp_lightning.structure.example import Example
+from acsp_lightning.structure.groups import Tracing
+from acsp_lightning.structure.verification import unseen_layers
+from acsp_lightning.trainer.loaders import validation_batches
+
+
+def callbacks_of(trainer: pl.Trainer) -> list[pl.Callback]:
+    """The callbacks of a Trainer."""
+    callbacks: list[pl.Callback] = vars(trainer)["callbacks"]  # set by a connector, unseen by types
+    return callbacks
+
+
+def check_schedule(epochs: Sequence[int], trainer: pl.Trainer) -> None:
+    """Raise ``ValueError`` if a capture or a cut at ``epochs`` could never happen in this fit.
+
+    A capture needs a validation in its epoch, and a cut a training epoch after it.
+    """
+    if not trainer.enable_validation:
+        raise ValueError(
+            "Pruning gathers activations in the validation loop, and this fit has none. Give the "
+            "module a validation_step and the data a val_dataloader, and leave limit_val_batches "
+            "above 0."
+        )
+    last = None if trainer.max_epochs in (None, -1) else trainer.max_epochs - 2
+    for epoch in epochs:
+        if last is not None and epoch > last:
+            allowed = f"at most {last}" if last >= 0 else "none, so max_epochs must be at least 2"
+            raise ValueError(
+                f"epochs has {epoch}, but with max_epochs={trainer.max_epochs} the cut after that "
+                f"epoch's validation could never happen; allowed is {allowed}. Raise max_epochs or "
+                "cut earlier."
+            )
+        every = trainer.check_val_every_n_epoch
+        if every is not None and (epoch + 1) % every:
+            raise ValueError(
+                f"epochs has {epoch}, but check_val_every_n_epoch={every} leaves that epoch without a "
+                f"validation to capture; epochs {every - 1}, {2 * every - 1}, ... have one."
+            )
+
+
+def check_step_schedule(epochs: Sequence[int], trainer: pl.Trainer, tuned: int = 0) -> None:
+    """Raise ``ValueError`` if counts of training batches or steps leave no cut after one of ``epochs``.
+
+    Epochs of unknown length, time-based intervals and manual optimisation cannot be told beforehand.
+
+    Args:
+        epochs: zero-based.
+        trainer: inside ``fit``, with its training data set up.
+        tuned: whole epochs of training that have to follow each cut.
+    """
+    length = trainer.num_training_batches
+    if length == float("inf"):
+        return
+    every = trainer.val_check_batch if trainer.check_val_every_n_epoch is None else None
+    steps = -(-int(length) // trainer.accumulate_grad_batches)
+    counted = trainer.max_steps != -1 and trainer.lightning_module.automatic_optimization
+    for epoch in epochs:
+        if every is not None and (epoch + 1) * length // every == epoch * length // every:
+            raise ValueError(
+                f"epochs has {epoch}, but val_check_interval={trainer.val_check_interval} with "
+                f"check_val_every_n_epoch=None and {length} training batches leaves that epoch without "
+                "a validation to capture. Validate more often, or choose another epoch."
+            )
+        if counted and (epoch + 1 + tuned) * steps >= trainer.max_steps + bool(tuned):
+            before = f"{tuned} epochs of tuning after" if tuned else "the cut after"
+            raise ValueError(
+                f"epochs has {epoch}, but with max_steps={trainer.max_steps} and {steps} steps in an "
+                f"epoch the fit ends before {before} that epoch. Raise max_steps, or cut earlier."
+            )
+
+
+def check_trainer(trainer: pl.Trainer) -> None:
+    """Raise ``TypeError`` or ``ValueError`` if networks cannot change their shape under this Trainer."""
+    if not isinstance(trainer, pl.Trainer):
+        raise TypeError(
+            f"The Trainer is a {type(trainer).__module__}.{type(trainer).__qualname__}; its callbacks "
+            "and strategies are other classes than those of lightning.pytorch. Import Trainer from "
+            "lightning.pytorch."
+        )
+    strategy = trainer.strategy
+    if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
+        raise ValueError(
+            f"Pruning does not run under {type(strategy).__name__}, which shards or reshapes the "
+            "parameters that a cut replaces. Use a single device or strategy='ddp'."
+        )
+    if isinstance(strategy.launcher, _MultiProcessingLauncher):
+        raise ValueError(
+            "Pruning does not run under strategies that spawn or fork their processes "
+            "(ddp_spawn, ddp_fork, ddp_notebook): at the end of fit they load the pruned weights into "
+            "the uncut module of the main process. Use strategy='ddp'."
+        )
+
+
+def check_alone(callback: pl.Callback, trainer: pl.Trainer) -> None:
+    """Raise ``ValueError`` if there is another callback like this, whose cuts an undo would hit."""
+    others = [c for c in callbacks_of(trainer) if isinstance(c, type(callback)) and c is not callback]
+    if others:
+        raise ValueError(
+            f"A guard is set, and the Trainer has another {type(callback).__name__}: to undo a cut of "
+            "one would undo the other's as well. Use one callback, or set guard to None."
+        )
+
+
+def is_dry_run(trainer: pl.Trainer) -> bool:
+    """Whether the Trainer runs a few batches to try the code out (``fast_dev_run``)."""
+    return bool(getattr(trainer, "fast_dev_run", False))
+
+
+def check_trainable(module: pl.LightningModule) -> None:
+    """Raise ``ValueError`` if nothing of the network can be tuned."""
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        raise ValueError(
+            f"All parameters of {type(module).__name__} are frozen (requires_grad=False), so the "
+            "network could not be tuned after a cut. Unfreeze some of them."
+        )
+
+
+def parameter_shapes(module: pl.LightningModule) -> dict[str, tuple[int, ...] | None]:
+    """Shape of every parameter, by name; None for those that lazy layers have yet to make."""
+    return {n: None if is_lazy(p) else tuple(p.shape) for n, p in module.named_parameters()}
+
+
+def survey_fit(trainer: pl.Trainer, settings: PruningSettings) -> tuple[Example | None, Tensor]:
+    """An example of the first batch to be captured, if this process has any, and all labels."""
+    # Lightning skips a loop of known length 0, and with it the exchange with other processes.
+    if trainer.num_val_batches and sum(trainer.num_val_batches) == 0:
+        raise ValueError(NO_BATCH)
+    batches = validation_batches(trainer, settings.max_batches)
+    return survey(trainer.lightning_module, batches, settings.read_batch)
+
+
+def warn_of_tracing(module: pl.LightningModule, example: Example, tracing: Tracing) -> None:
+    """Name the layers that are left whole, and those that forward never calls."""
+    if tracing.left_whole:
+        reasons = "; ".join(f"{name!r}: {why}" for name, why in tracing.left_whole.items())
+        rank_zero_warn(f"Some layers are left whole. {reasons}.")
+    unseen = unseen_layers(module, example.traced)
+    if unseen:
+        rank_zero_warn(
+            f"forward calls {', '.join(map(repr, unseen))} neither in eval nor in train mode. If "
+            "training_step hands them channels of the network, exclude the layers that make these."
+        )

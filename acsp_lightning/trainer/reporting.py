@@ -1,0 +1,106 @@
+"""What people hear of a cut during a fit: log lines, warnings, scalars, and a folder of files."""
+
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from acsp_lightning.functional import WidthReason
+from acsp_lightning.measure.complexity import Complexity
+from acsp_lightning.progress import warn_on_error
+from acsp_lightning.report import (
+    PruningStep,
+    draw_step,
+    headline,
+    summary_figures,
+    summary_table,
+    verdict_line,
+    write_step,
+)
+from acsp_lightning.report.step import Outcome
+from acsp_lightning.settings import PruningSettings
+from acsp_lightning.trainer.loggers import log_cut, log_undone, takes_pictures
+
+T = TypeVar("T")
+
+WITHOUT_REPORT = "Training goes on without it."
+
+
+def announce_cut(trainer: pl.Trainer, step: PruningStep, settings: PruningSettings) -> None:
+    """Tell of a cut in one log line, warn of layers without a knee, and write the report."""
+    rank_zero_info(headline(step))
+    reasons = {name: selection.reason for name, selection in step.selections.items()}
+    if WidthReason.NO_NETWORK_KNEE in reasons.values():
+        rank_zero_warn(
+            "The network's damage over its FLOPs has no knee (a few small layers have too few steps for "
+            "one); without one every channel is kept. Set selection.keep or selection.flops to say how "
+            "much to cut."
+        )
+    whole = [name for name, reason in reasons.items() if reason is WidthReason.NO_KNEE]
+    if whole:
+        rank_zero_warn(
+            f"The curve of {', '.join(whole)} has no knee; without one every channel is kept. Set "
+            "selection.keep or selection.flops to say how much to cut."
+        )
+    report_cut(trainer, step, settings)
+    if trainer.is_global_zero:
+        wanted = settings.report_plots and takes_pictures(trainer)
+        figures = _surely(lambda: dict(summary_figures(step)), "drawn") if wanted else None
+        log_cut(trainer, step, figures or {})
+
+
+def announce_verdict(trainer: pl.Trainer, step: PruningStep, settings: PruningSettings) -> None:
+    """Tell what the accuracy guard did, and write the report of the cut anew."""
+    rank_zero_info(verdict_line(step))
+    if step.verdict is not None and step.verdict.outcome is Outcome.UNJUDGED:
+        rank_zero_warn(
+            f"The fit ended before the cut after epoch {step.epoch} could be judged; it stays. Train "
+            "longer, or cut earlier."
+        )
+    report_cut(trainer, step, settings)
+    if step.undone:
+        log_undone(trainer, step)
+
+
+def announce_end(steps: Sequence[PruningStep], final: Complexity, accuracy: float | None) -> None:
+    """Sum up the cuts of a fit that were not undone, as a table."""
+    standing = [step for step in steps if not step.undone]
+    if standing:
+        rank_zero_info("\n" + summary_table(standing, final, accuracy))
+
+
+def announce_missed(epochs: Collection[int]) -> None:
+    """Warn of cuts that were asked for and could not be made."""
+    if epochs:
+        rank_zero_warn(
+            f"No cut was made after epoch {', '.join(map(str, sorted(epochs)))}: the fit ended before "
+            "it. Train longer, or cut earlier."
+        )
+
+
+def report_cut(trainer: pl.Trainer, step: PruningStep, settings: PruningSettings) -> None:
+    """Write the record of a cut, its pictures and its page; a fit goes on without what fails."""
+    if not trainer.is_global_zero:
+        return
+    folder = _surely(
+        lambda: Path(settings.report_dir or Path(_log_dir(trainer), "acsp")), "given a folder"
+    )
+    if folder is None:
+        return
+    own = _surely(lambda: write_step(step, folder), f"written to {folder}")
+    if own is not None and settings.report_plots:
+        _surely(lambda: draw_step(step, own), f"drawn in {own}")
+
+
+def _log_dir(trainer: pl.Trainer) -> str:
+    """The first logger's folder; unlike ``trainer.log_dir`` no matter of all processes."""
+    logger = trainer.logger
+    found = None if logger is None else logger.log_dir or logger.save_dir
+    return found or trainer.default_root_dir
+
+
+def _surely(work: Callable[[], T], done: str) -> T | None:
+    """The result of ``work``; None, with a warning, where it fails: no fit dies of its report."""
+    return warn_on_error(work, f"The report of the cut could not be {done}", WITHOUT_REPORT)
