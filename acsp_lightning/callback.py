@@ -18,7 +18,6 @@ from acsp_lightning.measure.complexity import Complexity, measure_complexity
 from acsp_lightning.pipeline import NO_BATCH, examine, groups_due, make_cut, measure_accuracy, trace
 from acsp_lightning.progress import shown_by
 from acsp_lightning.report import PruningStep
-from acsp_lightning.serialization import from_plain, to_plain
 from acsp_lightning.settings import PruningSettings, check_epochs, with_options
 from acsp_lightning.structure.example import Example
 from acsp_lightning.trainer.averaging import averaged_copies
@@ -27,23 +26,24 @@ from acsp_lightning.trainer.checks import (
     check_step_schedule,
     check_trainable,
     check_trainer,
-    is_dry_run,
+    is_fast_dev_run,
     parameter_shapes,
     survey_fit,
     warn_of_tracing,
 )
-from acsp_lightning.trainer.cut import FitSite, settle
-from acsp_lightning.trainer.guard import Probation, check_judged
+from acsp_lightning.trainer.cut import FitSite, refresh_trainer
+from acsp_lightning.trainer.guard import GuardMonitor, check_judged
 from acsp_lightning.trainer.progress_bars import display_of
-from acsp_lightning.trainer.ranks import agreed, together
+from acsp_lightning.trainer.ranks import check_ranks_agree, run_on_all_ranks
 from acsp_lightning.trainer.reporting import (
     announce_cut,
     announce_end,
     announce_missed,
     announce_verdict,
 )
-from acsp_lightning.trainer.resume import check_before_load, mend_progress
+from acsp_lightning.trainer.resume import fix_loop_progress, verify_before_load
 from acsp_lightning.trainer.snapshot import save_uncut
+from acsp_lightning.trainer.state import CallbackState
 
 
 @with_options
@@ -86,7 +86,7 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
         if self.guard is not None:
             check_judged(self.guard, self.epochs, max_epochs=None)
         self.steps: list[PruningStep] = []
-        self._probation = Probation(self.guard)
+        self._monitor = GuardMonitor(self.guard)
         self._earlier = 0
         self._visited: list[str] = []
         self._settled: set[int] = set()  # epochs in which no layer was left to capture
@@ -110,34 +110,34 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
         """Let pruned checkpoints load, and check the Trainer, the schedule and the parameters."""
         check_trainer(trainer)
         self._forget()  # a fit that failed has had no teardown
-        self._load_hooks.append(check_before_load(pl_module, lambda: trainer.ckpt_path))
+        self._load_hooks.append(verify_before_load(pl_module, lambda: trainer.ckpt_path))
         for module in (pl_module, *averaged_copies(trainer)):
             self._load_hooks.append(resize_on_load(module))
-        if stage != "fit" or is_dry_run(trainer):
+        if stage != "fit" or is_fast_dev_run(trainer):
             return
         # Every fit is counted by itself: the next one may be of another network.
         self._visited, self._initial, self._earlier = [], None, len(self.steps)
         self._settled = set()
         check_schedule(self.epochs, trainer)
-        self._probation.begin(self, trainer, self.epochs)
+        self._monitor.begin(self, trainer, self.epochs)
         # DistributedDataParallel would tell one rank of a mismatch, and let the others hang.
-        agreed(lambda: parameter_shapes(pl_module))
+        check_ranks_agree(lambda: parameter_shapes(pl_module))
         check_trainable(pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Read the labels to be captured, trace the network and measure it, before the first epoch."""
-        if is_dry_run(trainer):
+        if is_fast_dev_run(trainer):
             rank_zero_info("fast_dev_run has no second epoch: nothing will be pruned.")
             return
-        together(lambda: check_step_schedule(self.epochs, trainer, self._probation.patience))
-        surveys = together(lambda: survey_fit(trainer, self))
+        run_on_all_ranks(lambda: check_step_schedule(self.epochs, trainer, self._monitor.patience))
+        surveys = run_on_all_ranks(lambda: survey_fit(trainer, self))
         self._num_classes = count_classes(torch.cat([labels for _, labels in surveys]))
         # One example for all ranks: a network traced with another one may look different.
         example = next((example for example, _ in surveys if example is not None), None)
         if example is None:
             raise ValueError(NO_BATCH)
         self._example = example.to(pl_module.device)
-        together(lambda: self._examine(pl_module, self._held_example))
+        run_on_all_ranks(lambda: self._examine(pl_module, self._held_example))
 
     @property
     def _held_example(self) -> Example:
@@ -155,7 +155,7 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
         """Trace the network as it is now and install the hooks; the last validation of an epoch wins."""
         if self._example is None or trainer.sanity_checking:
             return  # the example is there from the start of a fit to its end
-        self._probation.before_validation(trainer)
+        self._monitor.before_validation(trainer)
         if trainer.current_epoch in self.epochs:
             self._start_capture(trainer.current_epoch, pl_module, self._example)
 
@@ -167,7 +167,7 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
             groups = groups_due(trace(pl_module, example, self).groups, self, self._visited)
             return {group.name: group for group in groups}
 
-        groups = agreed(due)
+        groups = check_ranks_agree(due)
         if not groups:
             rank_zero_warn(f"Every layer was visited before epoch {epoch}; no cut.")
             self._settled.add(epoch)
@@ -210,11 +210,11 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
         if self._example is None or trainer.sanity_checking:
             return
         capture = self._capture
-        metric = self._probation.after_validation(trainer, captured=capture is not None)
+        metric = self._monitor.after_validation(trainer, captured=capture is not None)
         if capture is None:
             return
         self._stop_capture()
-        activations = merge_activations(together(capture.finish)).to(pl_module.device)
+        activations = merge_activations(run_on_all_ranks(capture.finish)).to(pl_module.device)
         self._captured = Captured(trainer.current_epoch, capture.groups, activations, metric)
 
     def _stop_capture(self) -> None:
@@ -236,7 +236,7 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
     def _forget(self) -> None:
         self._stop_capture()
         self._captured = None  # or the next fit would cut by it
-        self._probation.forget()
+        self._monitor.forget()
         self._example = None
         for handle in self._load_hooks:
             handle.remove()
@@ -264,7 +264,7 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
                 self._cut(trainer, replace(self._captured, activations=activations))
 
     def _cut(self, trainer: pl.Trainer, captured: Captured) -> None:
-        site = FitSite(trainer, self, before_cut=lambda: self._probation.open(trainer, captured))
+        site = FitSite(trainer, self, before_cut=lambda: self._monitor.open(trainer, captured))
         try:
             step = make_cut(site, captured, self, self._held_example, self._initial)
         finally:
@@ -276,20 +276,20 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
 
     def _judge(self, trainer: pl.Trainer, next_epoch: int | None) -> None:
         """Keep the last cut, or undo it and have it made again, at half the depth, in the next epoch."""
-        self.steps[-1], again = self._probation.judge(trainer, self.steps[-1], next_epoch, self.round_to)
-        if self.steps[-1].undone:
-            settle(trainer, forget_monitors=self.reset_monitors)
+        self.steps[-1], again = self._monitor.judge(trainer, self.steps[-1], next_epoch, self.round_to)
+        if self.steps[-1].rolled_back:
+            refresh_trainer(trainer, forget_monitors=self.reset_monitors)
             self._captured = again  # what else was captured is of a network that is no more
         announce_verdict(trainer, self.steps[-1], self)
 
     def _judge_if_due(self, trainer: pl.Trainer, next_epoch: int) -> None:
-        trial = self._probation.trial
+        trial = self._monitor.trial
         if trial is not None and trial.after is not None:
             self._judge(trainer, next_epoch)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Sum up the cuts of the run, and say which one is missing."""
-        if self._probation.trial is not None:
+        if self._monitor.trial is not None:
             self._judge(trainer, None)
         if self._example is None:
             return
@@ -304,17 +304,14 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The steps so far and what waits for its cut, as plain data and tensors."""
-        state: dict[str, Any] = to_plain(
-            {
-                "steps": self.steps,
-                "earlier": self._earlier,
-                "visited": self._visited,
-                "initial": self._initial,
-                "captured": self._captured,
-                "trial": self._probation.trial,
-            }
-        )
-        return state
+        return CallbackState(
+            steps=self.steps,
+            earlier=self._earlier,
+            visited=self._visited,
+            initial=self._initial,
+            captured=self._captured,
+            trial=self._monitor.trial,
+        ).to_dict()
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -322,14 +319,14 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
         """Let the Trainer pass over no validation that is to be captured, and no epoch after a cut."""
         # Any validation after the first cut may be one that judges.
         judged = range(min(self.epochs), sys.maxsize)
-        mend_progress(checkpoint, judged if self.guard is not None else self.epochs)
+        fix_loop_progress(checkpoint, judged if self.guard is not None else self.epochs)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The inverse of :meth:`state_dict`."""
-        state = from_plain(state_dict)
-        self.steps = state["steps"]
-        self._earlier = state["earlier"]
-        self._visited = state["visited"]
-        self._initial = state["initial"]
-        self._captured = state["captured"]
-        self._probation.resume(state["trial"])
+        state = CallbackState.from_dict(state_dict)
+        self.steps = state.steps
+        self._earlier = state.earlier
+        self._visited = state.visited
+        self._initial = state.initial
+        self._captured = state.captured
+        self._monitor.resume(state.trial)

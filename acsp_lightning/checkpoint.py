@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from acsp_lightning.files import check_intact
+from acsp_lightning.files import verify_checksums
 from acsp_lightning.structure.resizing import resize_layers
 
 M = TypeVar("M", bound=nn.Module)
@@ -57,7 +57,7 @@ def _read_weights(path: Path) -> Mapping[str, Tensor]:
 
 
 def _read_torch(path: Path) -> Any:
-    check_intact(path)
+    verify_checksums(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 FOLDER = 0x10
 
 
-def check_intact(path: str | PathLike[str]) -> None:
+def verify_checksums(path: str | PathLike[str]) -> None:
     """Compare a file that ``torch.save`` wrote with the checksums in it; torch.load does not.
 
     Files in torch's old format, and those written with checksums turned off, have nothing to compare.
@@ -43,7 +43,7 @@ def _read_through(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
 
 
 @contextmanager
-def replaced(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A name beside ``path`` for the body to write to; at its end this file takes the place of ``path``.
 
     If the body raises, nothing of it is left, and what was at ``path`` is still there.

@@ -165,7 +165,7 @@ def groups_due(
     if settings.layers_per_epoch is None:
         return tuple(groups)
     left = tuple(group for group in groups if group.name not in visited)
-    return left if settings.selection.looks_at_network else left[: settings.layers_per_epoch]
+    return left if settings.selection.is_global else left[: settings.layers_per_epoch]
 
 
 def capture_network(
@@ -232,7 +232,7 @@ def decide_cut(
     before = measure_complexity(site.network, example.counted)
     refits = settings.recovery == "least_squares"
     outputs: Refit | None = None
-    if refits or settings.selection.looks_at_network:
+    if refits or settings.selection.is_global:
         outputs = _consumer_outputs(site, captured, settings)
 
     def decide() -> Proposal:
@@ -336,7 +336,7 @@ def make_cut(
         comparison=proposal.comparison,
         network=proposal.network,
         latency=_timed(site, uncut, smaller, example, settings),
-        views=proposal.views,
+        maps=proposal.maps,
     )
 
 

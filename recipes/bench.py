@@ -39,7 +39,7 @@ from acsp_lightning.functional import WidthDecision, WidthReason
 from acsp_lightning.pipeline import Recovery, capture_network, decide_cut, prune_network
 from acsp_lightning.previewing import CopySite
 from acsp_lightning.selection.allocation import as_decisions
-from acsp_lightning.selection.cost import LayerCosts
+from acsp_lightning.selection.cost import FlopsModel
 from acsp_lightning.selection.proposal import Proposal
 from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.verification import prunable_groups
@@ -175,7 +175,7 @@ class Bench:
 
 def keep_for(groups: Sequence[ChannelGroup], whole: Complexity, target: float) -> float:
     """The share of every layer's channels that keeps a share of the FLOPs, by bisection."""
-    costs = LayerCosts(groups, whole.by_layer)
+    costs = FlopsModel(groups, whole.by_layer)
     budget = target * whole.flops - (whole.flops - sum(whole.by_layer.values()))
     low, high = 0.0, 1.0
     for _ in range(20):

@@ -29,7 +29,7 @@ import acsp_lightning.pipeline
 import acsp_lightning.selection.proposal
 from acsp_lightning import ACSPPruningCallback, Guard
 from acsp_lightning.capture.batches import read_batch
-from acsp_lightning.serialization import to_plain
+from acsp_lightning.serialization import encode
 
 SAMPLES = 17  # of validation; a DistributedSampler for two ranks repeats the first
 PADDED = (*range(SAMPLES), 0)
@@ -97,7 +97,7 @@ def evidence(pruning: ACSPPruningCallback) -> dict[str, Any]:
         "curves": [{n: s.curve for n, s in step.selections.items()} for step in pruning.steps],
         "samples": [step.samples for step in pruning.steps],
         "accuracies": [(step.accuracy_before, step.accuracy_after) for step in pruning.steps],
-        "latency": [to_plain(step.latency) for step in pruning.steps],
+        "latency": [encode(step.latency) for step in pruning.steps],
     }
 
 

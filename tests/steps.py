@@ -8,7 +8,7 @@ from acsp_lightning import Complexity, PruningPlan, PruningStep, SelectionConfig
 from acsp_lightning.functional import ChannelSelection, ClassSeparation, select_channels
 from acsp_lightning.measure.latency import Latency, LatencyComparison
 from acsp_lightning.report.step import Outcome, Verdict
-from acsp_lightning.selection.maps import GroupView
+from acsp_lightning.selection.maps import GroupMap
 from acsp_lightning.selection.path import NetworkCurve
 from acsp_lightning.selection.scores import Comparison
 from acsp_lightning.structure.plan import SideCut
@@ -44,7 +44,7 @@ def viewed() -> PruningStep:
     found = step(accuracy=0.75)
     nan = float("nan")
     before = torch.tensor([[nan, 1.5], [1.5, nan]], dtype=torch.float64)
-    view = GroupView(
+    view = GroupMap(
         channels=torch.arange(6),
         places=torch.rand(6, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64),
         stress=0.125,
@@ -64,5 +64,5 @@ def viewed() -> PruningStep:
         network=NetworkCurve((60.0, 40.0, 30.0), (0.0, 0.1, 0.5), 1),
         verdict=Verdict("val_acc", 0.75, 0.7, Outcome.RECOVERED),
         latency=tuple(both),
-        views={"conv": view},
+        maps={"conv": view},
     )

@@ -1,4 +1,4 @@
-"""Evidence and budgets against sums written out by hand and networks that were really cut."""
+"""ChannelScores and budgets against sums written out by hand and networks that were really cut."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from acsp_lightning.capture.hooks import ActivationCapture
 from acsp_lightning.capture.statistics import Activations
 from acsp_lightning.functional import separability_vectors
 from acsp_lightning.selection.allocation import check_reachable, select_groups
-from acsp_lightning.selection.scores import gather_evidence
+from acsp_lightning.selection.scores import score_channels
 from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.plan import build_plan
 from acsp_lightning.structure.tracing import trace_groups
@@ -43,7 +43,7 @@ def test_contribution_is_the_power_read_times_the_weights_that_read_it() -> None
     maps = model[:8](IMAGES).detach().double().reshape(18, 6, 9)
     weights = model.fc1.weight.detach().double().reshape(10, 6, 9)
     expected = (maps.square().mean((0, 2)) * weights.square().sum((0, 2))).sqrt()
-    found = gather_evidence(model, groups["conv2"], activations)
+    found = score_channels(model, groups["conv2"], activations)
     assert torch.allclose(found.contributions, expected / expected.mean(), rtol=1e-5)
     assert found.contributions.mean() == pytest.approx(1)
 
@@ -53,18 +53,18 @@ def test_magnitude_is_the_l1_norm_of_the_filter() -> None:
     groups, activations = captured(model)
     for name in ("conv1", "fc1"):
         weight = model.get_submodule(name).weight.detach().double()
-        found = gather_evidence(model, groups[name], activations)
+        found = score_channels(model, groups[name], activations)
         assert torch.allclose(found.magnitudes, weight.abs().flatten(1).sum(1))
 
 
 def test_distances_are_between_separability_vectors() -> None:
     model = conv_net()
     groups, activations = captured(model)
-    found = gather_evidence(model, groups["conv1"], activations)
+    found = score_channels(model, groups["conv1"], activations)
     vectors = separability_vectors(activations.moments("conv1"))
     assert torch.allclose(found.distances, torch.cdist(vectors, vectors), atol=1e-6)
     assert found.separability is None
-    ranked = gather_evidence(model, groups["conv1"], activations, SelectionConfig(criterion="mean_jm"))
+    ranked = score_channels(model, groups["conv1"], activations, SelectionConfig(criterion="mean_jm"))
     assert torch.allclose(ranked.separability, vectors.mean(1))
 
 
@@ -88,7 +88,7 @@ def test_several_consumers_and_producers_add_up() -> None:
     torch.manual_seed(1)
     model = Branches()
     groups, activations = captured(model, residual=True)
-    stem = gather_evidence(model, groups["stem"], activations)
+    stem = score_channels(model, groups["stem"], activations)
     energy = model.stem(IMAGES).relu().detach().double().square().mean((0, 2, 3))
     norms = sum(
         layer.weight.detach().double().square().sum((0, 2, 3)) for layer in (model.left, model.right)
@@ -96,7 +96,7 @@ def test_several_consumers_and_producers_add_up() -> None:
     expected = (energy * norms).sqrt()
     assert torch.allclose(stem.contributions, expected / expected.mean(), rtol=1e-5)
 
-    joint = gather_evidence(model, groups["left"], activations, SelectionConfig(criterion="mean_jm"))
+    joint = score_channels(model, groups["left"], activations, SelectionConfig(criterion="mean_jm"))
     vectors = torch.cat(
         [separability_vectors(activations.moments(name)) for name in ("left", "right")], dim=1
     )
@@ -111,7 +111,7 @@ def test_a_layer_that_contributes_nothing() -> None:
     with torch.no_grad():
         model.fc2.weight.zero_()
     groups, activations = captured(model)
-    assert gather_evidence(model, groups["fc1"], activations).contributions.tolist() == [1.0] * 10
+    assert score_channels(model, groups["fc1"], activations).contributions.tolist() == [1.0] * 10
 
 
 def test_errors_name_the_layer() -> None:
@@ -123,7 +123,7 @@ def test_errors_name_the_layer() -> None:
     model(IMAGES)
     capture.detach()
     with pytest.raises(ValueError, match=r"Layer 'conv2': 1 of 3 classes were seen"):
-        gather_evidence(model, groups[1], capture.finish())
+        score_channels(model, groups[1], capture.finish())
 
 
 @pytest.mark.parametrize(("minimum", "round_to"), [(2, 1), (3, 1), (2, 4), (5, 2), (100, 1)])

@@ -207,8 +207,8 @@ def test_a_card_says_what_was_cut_and_measured() -> None:
 
 
 def test_several_cuts_are_summed_up_and_those_undone_left_out() -> None:
-    undone = replace(step(2, 6, 2), verdict=Verdict("val_acc", 0.75, 0.2, Outcome.HALVED))
-    card = model_card(conv_net(), [step(1, 6, 5), undone, step(3, 5, 4)])
+    rolled_back = replace(step(2, 6, 2), verdict=Verdict("val_acc", 0.75, 0.2, Outcome.HALVED))
+    card = model_card(conv_net(), [step(1, 6, 5), rolled_back, step(3, 5, 4)])
     found = sections(card)
     assert table(found["Kept channels"])[1:] == [["`conv`", "6", "4", "67%"]]
     assert table(found["Measured figures"])[:2] == [
@@ -217,7 +217,7 @@ def test_several_cuts_are_summed_up_and_those_undone_left_out() -> None:
     ]
     assert table(found["Measured figures"])[3] == ["accuracy", "75.00%", "not measured", "not measured"]
     assert "cuts: cut after epoch 1, cut after epoch 3" in found["Method"]
-    assert "cut after epoch 2 undone, to be cut again at half the depth" in found["Method"]
+    assert "cut after epoch 2 rolled back, to be cut again at half the depth" in found["Method"]
     assert "Latency: not measured." in card
 
 
@@ -226,16 +226,16 @@ def test_several_cuts_are_summed_up_and_those_undone_left_out() -> None:
     [
         (None, "Not known: the file holds weights without"),
         ([], "Not pruned."),
-        ("undone", "Not pruned."),
+        ("rolled_back", "Not pruned."),
     ],
 )
 def test_a_network_of_which_less_is_known(steps: Any, said: str) -> None:
-    undone = replace(step(), verdict=Verdict("val_acc", 0.75, 0.2, Outcome.LEFT))
-    given = [undone] if steps == "undone" else steps
+    rolled_back = replace(step(), verdict=Verdict("val_acc", 0.75, 0.2, Outcome.LEFT))
+    given = [rolled_back] if steps == "rolled_back" else steps
     card = model_card(nn.Linear(3, 2), given, complexity=complexity(8, 6))
     found = sections(card)
     assert found["Method"].startswith(said)
-    assert ("undone, left as it was (val_acc 0.75 -> 0.2)" in card) == (steps == "undone")
+    assert ("rolled back, left as it was (val_acc 0.75 -> 0.2)" in card) == (steps == "rolled_back")
     assert "Kept channels" not in found
     assert "Files" not in found
     assert "None" not in card
@@ -265,8 +265,11 @@ def test_the_cuts_of_a_checkpoint(fit: Fit, tmp_path: Path) -> None:
 
 def test_cuts_that_others_have_written() -> None:
     record = {"__kind__": "PruningStep", "epoch": 3, "colour": "red"}
-    with pytest.raises(ValueError, match="written by another version"):
-        pruning_steps({"callbacks": {"ACSPPruningCallback": {"steps": [record]}}})
+    state = {"steps": [record], "visited": [], "trial": None}
+    with pytest.raises(ValueError, match=r"written by another version .*no format mark"):
+        pruning_steps({"callbacks": {"ACSPPruningCallback": state}})
+    with pytest.raises(ValueError, match="another version of acsp_lightning wrote it"):
+        pruning_steps({"callbacks": {"ACSPPruningCallback": {**state, "format": 2}}})
     assert (
         pruning_steps({"callbacks": {"Other": {"steps": [1, 2]}, "Odd": 3, "More": {"steps": 7}}}) == []
     )

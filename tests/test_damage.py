@@ -22,7 +22,7 @@ from acsp_lightning.selection.damage import (
     lower_hull,
     total_damage,
 )
-from acsp_lightning.selection.scores import gather_evidence
+from acsp_lightning.selection.scores import score_channels
 from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.refit import Target, prepare_refit
 from acsp_lightning.structure.tracing import trace_groups
@@ -145,7 +145,7 @@ def looked_at(model: nn.Module, **options: Any) -> Found:
     activations = capture.finish()
     curves = {}
     for name, group in groups.items():
-        evidence = gather_evidence(model, group, activations)
+        evidence = score_channels(model, group, activations)
         curves[name] = trace_curves(evidence.distances, evidence.contributions)
     layers = dict.fromkeys(side.layer for group in groups.values() for side in group.consumers)
     return groups, activations, curves, prepare_refit(model, layers, (X,)).targets

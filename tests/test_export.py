@@ -539,7 +539,7 @@ def test_a_record_of_another_version_does_not_stop_the_export(
     content["callbacks"][key]["steps"][0]["colour"] = "red"
     torch.save(content, tmp_path / "net.ckpt")
     acsp_export(tmp_path / "net.ckpt", "--to", "state_dict", "--config", run / "config.yaml")
-    assert "written by another version" in capfd.readouterr().err
+    assert "another version of acsp_lightning wrote it" in capfd.readouterr().err
     assert "Not known" in (tmp_path / "net.md").read_text()
 
 

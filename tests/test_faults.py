@@ -35,7 +35,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from acsp_lightning import load_pruned
 from acsp_lightning.report import find_records, write_step
-from acsp_lightning.serialization import to_plain
+from acsp_lightning.serialization import encode
 
 pytestmark = [
     pytest.mark.fault,
@@ -99,7 +99,7 @@ def train(folder: Path, *others: pl.Callback) -> None:
         "steps": pruning.steps,
         "progress": (trainer.current_epoch, trainer.global_step),
     }
-    torch.save(to_plain(left), folder / "result.pt")
+    torch.save(encode(left), folder / "result.pt")
 
 
 class Counting:

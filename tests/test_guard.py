@@ -92,7 +92,12 @@ def test_a_cut_that_does_not_is_undone_and_made_at_half_the_depth(
     assert widths(module) == HALF_AS_DEEP
     assert outcomes(pruning) == [Outcome.HALVED, Outcome.RECOVERED]
     first, second = pruning.steps
-    assert (first.undone, first.again, second.undone, second.again) == (True, False, False, True)
+    assert (first.rolled_back, first.again, second.rolled_back, second.again) == (
+        True,
+        False,
+        False,
+        True,
+    )
     assert first.epoch == second.epoch == 1
 
     # The second cut is one of the weights and the momentum as they were before the first.
@@ -110,18 +115,18 @@ def test_a_cut_that_does_not_is_undone_and_made_at_half_the_depth(
     assert all(len(seen["net.conv1.weight"]) == 4 for seen in before.seen[3:judged])
     assert same_state(before.seen[judged], uncut)
 
-    undone = "undone, to be cut again at half the depth"
+    rolled_back = "rolled back, to be cut again at half the depth"
     records = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.rglob("report.json")}
     assert set(records) == {"cut_after_epoch_1", "cut_after_epoch_1_again"}
     assert records["cut_after_epoch_1"]["verdict"] == {
         "monitor": "quality",
         "before": pytest.approx(0.9),
         "after": pytest.approx(0.5),
-        "outcome": undone,
+        "outcome": rolled_back,
     }
     printed = "\n".join(logged)
     assert (
-        "Guard: cut after epoch 1 undone, to be cut again at half the depth (quality 0.9 -> 0.5)"
+        "Guard: cut after epoch 1 rolled back, to be cut again at half the depth (quality 0.9 -> 0.5)"
         in printed
     )
     assert "Cut after epoch 1, again, at half the depth" in printed
@@ -139,7 +144,7 @@ def test_a_layer_set_that_bears_no_cut_is_left_as_it_was(fit: Fit, logged: list[
     assert same_state(after.seen[4], before.seen[2])
     assert not same_state(before.seen[5], before.seen[2])
     printed = "\n".join(logged)
-    assert "Guard: cut after epoch 1, again, undone, left as it was (quality 0.9 -> 0.5)" in printed
+    assert "Guard: cut after epoch 1, again, rolled back, left as it was (quality 0.9 -> 0.5)" in printed
     assert "Pruned in" not in printed
 
 

@@ -24,7 +24,7 @@ from acsp_lightning import (
     measure_latency,
 )
 from acsp_lightning.report import PruningStep, step_table, summary_table
-from acsp_lightning.serialization import from_plain, to_plain
+from acsp_lightning.serialization import decode, encode
 
 BRIEF: dict[str, Any] = {"min_runs": 3, "min_seconds": 0}
 
@@ -436,9 +436,9 @@ def test_steps_with_and_without_latency_survive_a_checkpoint(
 
 
 def test_a_step_of_before_there_was_latency(timed: PruningStep) -> None:
-    plain = to_plain(timed)
+    plain = encode(timed)
     del plain["latency"]
-    assert from_plain(plain).latency == ()
+    assert decode(PruningStep, plain).latency == ()
 
 
 @pytest.mark.parametrize("failure", ["copy", "timing"])

@@ -152,12 +152,12 @@ def test_views_that_cannot_be_made_do_not_stop_training(
     def broken(*_: Any) -> Any:
         raise RuntimeError("no map")
 
-    monkeypatch.setattr("acsp_lightning.selection.proposal.view_groups", broken)
+    monkeypatch.setattr("acsp_lightning.selection.proposal.map_groups", broken)
     pruning, module = callback(report_plots=True, report_dir=tmp_path), Classifier()
     with pytest.warns(UserWarning, match="report of the cut could not be prepared .*no map"):
         fit(module, [pruning])
     assert module.steps == 12
-    assert pruning.steps[0].views == {}
+    assert pruning.steps[0].maps == {}
 
 
 def test_pictures_can_be_drawn_later(

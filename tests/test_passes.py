@@ -148,8 +148,8 @@ def test_samples_are_spread_over_all_batches(samples: int, total: int) -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 3, 10, 64])
 def test_how_the_batches_are_split_does_not_matter(size: int) -> None:
-    together = numbers(collected(labelled([100]), 6))
-    assert numbers(collected(labelled([size] * (100 // size) + [100 % size]), 6)) == together
+    run_on_all_ranks = numbers(collected(labelled([100]), 6))
+    assert numbers(collected(labelled([size] * (100 // size) + [100 % size]), 6)) == run_on_all_ranks
 
 
 def test_no_batch_gives_no_inputs() -> None:

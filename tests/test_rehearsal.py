@@ -45,13 +45,13 @@ def test_a_preview_is_what_the_callback_then_does(fit: Fit) -> None:
     fit(module, [pruning], max_epochs=2)
     (step,) = pruning.steps
     found, told = step.to_dict(), expected.to_dict()
-    for name in found.keys() - {"epoch", "selections", "views", "network"}:
+    for name in found.keys() - {"epoch", "selections", "maps", "network"}:
         assert found[name] == told[name], name
     for name, selection in step.selections.items():
         assert torch.equal(selection.kept, expected.selections[name].kept)
         torch.testing.assert_close(selection.coverage, expected.selections[name].coverage)
         torch.testing.assert_close(
-            step.views[name].classes.after, expected.views[name].classes.after, equal_nan=True
+            step.maps[name].classes.after, expected.maps[name].classes.after, equal_nan=True
         )
 
 
@@ -88,12 +88,12 @@ def test_a_part_of_the_data_and_a_dial(fit: Fit) -> None:
     whole = preview(module, val_loader(), SelectionConfig(keep=1.0))
     assert whole.after == whole.before
     assert not whole.plan
-    assert not whole.views
+    assert not whole.maps
 
 
 def test_the_first_of_several_cuts(fit: Fit) -> None:
     step = preview(trained(fit), val_loader(), HALF, layers_per_epoch=1)
-    assert list(step.layers) == list(step.selections) == list(step.views) == ["net.conv1"]
+    assert list(step.layers) == list(step.selections) == list(step.maps) == ["net.conv1"]
     assert step.layers["net.conv1"] == (8, 4)
 
 

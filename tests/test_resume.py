@@ -43,7 +43,7 @@ from acsp_lightning import (
     SelectionConfig,
     load_pruned,
 )
-from acsp_lightning.serialization import to_plain
+from acsp_lightning.serialization import encode
 
 
 class Saver(pl.Callback):
@@ -110,7 +110,7 @@ def job(
         weights_only=True,
     )
     averaged = [c._average_model for c in others if isinstance(c, EMAWeightAveraging)]
-    return to_plain(
+    return encode(
         {
             "widths": widths(trainer.lightning_module),
             "weights": snapshot(trainer.lightning_module),
@@ -303,7 +303,7 @@ def test_steps_of_earlier_fits_are_resumed_too(make_trainer: Fit, tmp_path: Path
 
 
 def test_numpy_scalars_become_plain() -> None:
-    plain = to_plain({"share": np.float64(0.5), "flag": True, "name": np.str_("conv")})
+    plain = encode({"share": np.float64(0.5), "flag": True, "name": np.str_("conv")})
     assert [type(value) for value in plain.values()] == [float, bool, str]
 
 

@@ -13,7 +13,7 @@ from acsp_lightning.capture.statistics import Activations
 from acsp_lightning.functional import class_separation, separability_vectors
 from acsp_lightning.selection import maps
 from acsp_lightning.selection.allocation import Allocation, select_groups
-from acsp_lightning.selection.maps import GroupView, view_groups
+from acsp_lightning.selection.maps import GroupMap, map_groups
 from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.tracing import trace_groups
 
@@ -47,8 +47,8 @@ def looked_at(model: nn.Module, keep: float) -> tuple[tuple[ChannelGroup, ...], 
     return groups, activations, found
 
 
-def view(group: ChannelGroup, activations: Activations, allocation: Allocation) -> GroupView:
-    return view_groups([group], allocation, activations)[group.name]
+def view(group: ChannelGroup, activations: Activations, allocation: Allocation) -> GroupMap:
+    return map_groups([group], allocation, activations)[group.name]
 
 
 def test_the_map_is_as_true_as_it_says() -> None:
@@ -72,7 +72,7 @@ def test_only_what_loses_channels_is_looked_at() -> None:
     groups, activations, allocation = looked_at(model, 0.5)
     whole = looked_at(model, 1.0)[2]
     mixed = {**allocation.selections, "conv2": whole.selections["conv2"]}
-    shown = view_groups(groups, replace(allocation, selections=mixed), activations)
+    shown = map_groups(groups, replace(allocation, selections=mixed), activations)
     assert set(shown) == {"conv1", "fc1"}
 
 

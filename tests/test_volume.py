@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from acsp_lightning import apply_plan, measure_complexity
-from acsp_lightning.selection.cost import LayerCosts
+from acsp_lightning.selection.cost import FlopsModel
 from acsp_lightning.selection.damage import DamageCurve, total_damage
-from acsp_lightning.selection.path import NetworkCurve, Stage, cheapest_path, widths_within
+from acsp_lightning.selection.path import NetworkCurve, Stage, greedy_path, widths_within
 from acsp_lightning.structure.groups import ChannelGroup, LayerSide
 from acsp_lightning.structure.plan import build_plan
 from acsp_lightning.structure.tracing import trace_groups
@@ -111,7 +111,7 @@ def test_the_total_is_that_of_the_network_really_cut(name: str, seed: int) -> No
     make, residual = NETWORKS[name]
     model = make().eval()
     groups = trace_groups(model, (IMAGE,), residual=residual).groups
-    costs = LayerCosts(groups, measure_complexity(model, IMAGE).by_layer)
+    costs = FlopsModel(groups, measure_complexity(model, IMAGE).by_layer)
     widths = random_widths(groups, seed)
     assert costs.total({}) == measure_complexity(model, IMAGE).flops
     apply_plan(model, build_plan(groups, {name: range(k) for name, k in widths.items()}))
@@ -126,7 +126,7 @@ def test_what_is_saved_is_the_difference_of_two_totals(name: str, seed: int) -> 
     make, residual = NETWORKS[name]
     model = make().eval()
     groups = trace_groups(model, (IMAGE,), residual=residual).groups
-    costs = LayerCosts(groups, measure_complexity(model, IMAGE).by_layer)
+    costs = FlopsModel(groups, measure_complexity(model, IMAGE).by_layer)
     widths, others = random_widths(groups, seed), random_widths(groups, seed + 10)
     for group, k in others.items():
         saved = costs.total(widths) - costs.total({**widths, group: k})
@@ -139,7 +139,7 @@ def test_a_pool_that_is_a_layer_never_makes_the_total_too_small() -> None:
         nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
     ).eval()
     groups = trace_groups(model, (IMAGE,)).groups
-    costs = LayerCosts(groups, measure_complexity(model, IMAGE).by_layer)
+    costs = FlopsModel(groups, measure_complexity(model, IMAGE).by_layer)
     apply_plan(model, build_plan(groups, {"0": range(2)}))
     counted = measure_complexity(model, IMAGE).flops
     assert counted < costs.total({"0": 2}) <= counted + 8 * 36
@@ -159,7 +159,7 @@ def made_up_groups(widths: list[int]) -> tuple[ChannelGroup, ...]:
     return tuple(groups)
 
 
-def problem(seed: int, groups: int = 4, points: int = 8) -> tuple[dict[str, DamageCurve], LayerCosts]:
+def problem(seed: int, groups: int = 4, points: int = 8) -> tuple[dict[str, DamageCurve], FlopsModel]:
     """Convex curves with noise on them, over a chain of layers of random cost."""
     random = np.random.default_rng(seed)
     widths = [int(w) for w in random.integers(12, 40, groups)]
@@ -174,10 +174,10 @@ def problem(seed: int, groups: int = 4, points: int = 8) -> tuple[dict[str, Dama
         damage *= random.uniform(0.8, 1.2, points)
         damage = np.minimum.accumulate(damage)
         curves[group.name] = DamageCurve(tuple(ks), tuple(map(float, damage)))
-    return curves, LayerCosts(made, flops)
+    return curves, FlopsModel(made, flops)
 
 
-def everything(curves: Mapping[str, DamageCurve], costs: LayerCosts) -> Iterator[tuple[float, float]]:
+def everything(curves: Mapping[str, DamageCurve], costs: FlopsModel) -> Iterator[tuple[float, float]]:
     """FLOPs and damage of every combination of widths."""
     for ks in itertools.product(*(curve.ks for curve in curves.values())):
         widths = dict(zip(curves, ks, strict=True))
@@ -187,7 +187,7 @@ def everything(curves: Mapping[str, DamageCurve], costs: LayerCosts) -> Iterator
 @pytest.mark.parametrize("seed", range(10))
 def test_the_path_falls_to_the_smallest_widths(seed: int) -> None:
     curves, costs = problem(seed)
-    stages = cheapest_path(curves, costs)
+    stages = greedy_path(curves, costs)
     assert stages[0].widths == {name: curve.ks[-1] for name, curve in curves.items()}
     assert stages[-1].widths == {name: curve.ks[0] for name, curve in curves.items()}
     assert stages[0].damage == 0
@@ -204,7 +204,7 @@ def test_the_path_falls_to_the_smallest_widths(seed: int) -> None:
 
 def test_every_step_of_the_path_is_the_cheapest_there_is() -> None:
     curves, costs = problem(3)
-    for before, after in itertools.pairwise(cheapest_path(curves, costs)):
+    for before, after in itertools.pairwise(greedy_path(curves, costs)):
         rate = (after.damage - before.damage) / (before.flops - after.flops)
         for name, curve in curves.items():
             for k, damage in zip(curve.ks, curve.damage, strict=True):
@@ -218,15 +218,15 @@ def test_what_costs_nothing_goes_first() -> None:
         "g0": DamageCurve((2, 6, 10), (1.0, 0.0, 0.0)),
         "g1": DamageCurve((2, 6, 10), (1.0, 0.5, 0.0)),
     }
-    costs = LayerCosts(made_up_groups([10, 10]), {"0": 100, "1": 100, "2": 10**6})
-    stages = cheapest_path(curves, costs)
+    costs = FlopsModel(made_up_groups([10, 10]), {"0": 100, "1": 100, "2": 10**6})
+    stages = greedy_path(curves, costs)
     assert stages[1].widths == {"g0": 6, "g1": 10}
     assert stages[1].damage == 0
 
 
 def test_nothing_to_cut() -> None:
-    costs = LayerCosts((), {"a": 10})
-    (stage,) = cheapest_path({}, costs)
+    costs = FlopsModel((), {"a": 10})
+    (stage,) = greedy_path({}, costs)
     assert stage == Stage({}, 10.0, 0.0)
     assert NetworkCurve.of([stage]) == NetworkCurve((10.0,), (0.0,), None)
     assert widths_within([stage], {}, costs, 10) == {}
@@ -241,7 +241,7 @@ def test_widths_within_a_budget_are_close_to_the_best_of_all(seed: int) -> None:
     """Greedy along the hulls: a step may be too large for what is left, hence the margin."""
     curves, costs = problem(seed)
     combinations = np.array(list(everything(curves, costs)))
-    stages, largest = cheapest_path(curves, costs), combinations[:, 1].max()
+    stages, largest = greedy_path(curves, costs), combinations[:, 1].max()
     for share in SHARES:
         budget = share * costs.total({})
         allowed = combinations[combinations[:, 0] <= budget, 1]
@@ -258,7 +258,7 @@ def test_widths_within_a_budget_are_close_to_the_best_of_all(seed: int) -> None:
 def test_nothing_that_fits_is_left_out(seed: int) -> None:
     curves, costs = problem(seed)
     budget = 0.6 * costs.total({})
-    found = widths_within(cheapest_path(curves, costs), curves, costs, budget)
+    found = widths_within(greedy_path(curves, costs), curves, costs, budget)
     assert found is not None
     for name, curve in curves.items():
         for k, damage in zip(curve.ks, curve.damage, strict=True):
@@ -268,7 +268,7 @@ def test_nothing_that_fits_is_left_out(seed: int) -> None:
 
 def test_budgets_at_and_beyond_the_ends() -> None:
     curves, costs = problem(0)
-    stages = cheapest_path(curves, costs)
+    stages = greedy_path(curves, costs)
     most, least = stages[0].flops, stages[-1].flops
     assert widths_within(stages, curves, costs, most) == stages[0].widths
     assert widths_within(stages, curves, costs, math.inf) == stages[0].widths
@@ -278,7 +278,7 @@ def test_budgets_at_and_beyond_the_ends() -> None:
 
 def test_more_flops_never_do_more_damage_along_the_path() -> None:
     curves, costs = problem(1)
-    stages = cheapest_path(curves, costs)
+    stages = greedy_path(curves, costs)
     for stage in stages:
         found = widths_within(stages, curves, costs, stage.flops)
         assert found is not None
@@ -335,8 +335,8 @@ def test_channels_to_spare_all_go_and_hardly_more() -> None:
         name: DamageCurve(ks, tuple(max(0.0, 1 - k / true) ** 2 for k in ks))
         for name, true in spare.items()
     }
-    costs = LayerCosts(made_up_groups([30] * 3), {str(place): 30**2 * 100 for place in range(4)})
-    stages = cheapest_path(curves, costs)
+    costs = FlopsModel(made_up_groups([30] * 3), {str(place): 30**2 * 100 for place in range(4)})
+    stages = greedy_path(curves, costs)
     curve = NetworkCurve.of(stages)
     assert curve.knee is not None
     widths = stages[curve.knee].widths

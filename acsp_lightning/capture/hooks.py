@@ -10,7 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from acsp_lightning.capture.statistics import Activations, InputMoments, check_positions
 from acsp_lightning.functional import ClassSums
-from acsp_lightning.structure.groups import ChannelGroup, input_spread
+from acsp_lightning.structure.groups import ChannelGroup, features_per_channel
 from acsp_lightning.structure.layers import channel_dim
 
 # By number of spatial axes, from 1.
@@ -85,7 +85,9 @@ class ActivationCapture:
         self._grid = grid
         self._num_classes = num_classes
         self._producers = {side.layer for group in self.groups for side in group.producers}
-        self._spreads = {side.layer: input_spread(side) for g in self.groups for side in g.consumers}
+        self._spreads = {
+            side.layer: features_per_channel(side) for g in self.groups for side in g.consumers
+        }
         self._labels: Tensor | None = None
         self._outputs: dict[str, ClassSums] = {}
         self._inputs: dict[str, InputMoments] = {}

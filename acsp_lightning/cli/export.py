@@ -22,7 +22,7 @@ from acsp_lightning.checkpoint import load_pruned
 from acsp_lightning.cli.lightning_cli import ACSPCommandLine
 from acsp_lightning.export.card import callback_settings, model_card, pruning_steps
 from acsp_lightning.export.formats import Exported, export_onnx, export_program, export_state_dict
-from acsp_lightning.files import check_intact, replaced
+from acsp_lightning.files import atomic_write, verify_checksums
 from acsp_lightning.measure.accuracy import count_correct
 from acsp_lightning.measure.complexity import Complexity, measure_complexity
 from acsp_lightning.report import PruningStep
@@ -100,7 +100,7 @@ def _export(options: argparse.Namespace) -> Iterator[str]:
     cli = _build(config, 1.0 if options.accuracy else 1)
     module: pl.LightningModule = cli.model
     module.configure_model()
-    check_intact(checkpoint)
+    verify_checksums(checkpoint)
     try:
         load_pruned(module, checkpoint)
     except ValueError as error:
@@ -130,7 +130,7 @@ def _export(options: argparse.Namespace) -> Iterator[str]:
         accuracy=looking.accuracy,
         exported=exported,
     )
-    with replaced(card) as draft:
+    with atomic_write(card) as draft:
         draft.write_text(text)
     yield f"{card}: model card"
 

@@ -7,7 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from acsp_lightning.files import replaced
+from acsp_lightning.files import atomic_write
 from acsp_lightning.previewing import preview_cut
 from acsp_lightning.progress import shown_by
 from acsp_lightning.report import PruningStep, step_table, write_report
@@ -68,7 +68,7 @@ def check_writable(out: str) -> None:
     folder = Path(out, "preview")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with replaced(folder / "table.txt") as draft:
+        with atomic_write(folder / "table.txt") as draft:
             draft.touch()
     except OSError as error:
         raise ValueError(f"{folder} cannot be made or written to ({error}); set out=.") from error

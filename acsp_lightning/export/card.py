@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from acsp_lightning.export.formats import Exported
 from acsp_lightning.measure.complexity import Complexity
 from acsp_lightning.report import PruningStep, verdict_line
-from acsp_lightning.serialization import KIND, from_plain
+from acsp_lightning.serialization import check_format, decode
 
 __all__ = ["SNIPPET", "callback_settings", "model_card", "pruning_steps"]
 
@@ -59,13 +59,10 @@ def pruning_steps(checkpoint: Mapping[str, Any]) -> list[PruningStep] | None:
         return None
     steps: list[PruningStep] = []
     for state in checkpoint["callbacks"].values():
-        found = state.get("steps") if isinstance(state, Mapping) else None
-        if isinstance(found, list):  # of ours, unless another callback has steps too
-            steps += [
-                from_plain(step)
-                for step in found
-                if isinstance(step, Mapping) and step.get(KIND) == PruningStep.__name__
-            ]
+        # Another callback may have steps too.
+        if isinstance(state, Mapping) and {"steps", "visited", "trial"} <= state.keys():
+            check_format(state, "Export it with that version.")
+            steps += [decode(PruningStep, step) for step in state["steps"]]
     return sorted(steps, key=lambda step: step.epoch or 0)
 
 
@@ -117,7 +114,7 @@ def model_card(
         accuracy: its top-1 accuracy on all validation samples, in [0, 1].
         exported: files that were made of it.
     """
-    standing = [step for step in steps or () if not step.undone]
+    standing = [step for step in steps or () if not step.rolled_back]
     sections = (
         _network(model, source, inputs),
         _data(standing, data),

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves, tree_map
 
-from acsp_lightning.files import replaced
+from acsp_lightning.files import atomic_write
 from acsp_lightning.structure.forward import (
     describe_inputs,
     eager_copy,
@@ -153,7 +153,7 @@ def export_state_dict(model: nn.Module, path: str | PathLike[str]) -> Exported:
                 f"The state of {type(model).__name__} has {name!r}, a {type(value).__name__}; a plain "
                 "state dict holds tensors alone. Register a buffer instead."
             )
-    with replaced(target) as draft:
+    with atomic_write(target) as draft:
         torch.save(state, draft)
         with _failing_as(f"{target} does not read back as it was written"):
             found = torch.load(draft, map_location="cpu", weights_only=True)
@@ -177,7 +177,7 @@ def _export(
     with _failing_as(f"{name} cannot be copied to the CPU"):
         network = eager_copy(model).cpu()
         batches = [of_batch_size(arguments, size) for size in sizes]
-    with replaced(target) as draft, evaluation_state(network), _quiet():
+    with atomic_write(target) as draft, evaluation_state(network), _quiet():
         expected = []
         for batch in batches:
             shown = describe_inputs(batch)

@@ -72,7 +72,7 @@ class SelectionConfig:
             )
 
     @property
-    def looks_at_network(self) -> bool:
+    def is_global(self) -> bool:
         """Whether the width of a layer depends on the others."""
         return self.keep is None and (self.flops is not None or self.curve == "damage")
 

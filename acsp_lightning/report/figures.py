@@ -22,7 +22,7 @@ from torch import Tensor
 
 from acsp_lightning.functional import ChannelSelection
 from acsp_lightning.report.step import PruningStep
-from acsp_lightning.selection.maps import GroupView
+from acsp_lightning.selection.maps import GroupMap
 from acsp_lightning.selection.path import NetworkCurve
 
 DPI = 110
@@ -62,8 +62,8 @@ def step_figures(step: PruningStep) -> Iterator[tuple[str, Figure]]:
     yield from summary_figures(step)
     if step.selections:
         yield "curves", curves_figure(step.selections)
-    for name, view in step.views.items():
-        yield layer_picture(name), layer_figure(name, step.selections[name], view)
+    for name, view in step.maps.items():
+        yield layer_plot(name), layer_figure(name, step.selections[name], view)
 
 
 def summary_figures(step: PruningStep) -> Iterator[tuple[str, Figure]]:
@@ -79,7 +79,7 @@ def summary_figures(step: PruningStep) -> Iterator[tuple[str, Figure]]:
     yield "flops", bars_figure(flops, f"FLOPs{rest if small else ''}")
 
 
-def layer_picture(name: str) -> str:
+def layer_plot(name: str) -> str:
     """Name of the picture of a group: in ASCII, and no two groups share it."""
     return f"layer.{quote(name, safe='')}"
 
@@ -183,7 +183,7 @@ def _draw_curves(axes: Axes, name: str, selection: ChannelSelection) -> None:
 
 
 @_house_style()
-def layer_figure(name: str, selection: ChannelSelection, view: GroupView) -> Figure:
+def layer_figure(name: str, selection: ChannelSelection, view: GroupMap) -> Figure:
     """The map of a group's channels, and the classes that they tell apart before and after."""
     figure = _figure(5.0)
     figure.suptitle(f"{_short(name, 70)}: {selection.width} → {selection.k} channels", fontsize=9)
@@ -231,7 +231,7 @@ def _draw_classes(
     return image
 
 
-def _draw_map(axes: Axes, selection: ChannelSelection, view: GroupView) -> None:
+def _draw_map(axes: Axes, selection: ChannelSelection, view: GroupMap) -> None:
     shown, places = view.channels, view.places
     weight = selection.weights[shown]
     size = 18 + 80 * weight / weight.max().clamp(min=torch.finfo(weight.dtype).tiny)
@@ -269,7 +269,7 @@ def _trust(stress: float) -> str:
     return f"distances on the map are {quality} (stress {stress:.2f})"
 
 
-def _colours(selection: ChannelSelection, view: GroupView) -> list[str]:
+def _colours(selection: ChannelSelection, view: GroupMap) -> list[str]:
     """One for each channel on the map: clusters that have to share a colour lie far apart."""
     sizes = selection.labels.bincount().tolist()
     clusters = selection.labels[view.channels]

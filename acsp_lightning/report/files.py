@@ -5,7 +5,7 @@ from itertools import count
 from os import PathLike
 from pathlib import Path
 
-from acsp_lightning.files import replaced
+from acsp_lightning.files import atomic_write
 from acsp_lightning.report.figures import png, step_figures
 from acsp_lightning.report.page import step_page
 from acsp_lightning.report.step import PruningStep
@@ -122,5 +122,5 @@ def _natural(path: Path) -> list[tuple[int, str]]:
 
 
 def _write(path: Path, content: bytes) -> None:
-    with replaced(path) as draft:
+    with atomic_write(path) as draft:
         draft.write_bytes(content)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
 from acsp_lightning.functional import ChannelSelection, ClassSeparation
-from acsp_lightning.report.figures import layer_picture
+from acsp_lightning.report.figures import layer_plot
 from acsp_lightning.report.step import PruningStep
 from acsp_lightning.report.tables import comparison_notes, milliseconds, verdict_line
 
@@ -114,8 +114,10 @@ def _lead(step: PruningStep) -> Iterator[str]:
             "the next one. The figures are those straight after the cut, before any training step.</p>"
         )
     if step.verdict is not None:
-        back = " The network is again what it was before; the figures are of the cut that was undone."
-        yield f"<p><strong>{escape(verdict_line(step))}.</strong>{back if step.undone else ''}</p>"
+        back = (
+            " The network is again what it was before; the figures are of the cut that was rolled back."
+        )
+        yield f"<p><strong>{escape(verdict_line(step))}.</strong>{back if step.rolled_back else ''}</p>"
     narrower = sum(old != new for old, new in step.layers.values())
     yield (
         f"<p>{narrower} of {len(step.layers)} layers become narrower. A forward pass then takes "
@@ -158,7 +160,7 @@ def _notes(step: PruningStep) -> str:
 
 def _contents(step: PruningStep) -> str:
     places = {"layers": "Layers", "network": "The network"}
-    places.update({layer_picture(name): name for name in step.selections})
+    places.update({layer_plot(name): name for name in step.selections})
     links = "".join(
         f'<li><a href="#{escape(at)}">{escape(words)}</a></li>' for at, words in places.items()
     )
@@ -183,15 +185,15 @@ def _network(pictures: Mapping[str, bytes]) -> Iterator[str]:
 def _groups(step: PruningStep, pictures: Mapping[str, bytes]) -> Iterator[str]:
     if step.selections:
         yield f'<h2>Group by group</h2><p class="note">{GROUPS_NOTE}</p>'
-    if step.views:
+    if step.maps:
         yield f'<p class="note">{HOW_TO_READ}</p>'
     for name, selection in step.selections.items():
-        picture = layer_picture(name)
+        picture = layer_plot(name)
         yield f'<section id="{escape(picture)}"><h3>{escape(name)}</h3>'
         yield f"<p>{selection.k} of {selection.width} channels stay: {escape(selection.reason)}.</p>"
-        if name in step.views and picture in pictures:
+        if name in step.maps and picture in pictures:
             title = f"{name}: its channels, and the classes that they separate"
-            yield _figure(pictures[picture], title, _loss(step.views[name].classes))
+            yield _figure(pictures[picture], title, _loss(step.maps[name].classes))
         if selection.k < selection.width:
             yield _kept(selection)
         yield "</section>"

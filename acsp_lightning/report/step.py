@@ -8,10 +8,10 @@ from typing import Any
 from acsp_lightning.functional import ChannelSelection, WidthReason
 from acsp_lightning.measure.complexity import Complexity
 from acsp_lightning.measure.latency import LatencyComparison
-from acsp_lightning.report.codec import from_json, to_json
-from acsp_lightning.selection.maps import GroupView
+from acsp_lightning.selection.maps import GroupMap
 from acsp_lightning.selection.path import NetworkCurve
 from acsp_lightning.selection.scores import Comparison
+from acsp_lightning.serialization import from_record, to_record
 from acsp_lightning.structure.plan import PruningPlan
 
 
@@ -19,8 +19,8 @@ class Outcome(StrEnum):
     """What became of a cut."""
 
     RECOVERED = "recovered"
-    HALVED = "undone, to be cut again at half the depth"
-    LEFT = "undone, left as it was"
+    HALVED = "rolled back, to be cut again at half the depth"
+    LEFT = "rolled back, left as it was"
     UNJUDGED = "not judged, since the fit ended before"
 
 
@@ -39,6 +39,9 @@ class Verdict:
     before: float
     after: float | None
     outcome: Outcome
+
+
+OTHER_FORMAT = "Read the report.html beside it, or draw it with the version that wrote it."
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,7 @@ class PruningStep:
         verdict: what the accuracy guard found; None without a guard, and while it waits.
         latency: the network before the cut and straight after it, timed in turns in one run, for each
             batch size that was asked for.
-        views: maps of the channels and the classes that they separate, by group name, of the groups that
+        maps: maps of the channels and the classes that they separate, by group name, of the groups that
             lost channels; empty where nobody looks at them.
     """
 
@@ -80,7 +83,7 @@ class PruningStep:
     network: NetworkCurve | None = None
     verdict: Verdict | None = None
     latency: Sequence[LatencyComparison] = ()
-    views: Mapping[str, GroupView] = field(default_factory=dict)
+    maps: Mapping[str, GroupMap] = field(default_factory=dict)
 
     @property
     def again(self) -> bool:
@@ -88,7 +91,7 @@ class PruningStep:
         return any(s.reason is WidthReason.HALVED for s in self.selections.values())
 
     @property
-    def undone(self) -> bool:
+    def rolled_back(self) -> bool:
         """Whether the network was put back as it had been before this cut."""
         return self.verdict is not None and self.verdict.outcome in (Outcome.HALVED, Outcome.LEFT)
 
@@ -100,9 +103,8 @@ class PruningStep:
         return f"Cut after epoch {self.epoch}{', again, at half the depth' if self.again else ''}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON: tensors become lists, what is not finite None."""
-        found: dict[str, Any] = to_json(self)
-        return found
+        """Plain data for JSON with a format mark: tensors become lists, what is not finite None."""
+        return to_record(self, json=True)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "PruningStep":
@@ -112,4 +114,4 @@ class PruningStep:
             ValueError: if ``data`` is no such record, or one of another version: names the first field
                 that does not fit.
         """
-        return from_json(cls, data)
+        return from_record(cls, data, OTHER_FORMAT)

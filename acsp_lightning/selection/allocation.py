@@ -20,10 +20,10 @@ from acsp_lightning.functional import (
 )
 from acsp_lightning.measure.complexity import Complexity
 from acsp_lightning.progress import tracked
-from acsp_lightning.selection.cost import LayerCosts
+from acsp_lightning.selection.cost import FlopsModel
 from acsp_lightning.selection.damage import DamageCurve, candidate_widths, damage_curve
-from acsp_lightning.selection.path import NetworkCurve, cheapest_path, widths_within
-from acsp_lightning.selection.scores import Comparison, Evidence, gather_evidence
+from acsp_lightning.selection.path import NetworkCurve, greedy_path, widths_within
+from acsp_lightning.selection.scores import ChannelScores, Comparison, score_channels
 from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.refit import Target
 
@@ -39,13 +39,13 @@ class Allocation:
 
     Attributes:
         selections: a selection for each group, by name.
-        evidence: what the selections rest on, by name of the group.
+        scores: what the selections rest on, by name of the group.
         comparison: what the distances between channels rest on, in the worst case of all groups.
         network: the curve of the whole network; None if every group was decided by itself.
     """
 
     selections: Mapping[str, ChannelSelection]
-    evidence: Mapping[str, Evidence]
+    scores: Mapping[str, ChannelScores]
     comparison: Comparison
     network: NetworkCurve | None = None
 
@@ -82,10 +82,10 @@ def select_groups(
 
     Raises:
         ValueError: if the budget cannot be met even at the smallest widths, or as
-            :func:`acsp_lightning.selection.scores.gather_evidence`.
+            :func:`acsp_lightning.selection.scores.score_channels`.
     """
-    evidence = {
-        group.name: gather_evidence(model, group, activations, config)
+    scores = {
+        group.name: score_channels(model, group, activations, config)
         for group in tracked(groups, "Comparing channels")
     }
     widths: Mapping[str, WidthDecision] | None = decisions
@@ -95,16 +95,16 @@ def select_groups(
     candidates = {
         group.name: candidate_widths(group.width, config.min_channels, round_to) for group in groups
     }
-    by_damage = widths is None and config.looks_at_network and config.curve == "damage"
+    by_damage = widths is None and config.is_global and config.curve == "damage"
     # A layer's own knee wants all of its curve.
-    ks: dict[str, list[int] | None] = dict.fromkeys(evidence)
+    ks: dict[str, list[int] | None] = dict.fromkeys(scores)
     if by_damage:
         ks.update(candidates)
     if widths is not None:
         ks.update({g.name: sorted({*candidates[g.name], widths[g.name].k} - {g.width}) for g in groups})
     curves = {
         name: trace_curves(found.distances, found.contributions if weighted else None, ks[name])
-        for name, found in tracked(evidence.items(), "Clustering channels")
+        for name, found in tracked(scores.items(), "Clustering channels")
     }
     chosen: Mapping[str, WidthDecision] = {}
     network: NetworkCurve | None = None
@@ -117,9 +117,9 @@ def select_groups(
             )
             for group in tracked(groups, "Weighing widths")
         }
-        network, chosen = _least_damage(damage, LayerCosts(groups, layer_flops), config, budget)
+        network, chosen = _least_damage(damage, FlopsModel(groups, layer_flops), config, budget)
     elif budget is not None:
-        chosen = _one_level(curves, LayerCosts(groups, layer_flops), config, round_to, budget)
+        chosen = _one_level(curves, FlopsModel(groups, layer_flops), config, round_to, budget)
     selections = {
         name: select_channels(
             found.distances,
@@ -131,12 +131,12 @@ def select_groups(
             curves=curves[name],
             k=chosen.get(name),
         )
-        for place, (name, found) in enumerate(evidence.items())
+        for place, (name, found) in enumerate(scores.items())
     }
-    comparisons = [found.comparison for found in evidence.values()]
+    comparisons = [found.comparison for found in scores.values()]
     nothing = Comparison(classes=0, unseen=0, class_pairs=0, sampling_error=0.0)
     worst = max(comparisons, key=lambda comparison: comparison.sampling_error, default=nothing)
-    return Allocation(selections, evidence, worst, network)
+    return Allocation(selections, scores, worst, network)
 
 
 def expected_wait(
@@ -157,12 +157,12 @@ def expected_wait(
 
 def _least_damage(
     damage: Mapping[str, DamageCurve],
-    costs: LayerCosts,
+    costs: FlopsModel,
     config: SelectionConfig,
     budget: float | None,
 ) -> tuple[NetworkCurve, dict[str, WidthDecision]]:
     """The widths at the knee of the network's curve, or those of least damage within a budget."""
-    stages = cheapest_path(damage, costs)
+    stages = greedy_path(damage, costs)
     network = NetworkCurve.of(stages)
     if budget is not None:
         reached = widths_within(stages, damage, costs, budget)
@@ -234,7 +234,7 @@ def check_reachable(
             )
     floor = -(-config.min_channels // round_to) * round_to
     smallest = {group.name: min(group.width, floor) for group in groups}
-    least = LayerCosts(groups, complexity.by_layer).total(smallest)
+    least = FlopsModel(groups, complexity.by_layer).total(smallest)
     if budget is not None and least > budget:
         raise ValueError(
             f"flops={config.flops} cannot be reached: cut as far as min_channels and round_to allow, "
@@ -245,7 +245,7 @@ def check_reachable(
 
 def _one_level(
     curves: Mapping[str, ChannelCurves],
-    costs: LayerCosts,
+    costs: FlopsModel,
     config: SelectionConfig,
     round_to: int,
     budget: float,

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from acsp_lightning.structure.groups import ChannelGroup
 
 
-class LayerCosts:
+class FlopsModel:
     """FLOPs of the layers as a function of the widths of groups.
 
     Exact for layers whose cost is proportional to the channels on both sides, which all that can be

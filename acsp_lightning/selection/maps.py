@@ -21,7 +21,7 @@ MOST_EXPONENTIALS = 10**8
 
 
 @dataclass(frozen=True, slots=True)
-class GroupView:
+class GroupMap:
     """One group of channels, to be looked at. All tensors are on the CPU.
 
     Attributes:
@@ -40,15 +40,15 @@ class GroupView:
     classes: ClassSeparation
 
 
-def view_groups(
+def map_groups(
     groups: Iterable[ChannelGroup], allocation: Allocation, activations: Activations
-) -> dict[str, GroupView]:
+) -> dict[str, GroupMap]:
     """Look at the groups that lose channels, by name, through the distances that decided."""
     cut = [group for group in groups if allocation.selections[group.name].k < group.width]
     return {
-        group.name: view_group(
+        group.name: map_group(
             group,
-            allocation.evidence[group.name].distances,
+            allocation.scores[group.name].distances,
             activations,
             allocation.selections[group.name],
         )
@@ -56,9 +56,9 @@ def view_groups(
     }
 
 
-def view_group(
+def map_group(
     group: ChannelGroup, distances: Tensor, activations: Activations, selection: ChannelSelection
-) -> GroupView:
+) -> GroupMap:
     """Look at a group of the uncut network, and at what was selected of it.
 
     Args:
@@ -69,7 +69,7 @@ def view_group(
     """
     shown = _shown(selection)
     places, stress = _map(distances.cpu()[shown][:, shown])
-    return GroupView(shown, places, stress, _classes(group, activations, selection.kept))
+    return GroupMap(shown, places, stress, _classes(group, activations, selection.kept))
 
 
 def _shown(selection: ChannelSelection) -> Tensor:

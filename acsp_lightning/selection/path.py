@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from acsp_lightning.functional import find_knee
-from acsp_lightning.selection.cost import LayerCosts
+from acsp_lightning.selection.cost import FlopsModel
 from acsp_lightning.selection.damage import DamageCurve, lower_hull, total_damage
 
 
@@ -57,7 +57,7 @@ class NetworkCurve:
         return cls(tuple(flops), tuple(damage), None if found is None else flops.index(found))
 
 
-def cheapest_path(curves: Mapping[str, DamageCurve], costs: LayerCosts) -> list[Stage]:
+def greedy_path(curves: Mapping[str, DamageCurve], costs: FlopsModel) -> list[Stage]:
     """From full widths to the smallest, always taking the step of least damage per FLOP saved.
 
     Only widths on the convex hull of every curve are visited; the total damage as a function of the
@@ -84,7 +84,7 @@ def cheapest_path(curves: Mapping[str, DamageCurve], costs: LayerCosts) -> list[
 
 
 def widths_within(
-    stages: Sequence[Stage], curves: Mapping[str, DamageCurve], costs: LayerCosts, budget: float
+    stages: Sequence[Stage], curves: Mapping[str, DamageCurve], costs: FlopsModel, budget: float
 ) -> dict[str, int] | None:
     """The widths of least damage found within a budget of FLOPs; None if there are none."""
     stage = next((stage for stage in stages if stage.flops <= budget), None)

@@ -10,7 +10,7 @@ from acsp_lightning.functional import ChannelSelection
 from acsp_lightning.measure.complexity import Complexity
 from acsp_lightning.progress import warn_on_error
 from acsp_lightning.selection.allocation import Allocation, expected_wait, flops_budget, select_groups
-from acsp_lightning.selection.maps import GroupView, view_groups
+from acsp_lightning.selection.maps import GroupMap, map_groups
 from acsp_lightning.selection.path import NetworkCurve
 from acsp_lightning.selection.scores import Comparison
 from acsp_lightning.settings import PruningSettings
@@ -32,7 +32,7 @@ class Proposal:
         before: complexity of the network as it is.
         comparison: what the distances between channels rest on.
         network: damage to the whole network over its FLOPs, where it decided; else None.
-        views: what the report shows of the groups that lose channels, by name.
+        maps: what the report shows of the groups that lose channels, by name.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -41,7 +41,7 @@ class Proposal:
     before: Complexity
     comparison: Comparison
     network: NetworkCurve | None
-    views: Mapping[str, GroupView]
+    maps: Mapping[str, GroupMap]
 
 
 def propose(
@@ -97,17 +97,17 @@ def propose(
         before=before,
         comparison=allocation.comparison,
         network=allocation.network,
-        views=_views(groups, allocation, captured.activations),
+        maps=_maps(groups, allocation, captured.activations),
     )
 
 
-def _views(
+def _maps(
     groups: Iterable[ChannelGroup], allocation: Allocation, activations: Activations
-) -> Mapping[str, GroupView]:
+) -> Mapping[str, GroupMap]:
     """Empty where that fails: no cut depends on what its report shows."""
-    views = warn_on_error(
-        lambda: view_groups(groups, allocation, activations),
+    maps = warn_on_error(
+        lambda: map_groups(groups, allocation, activations),
         "The report of the cut could not be prepared",
         "Training goes on without it.",
     )
-    return views or {}
+    return maps or {}

@@ -12,7 +12,7 @@ from acsp_lightning.functional import (
     compare_channels,
     mean_separability,
 )
-from acsp_lightning.structure.groups import ChannelGroup, LayerSide, input_spread
+from acsp_lightning.structure.groups import ChannelGroup, LayerSide, features_per_channel
 from acsp_lightning.structure.layers import side_layout
 
 
@@ -35,7 +35,7 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
+class ChannelScores:
     """What speaks for and against the N channels of one group.
 
     Attributes:
@@ -56,12 +56,12 @@ class Evidence:
     comparison: Comparison
 
 
-def gather_evidence(
+def score_channels(
     model: nn.Module,
     group: ChannelGroup,
     activations: Activations,
     config: SelectionConfig = SelectionConfig(),  # noqa: B008 - frozen, hence safe to share
-) -> Evidence:
+) -> ChannelScores:
     """Collect the evidence for one group from a capture on the uncut ``model``.
 
     Raises:
@@ -89,7 +89,7 @@ def gather_evidence(
     )
     total = contributions.square().sum(0).sqrt()
     mean = total.mean()
-    return Evidence(
+    return ChannelScores(
         distances=torch.stack(squares).sum(0).sqrt(),
         contributions=total / mean if mean > 0 else torch.ones_like(total),
         magnitudes=torch.stack(magnitudes).sum(0),
@@ -112,7 +112,7 @@ def _filter_norms(model: nn.Module, side: LayerSide) -> Tensor:
 
 def read_channels(side: LayerSide) -> tuple[Tensor, Tensor]:
     """Which channels of a consumer's input belong to a group, and which of the group's they are."""
-    spread = input_spread(side)
+    spread = features_per_channel(side)
     positions = torch.tensor(side.positions)[::spread] // spread
     return positions, torch.tensor(side.channels)[::spread]
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from acsp_lightning.functional import fold_input, reconstruction_map
-from acsp_lightning.structure.groups import ChannelGroup, input_spread
+from acsp_lightning.structure.groups import ChannelGroup, features_per_channel
 from acsp_lightning.structure.layers import side_layout, slice_tensor
 from acsp_lightning.structure.plan import PruningPlan
 from acsp_lightning.structure.surgery import Replacement
@@ -28,7 +28,7 @@ def recover_consumers(
         replacements: what the cut replaced; the old weights are read.
         input_moments: second moments of every consumer's input before the cut, (D, D), by layer.
     """
-    spreads = {side.layer: input_spread(side) for group in groups for side in group.consumers}
+    spreads = {side.layer: features_per_channel(side) for group in groups for side in group.consumers}
     by_name = {replacement.name: replacement for replacement in replacements}
     for cut in plan:
         if cut.side != "in":

@@ -46,14 +46,14 @@ class ChannelGroup:
     name: str
     width: int
     producers: tuple[LayerSide, ...]
-    passengers: tuple[LayerSide, ...]
+    passthrough: tuple[LayerSide, ...]
     consumers: tuple[LayerSide, ...]
     residual: bool
 
     @property
     def sides(self) -> tuple[LayerSide, ...]:
         """All sides: producers, passengers, consumers."""
-        return self.producers + self.passengers + self.consumers
+        return self.producers + self.passthrough + self.consumers
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class Tracing:
     left_whole: Mapping[str, str]
 
 
-def input_spread(side: LayerSide) -> int:
+def features_per_channel(side: LayerSide) -> int:
     """Consecutive positions per channel in the input of a consumer: 1, or more after a flatten."""
     runs = 1 + sum(a != b for a, b in pairwise(side.channels))
     return len(side.positions) // runs

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from acsp_lightning.structure.surgery import Replacement
 
 
-def carry_optimizer(optimizer: Optimizer, replacements: Iterable[Replacement]) -> tuple[str, ...]:
+def slice_optimizer_state(optimizer: Optimizer, replacements: Iterable[Replacement]) -> tuple[str, ...]:
     """Let ``optimizer`` follow a cut, in place.
 
     Every replaced parameter is exchanged at its place in its parameter group; learning rates and

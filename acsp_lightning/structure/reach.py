@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from acsp_lightning.structure.groups import ChannelGroup, LayerSide, input_spread
+from acsp_lightning.structure.groups import ChannelGroup, LayerSide, features_per_channel
 from acsp_lightning.structure.layers import Side, is_consumer, is_producer, side_width
 
 
@@ -60,8 +60,8 @@ def as_group(reach: Reach, model: nn.Module, calls: Mapping[str, int]) -> Channe
         and sorted(side.channels) == list(range(width))
         and side.width == width
     )
-    passengers = tuple(side for side in sides if side.side == "out" and side not in producers)
-    for side in passengers:
+    passthrough = tuple(side for side in sides if side.side == "out" and side not in producers)
+    for side in passthrough:
         if is_consumer(modules[side.layer]):
             raise NotCuttableError(f"only some of the channels of {side.layer!r} belong to it")
     tied = _tied_layers(model)
@@ -72,7 +72,7 @@ def as_group(reach: Reach, model: nn.Module, calls: Mapping[str, int]) -> Channe
             )
     for side in consumers:
         _check_blocks(side)
-    return ChannelGroup(producers[0].layer, width, producers, passengers, consumers, reach.residual)
+    return ChannelGroup(producers[0].layer, width, producers, passthrough, consumers, reach.residual)
 
 
 def _layer_side(module: nn.Module, name: str, side: Side, mapping: Mapping[int, int]) -> LayerSide:
@@ -87,7 +87,7 @@ def _layer_side(module: nn.Module, name: str, side: Side, mapping: Mapping[int, 
 
 def _check_blocks(side: LayerSide) -> None:
     """Every channel of a consumer must own aligned blocks of positions, all of one length."""
-    spread = input_spread(side)
+    spread = features_per_channel(side)
     for start in range(0, len(side.positions), spread):
         block = slice(start, start + spread)
         first = side.positions[start]

@@ -46,7 +46,7 @@ def apply_plan(model: nn.Module, plan: PruningPlan) -> tuple[Replacement, ...]:
     """Cut ``model`` in place, all of ``plan`` or nothing.
 
     Needs no example input and no optimizer; where an optimizer holds the parameters, pass the result
-    to :func:`acsp_lightning.structure.optimizer.carry_optimizer`.
+    to :func:`acsp_lightning.structure.optimizer.slice_optimizer_state`.
 
     Args:
         model: a network whose layers have the widths that the plan was made for.

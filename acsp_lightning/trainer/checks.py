@@ -114,7 +114,7 @@ def check_alone(callback: pl.Callback, trainer: pl.Trainer) -> None:
         )
 
 
-def is_dry_run(trainer: pl.Trainer) -> bool:
+def is_fast_dev_run(trainer: pl.Trainer) -> bool:
     """Whether the Trainer runs a few batches to try the code out (``fast_dev_run``)."""
     return bool(getattr(trainer, "fast_dev_run", False))
 

@@ -15,18 +15,18 @@ from acsp_lightning.selection.proposal import Proposal
 from acsp_lightning.settings import PruningSettings
 from acsp_lightning.structure.batchnorm import recalibrate_batchnorm
 from acsp_lightning.structure.forward import eager_copy, random_state_restored
-from acsp_lightning.structure.optimizer import carry_optimizer
+from acsp_lightning.structure.optimizer import slice_optimizer_state
 from acsp_lightning.structure.plan import PruningPlan
 from acsp_lightning.structure.refit import prepare_refit
 from acsp_lightning.structure.surgery import check_plan
 from acsp_lightning.trainer.averaging import averaged_copies
 from acsp_lightning.trainer.loaders import training_batches, validation_batches
 from acsp_lightning.trainer.monitors import reset_monitors
-from acsp_lightning.trainer.ranks import copy_of_first, decided_on_first, is_first, together
+from acsp_lightning.trainer.ranks import broadcast_, is_rank_zero, on_rank_zero, run_on_all_ranks
 from acsp_lightning.trainer.snapshot import Snapshot, restore_snapshot, take_snapshot
 
 
-def rewrap(trainer: pl.Trainer) -> None:
+def rebuild_ddp(trainer: pl.Trainer) -> None:
     """Build the DistributedDataParallel wrapper anew, which holds the parameters of its first day."""
     strategy = trainer.strategy
     if isinstance(strategy, DDPStrategy):
@@ -70,15 +70,15 @@ class FitSite:
     @property
     def is_rank_zero(self) -> bool:
         """Whether this is the first process."""
-        return is_first()
+        return is_rank_zero()
 
     def on_all_ranks(self, work: Callable[[], T]) -> list[T]:
         """Results of ``work`` on every process; where it fails on one, it fails on all."""
-        return together(work)
+        return run_on_all_ranks(work)
 
     def on_rank_zero(self, work: Callable[[], T]) -> T:
         """The result of ``work`` on the first process, on every process."""
-        return decided_on_first(work)
+        return on_rank_zero(work)
 
     def batches(self) -> Iterable[Any]:
         """The validation batches of this process that are captured."""
@@ -96,13 +96,13 @@ class FitSite:
         """Cut the network and its averaged copies; optimizers, wrappers and monitors follow."""
         trainer = self._trainer
         self._before_cut()
-        together(lambda: _cut(trainer, proposal, recovery))
+        run_on_all_ranks(lambda: _cut(trainer, proposal, recovery))
         if recovery.refits:
-            share_consumers(trainer, proposal.plan)
+            broadcast_consumers(trainer, proposal.plan)
         if self._settings.batchnorm_batches and proposal.plan:
-            together(self._recalibrate)
+            run_on_all_ranks(self._recalibrate)
         self.is_cut = True
-        settle(trainer, forget_monitors=self._settings.reset_monitors)
+        refresh_trainer(trainer, forget_monitors=self._settings.reset_monitors)
         return self.network
 
     def _recalibrate(self) -> None:
@@ -128,7 +128,9 @@ def _cut(trainer: pl.Trainer, proposal: Proposal, recovery: Recovery) -> None:
         own = refit and prepare_refit(copy, refit.targets, refit.inputs)
         prune_network(copy, proposal, replace(recovery, refit=own), tried=False)
     dropped = [
-        name for optimizer in trainer.optimizers for name in carry_optimizer(optimizer, replacements)
+        name
+        for optimizer in trainer.optimizers
+        for name in slice_optimizer_state(optimizer, replacements)
     ]
     if dropped:
         rank_zero_warn(
@@ -137,32 +139,32 @@ def _cut(trainer: pl.Trainer, proposal: Proposal, recovery: Recovery) -> None:
         )
 
 
-def share_consumers(trainer: pl.Trainer, plan: PruningPlan) -> None:
+def broadcast_consumers(trainer: pl.Trainer, plan: PruningPlan) -> None:
     """Let every process have the first one's weights in the layers whose inputs a plan has cut."""
     layers = [cut.layer for cut in plan if cut.side == "in"]
     networks = (trainer.lightning_module, *averaged_copies(trainer))
     for network in networks:
         for layer in layers:
-            copy_of_first(network.get_submodule(layer).parameters())
+            broadcast_(network.get_submodule(layer).parameters())
 
 
-def snapshot_of_fit(trainer: pl.Trainer) -> Snapshot:
+def take_fit_snapshot(trainer: pl.Trainer) -> Snapshot:
     """The network, its averaged copies and its optimizers as they are now."""
     return take_snapshot(trainer.lightning_module, averaged_copies(trainer), trainer.optimizers)
 
 
-def undo_in_fit(trainer: pl.Trainer, snapshot: Snapshot) -> None:
+def roll_back(trainer: pl.Trainer, snapshot: Snapshot) -> None:
     """Put the network, its averaged copies and its optimizers back, on every process."""
-    together(
+    run_on_all_ranks(
         lambda: restore_snapshot(
             snapshot, trainer.lightning_module, averaged_copies(trainer), trainer.optimizers
         )
     )
 
 
-def settle(trainer: pl.Trainer, *, forget_monitors: bool) -> None:
+def refresh_trainer(trainer: pl.Trainer, *, forget_monitors: bool) -> None:
     """Let DistributedDataParallel, the compiler and the monitors know that the network is another."""
-    rewrap(trainer)
+    rebuild_ddp(trainer)
     # After eight shapes of one function the compiler would give up.
     torch.compiler.reset()
     if forget_monitors:

@@ -16,8 +16,8 @@ from acsp_lightning.report.step import Outcome, Verdict
 from acsp_lightning.selection.allocation import as_decisions, halved_widths
 from acsp_lightning.settings import Guard
 from acsp_lightning.trainer.checks import check_alone
-from acsp_lightning.trainer.cut import snapshot_of_fit, undo_in_fit
-from acsp_lightning.trainer.ranks import decided_on_first, together
+from acsp_lightning.trainer.cut import roll_back, take_fit_snapshot
+from acsp_lightning.trainer.ranks import on_rank_zero, run_on_all_ranks
 from acsp_lightning.trainer.snapshot import Snapshot
 
 
@@ -44,7 +44,7 @@ class Trial:
     after: float | None = None
 
 
-class Probation:
+class GuardMonitor:
     """What the guard knows of one fit; without a guard it does nothing.
 
     Args:
@@ -101,12 +101,12 @@ class Probation:
         if guard is None:
             return None
         if captured:
-            return together(lambda: monitored_value(guard, metrics))[0]
+            return run_on_all_ranks(lambda: monitored_value(guard, metrics))[0]
         if guard.monitor not in metrics:
             if self._stale is not None:  # for whoever else looks at it
                 metrics[guard.monitor] = self._stale
             return None
-        value = together(lambda: float(metrics[guard.monitor]))[0]
+        value = run_on_all_ranks(lambda: float(metrics[guard.monitor]))[0]
         if self.trial is not None and trainer.current_epoch >= self.trial.due:
             self.trial = replace(self.trial, after=value)
         return value
@@ -119,7 +119,7 @@ class Probation:
             monitor=self._guard.monitor,
             mode=self._guard.mode,
             captured=captured,
-            snapshot=snapshot_of_fit(trainer),
+            snapshot=take_fit_snapshot(trainer),
             before=captured.metric,
             due=trainer.current_epoch + self.patience - 1,
         )
@@ -146,11 +146,11 @@ class Probation:
         outcome = Outcome.LEFT if step.again else Outcome.UNJUDGED
         if trial.after is not None:
             before, after = trial.before, trial.after
-            accepted = decided_on_first(lambda: accepts(guard, before, after))
+            accepted = on_rank_zero(lambda: accepts(guard, before, after))
             outcome = Outcome.RECOVERED if accepted else Outcome.LEFT
         again: Captured | None = None
         if outcome is Outcome.LEFT:
-            undo_in_fit(trainer, trial.snapshot)
+            roll_back(trainer, trial.snapshot)
             widths = halved_widths(step.selections, round_to)
             if widths and not step.again and self._leaves_time(trainer, next_epoch):
                 outcome = Outcome.HALVED

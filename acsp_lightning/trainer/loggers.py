@@ -25,12 +25,12 @@ def log_cut(trainer: pl.Trainer, step: PruningStep, figures: Mapping[str, Figure
     _log(trainer, _scalars(step.after, widths, step.accuracy_after), figures)
 
 
-def takes_pictures(trainer: pl.Trainer) -> bool:
+def takes_plots(trainer: pl.Trainer) -> bool:
     """Whether a logger of the Trainer takes pictures."""
     return any(isinstance(logger, tuple(FIGURES)) for logger in trainer.loggers)
 
 
-def log_undone(trainer: pl.Trainer, step: PruningStep) -> None:
+def log_rolled_back(trainer: pl.Trainer, step: PruningStep) -> None:
     """Log that the network is again what it was before a cut."""
     widths = {name: before for name, (before, _) in step.layers.items()}
     _log(trainer, _scalars(step.before, widths, step.accuracy_before), {})

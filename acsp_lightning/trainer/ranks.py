@@ -19,7 +19,7 @@ def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def is_first() -> bool:
+def is_rank_zero() -> bool:
     """Whether this process is the first, or the only one."""
     return not is_distributed() or dist.get_rank() == 0
 
@@ -43,7 +43,7 @@ def _packed(value: object) -> bytes:
     return sink.getvalue()
 
 
-def together(work: Callable[[], T]) -> list[T]:
+def run_on_all_ranks(work: Callable[[], T]) -> list[T]:
     """Do ``work`` on every rank and share the results; if it fails on one rank, it fails on all.
 
     Without this, the ranks that did not fail would wait for the others in the next collective.
@@ -67,26 +67,26 @@ def together(work: Callable[[], T]) -> list[T]:
     return [outcome for outcome, _ in outcomes]
 
 
-def decided_on_first(work: Callable[[], T]) -> T:
+def on_rank_zero(work: Callable[[], T]) -> T:
     """Do ``work`` on rank 0 alone and give its result to all; if it fails, it fails on all ranks."""
-    return together(lambda: work() if is_first() else None)[0]  # type: ignore[return-value]
+    return run_on_all_ranks(lambda: work() if is_rank_zero() else None)[0]  # type: ignore[return-value]
 
 
-def copy_of_first(tensors: Iterable[Tensor]) -> None:
+def broadcast_(tensors: Iterable[Tensor]) -> None:
     """Let every rank have rank 0's values in tensors, in place."""
     if is_distributed():
         for tensor in tensors:
             dist.broadcast(tensor.detach(), src=0)
 
 
-def agreed(work: Callable[[], Mapping[str, T]]) -> Mapping[str, T]:
+def check_ranks_agree(work: Callable[[], Mapping[str, T]]) -> Mapping[str, T]:
     """Do ``work`` on every rank and raise on all of them unless it gave all the same named values.
 
     Raises:
         RuntimeError: names the first thing that differs, with the value of each rank; or as
-            :func:`together`.
+            :func:`run_on_all_ranks`.
     """
-    outcomes = together(work)
+    outcomes = run_on_all_ranks(work)
     names = dict.fromkeys(name for outcome in outcomes for name in outcome)
     for name in names:
         values = [outcome.get(name, MISSING) for outcome in outcomes]

@@ -21,7 +21,7 @@ from acsp_lightning.report import (
 )
 from acsp_lightning.report.step import Outcome
 from acsp_lightning.settings import PruningSettings
-from acsp_lightning.trainer.loggers import log_cut, log_undone, takes_pictures
+from acsp_lightning.trainer.loggers import log_cut, log_rolled_back, takes_plots
 
 T = TypeVar("T")
 
@@ -44,10 +44,10 @@ def announce_cut(trainer: pl.Trainer, step: PruningStep, settings: PruningSettin
             f"The curve of {', '.join(whole)} has no knee; without one every channel is kept. Set "
             "selection.keep or selection.flops to say how much to cut."
         )
-    report_cut(trainer, step, settings)
+    write_cut_report(trainer, step, settings)
     if trainer.is_global_zero:
-        wanted = settings.report_plots and takes_pictures(trainer)
-        figures = _surely(lambda: dict(summary_figures(step)), "drawn") if wanted else None
+        wanted = settings.report_plots and takes_plots(trainer)
+        figures = _guarded(lambda: dict(summary_figures(step)), "drawn") if wanted else None
         log_cut(trainer, step, figures or {})
 
 
@@ -59,14 +59,14 @@ def announce_verdict(trainer: pl.Trainer, step: PruningStep, settings: PruningSe
             f"The fit ended before the cut after epoch {step.epoch} could be judged; it stays. Train "
             "longer, or cut earlier."
         )
-    report_cut(trainer, step, settings)
-    if step.undone:
-        log_undone(trainer, step)
+    write_cut_report(trainer, step, settings)
+    if step.rolled_back:
+        log_rolled_back(trainer, step)
 
 
 def announce_end(steps: Sequence[PruningStep], final: Complexity, accuracy: float | None) -> None:
     """Sum up the cuts of a fit that were not undone, as a table."""
-    standing = [step for step in steps if not step.undone]
+    standing = [step for step in steps if not step.rolled_back]
     if standing:
         rank_zero_info("\n" + summary_table(standing, final, accuracy))
 
@@ -80,18 +80,18 @@ def announce_missed(epochs: Collection[int]) -> None:
         )
 
 
-def report_cut(trainer: pl.Trainer, step: PruningStep, settings: PruningSettings) -> None:
+def write_cut_report(trainer: pl.Trainer, step: PruningStep, settings: PruningSettings) -> None:
     """Write the record of a cut, its pictures and its page; a fit goes on without what fails."""
     if not trainer.is_global_zero:
         return
-    folder = _surely(
+    folder = _guarded(
         lambda: Path(settings.report_dir or Path(_log_dir(trainer), "acsp")), "given a folder"
     )
     if folder is None:
         return
-    own = _surely(lambda: write_step(step, folder), f"written to {folder}")
+    own = _guarded(lambda: write_step(step, folder), f"written to {folder}")
     if own is not None and settings.report_plots:
-        _surely(lambda: draw_step(step, own), f"drawn in {own}")
+        _guarded(lambda: draw_step(step, own), f"drawn in {own}")
 
 
 def _log_dir(trainer: pl.Trainer) -> str:
@@ -101,6 +101,6 @@ def _log_dir(trainer: pl.Trainer) -> str:
     return found or trainer.default_root_dir
 
 
-def _surely(work: Callable[[], T], done: str) -> T | None:
+def _guarded(work: Callable[[], T], done: str) -> T | None:
     """The result of ``work``; None, with a warning, where it fails: no fit dies of its report."""
     return warn_on_error(work, f"The report of the cut could not be {done}", WITHOUT_REPORT)

@@ -7,10 +7,10 @@ from typing import Any
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from acsp_lightning.files import check_intact
+from acsp_lightning.files import verify_checksums
 
 
-def check_before_load(module: nn.Module, path: Callable[[], Any]) -> RemovableHandle:
+def verify_before_load(module: nn.Module, path: Callable[[], Any]) -> RemovableHandle:
     """Let ``load_state_dict`` of ``module`` check first that the file behind it is intact, once.
 
     Args:
@@ -22,14 +22,14 @@ def check_before_load(module: nn.Module, path: Callable[[], Any]) -> RemovableHa
     def hook(*_: object) -> None:
         source = str(path() or "")
         if source not in checked and Path(source).is_file():
-            check_intact(source)
+            verify_checksums(source)
         checked.add(source)
 
     handle: RemovableHandle = module.register_load_state_dict_pre_hook(hook)  # type: ignore[no-untyped-call]
     return handle
 
 
-def mend_progress(checkpoint: Mapping[str, Any], epochs: Container[int]) -> None:
+def fix_loop_progress(checkpoint: Mapping[str, Any], epochs: Container[int]) -> None:
     """Let the Trainer skip nothing that was still to come when a checkpoint was written.
 
     Lightning takes a validation that was due when the checkpoint was written, right after the last

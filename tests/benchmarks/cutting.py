@@ -22,7 +22,7 @@ from torchvision.models import resnet50
 from acsp_lightning import SelectionConfig, allocation, measure_complexity
 from acsp_lightning.capture.statistics import Activations, InputMoments
 from acsp_lightning.functional import ClassSums
-from acsp_lightning.selection.maps import view_groups
+from acsp_lightning.selection.maps import map_groups
 from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.plan import build_plan
 from acsp_lightning.structure.pruning import prune
@@ -78,7 +78,7 @@ def case(grid: int, class_pairs: int | None, recover: int) -> dict[str, Any]:
         with timed(seconds, "targets"):
             refit = prepare_refit(model, layers, (torch.randn(recover, 3, 224, 224),))
 
-    for part in ("gather_evidence", "trace_curves", "damage_curve"):
+    for part in ("score_channels", "trace_curves", "damage_curve"):
         watch(part, seconds)
     config = SelectionConfig(flops=0.5, grid=grid, class_pairs=class_pairs)
     with timed(seconds, "selection"):
@@ -92,7 +92,7 @@ def case(grid: int, class_pairs: int | None, recover: int) -> dict[str, Any]:
             budget=allocation.flops_budget(config, before, before),
         )
     with timed(seconds, "looking"):
-        view_groups(groups, chosen, activations)
+        map_groups(groups, chosen, activations)
     kept = {name: selection.kept.tolist() for name, selection in chosen.selections.items()}
     with timed(seconds, "cut"):
         moments = activations.input_moments
@@ -140,7 +140,7 @@ def main() -> None:
         return
     rows = [in_a_fresh_process(__file__, *found) for found in CASES]
     record(options.out, "cutting", rows)
-    parts = ("groups s", "targets s", "gather_evidence s", "trace_curves s", "damage_curve s")
+    parts = ("groups s", "targets s", "score_channels s", "trace_curves s", "damage_curve s")
     parts += ("looking s", "cut s")
     draw_bars(
         options.out / "cutting.png",

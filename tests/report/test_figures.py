@@ -17,8 +17,8 @@ from steps import selection, step, viewed
 
 from acsp_lightning import Complexity, PruningStep, SelectionConfig
 from acsp_lightning.functional import ChannelSelection, ClassSeparation, WidthReason, select_channels
-from acsp_lightning.report.figures import ALONE, layer_picture, png, step_figures, summary_figures
-from acsp_lightning.selection.maps import GroupView
+from acsp_lightning.report.figures import ALONE, layer_plot, png, step_figures, summary_figures
+from acsp_lightning.selection.maps import GroupMap
 from acsp_lightning.selection.path import NetworkCurve
 
 
@@ -100,7 +100,7 @@ def test_the_knee_of_a_layer_is_marked() -> None:
 
 def test_the_map_of_a_layer() -> None:
     found = viewed()
-    view, chosen = found.views["conv"], found.selections["conv"]
+    view, chosen = found.maps["conv"], found.selections["conv"]
     places = figures(found)["layer.conv"].axes[0]
     lines, channels, kept = places.collections
     np.testing.assert_allclose(channels.get_offsets(), view.places)
@@ -124,7 +124,7 @@ def test_the_map_of_a_layer() -> None:
 def test_the_classes_of_a_layer() -> None:
     found = viewed()
     _, before, after, lost, _ = figures(found)["layer.conv"].axes
-    classes = found.views["conv"].classes
+    classes = found.maps["conv"].classes
     for axes, values in (
         (before, classes.before),
         (after, classes.after),
@@ -144,8 +144,8 @@ def mapped(points: torch.Tensor, config: SelectionConfig, ranges: int = 2) -> Pr
     values = torch.rand(ranges, ranges, dtype=torch.float64)
     bounds = tuple((20 * place, 20 * place + 19) for place in range(ranges))
     classes = ClassSeparation(bounds, values, values, class_pairs=1)
-    view = GroupView(torch.arange(len(points)), points[:, :2].double(), 0.5, classes)
-    return replace(step(), selections={"conv": selected(points, config)}, views={"conv": view})
+    view = GroupMap(torch.arange(len(points)), points[:, :2].double(), 0.5, classes)
+    return replace(step(), selections={"conv": selected(points, config)}, maps={"conv": view})
 
 
 def test_clusters_side_by_side_have_different_colours() -> None:
@@ -179,10 +179,10 @@ def test_many_channels_and_classes_stay_readable() -> None:
 def test_two_classes_and_a_part_of_the_channels() -> None:
     points = torch.randn(9, 5, generator=torch.Generator().manual_seed(0))
     found = mapped(points, SelectionConfig(keep=0.5))
-    view = found.views["conv"]
+    view = found.maps["conv"]
     shown = found.selections["conv"].kept
     part = replace(view, channels=shown, places=view.places[shown])
-    places, *_ = figures(replace(found, views={"conv": part}))["layer.conv"].axes
+    places, *_ = figures(replace(found, maps={"conv": part}))["layer.conv"].axes
     np.testing.assert_allclose(places.collections[1].get_offsets(), view.places[shown])
     assert places.get_title().startswith("4 of 9 channels")
 
@@ -244,8 +244,8 @@ def test_a_name_is_no_formula() -> None:
 
 
 def test_files_have_names_that_every_system_takes_and_groups_share_none() -> None:
-    assert layer_picture("net.a-1_b") == "layer.net.a-1_b"
+    assert layer_plot("net.a-1_b") == "layer.net.a-1_b"
     names = ["net.a/b", "net.a_b", "net.a b", "net.ä", "net.a<b>"]
-    files = [layer_picture(name) for name in names]
+    files = [layer_plot(name) for name in names]
     assert len(set(files)) == len(names)
     assert all(c.isascii() and (c.isalnum() or c in "._-%") for file in files for c in file)

@@ -66,7 +66,7 @@ def test_a_record_reads_as_what_was_written(tmp_path: Path) -> None:
         assert torch.equal(one, other.to(one))
         assert one.is_floating_point() == other.is_floating_point()
     assert found.selections["conv"].reason is written.selections["conv"].reason
-    one, other = found.views["conv"], written.views["conv"]
+    one, other = found.maps["conv"], written.maps["conv"]
     assert torch.equal(one.places, other.places)
     assert one.classes.ranges == other.classes.ranges
     assert torch.equal(one.classes.before.nan_to_num(9), other.classes.before.nan_to_num(9))
@@ -100,9 +100,9 @@ def test_what_is_not_finite_reads_as_nan(tmp_path: Path) -> None:
 def test_records_from_before_a_field_was_added_are_read(tmp_path: Path) -> None:
     path = write_step(step(), tmp_path) / "report.json"
     data = json.loads(path.read_text())
-    del data["views"], data["latency"]
+    del data["maps"], data["latency"]
     path.write_text(json.dumps(data))
-    assert read_step(path).views == {}
+    assert read_step(path).maps == {}
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from steps import step, viewed
 from acsp_lightning import PruningStep, SelectionConfig
 from acsp_lightning.functional import select_channels
 from acsp_lightning.report import write_report
-from acsp_lightning.report.figures import AFTER, BEFORE, MARK, layer_picture
+from acsp_lightning.report.figures import AFTER, BEFORE, MARK, layer_plot
 from acsp_lightning.report.page import STYLE, step_page
 from acsp_lightning.report.step import Outcome, Verdict
 
@@ -54,7 +54,7 @@ class Page(HTMLParser):
 
 def page_of(found: PruningStep) -> Page:
     """The page with stand-ins for the pictures."""
-    names = ["network", "channels", "flops", "curves", *map(layer_picture, found.views)]
+    names = ["network", "channels", "flops", "curves", *map(layer_plot, found.maps)]
     return Page(step_page(found, dict.fromkeys(names, b"picture")))
 
 
@@ -64,7 +64,7 @@ def renamed() -> PruningStep:
         found,
         layers={NAME: (6, 3)},
         selections={NAME: found.selections["conv"]},
-        views={NAME: found.views["conv"]},
+        maps={NAME: found.maps["conv"]},
     )
 
 
@@ -135,23 +135,23 @@ def test_the_layers_have_their_reasons() -> None:
 def test_the_classes_that_lose_most() -> None:
     found = viewed()
     assert "classes 0-1 and 2-4: their distance falls from 1.50 to 0.75" in page_of(found).text
-    classes = found.views["conv"].classes
-    whole = replace(found.views["conv"], classes=replace(classes, after=classes.before))
-    page = page_of(replace(found, views={"conv": whole}))
+    classes = found.maps["conv"].classes
+    whole = replace(found.maps["conv"], classes=replace(classes, after=classes.before))
+    page = page_of(replace(found, maps={"conv": whole}))
     assert "For every pair of classes the channel that separates it best stays." in page.text
 
 
 def test_a_cut_that_was_undone_says_so() -> None:
-    undone = replace(viewed(), verdict=Verdict("val_acc", 0.75, 0.5, Outcome.LEFT))
+    rolled_back = replace(viewed(), verdict=Verdict("val_acc", 0.75, 0.5, Outcome.LEFT))
     words = "The network is again what it was before"
-    assert words in page_of(undone).text
+    assert words in page_of(rolled_back).text
     assert words not in page_of(viewed()).text
 
 
 def test_groups_that_stay_whole_need_no_list() -> None:
     points = torch.rand(6, 3, generator=torch.Generator().manual_seed(0))
     whole = select_channels(torch.cdist(points, points), SelectionConfig(keep=1.0))
-    page = page_of(replace(viewed(), selections={"conv": whole}, views={}))
+    page = page_of(replace(viewed(), selections={"conv": whole}, maps={}))
     assert "6 of 6 channels stay" in page.text
     assert not page.of("details")
 

@@ -155,11 +155,11 @@ def test_recovery_that_fails_is_put_back():
 def test_prune_cuts_what_works():
     model = hard_coded(lambda x: x.flatten(1))
     model.train()
-    replaced = prune(model, half_plan(), (torch.randn(3, 3, 8, 8),))
-    assert [r.name for r in replaced] == [
+    atomic_write = prune(model, half_plan(), (torch.randn(3, 3, 8, 8),))
+    assert [r.name for r in atomic_write] == [
         "conv.weight", "conv.bias", "norm.weight", "norm.bias", "head.weight"
     ]  # fmt: skip
-    assert all(model.get_parameter(r.name) is r.new for r in replaced)
+    assert all(model.get_parameter(r.name) is r.new for r in atomic_write)
     assert model.training
     assert (model.conv.out_channels, model.norm.num_features, model.head.in_features) == (16, 16, 256)
 

@@ -8,7 +8,7 @@ from oracle import offered, random_plan
 from torch import nn, optim
 
 from acsp_lightning import apply_plan
-from acsp_lightning.structure.optimizer import carry_optimizer
+from acsp_lightning.structure.optimizer import slice_optimizer_state
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -68,8 +68,8 @@ def test_state_is_cut_like_the_parameters(name):
     before = {names[id(p)]: copy.deepcopy(s) for p, s in optimizer.state.items()}
     settings = {k: v for k, v in optimizer.param_groups[0].items() if k != "params"}
 
-    replaced = apply_plan(model, plan)
-    assert carry_optimizer(optimizer, replaced) == ()
+    atomic_write = apply_plan(model, plan)
+    assert slice_optimizer_state(optimizer, atomic_write) == ()
 
     assert [id(model.get_parameter(n)) for n in order] == list(
         map(id, optimizer.param_groups[0]["params"])
@@ -101,7 +101,7 @@ def test_training_goes_on_as_that_of_the_masked_network(name):
     whole_optimizer = SLICED[name](whole.parameters())
     whole_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
 
-    carry_optimizer(optimizer, apply_plan(model, plan))
+    slice_optimizer_state(optimizer, apply_plan(model, plan))
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     optimizer.zero_grad()
     loss(model).backward()
@@ -135,7 +135,7 @@ def test_groups_keep_their_order_and_settings_and_others_are_untouched():
     optimizer.step()
     bystanders = {id(p): copy.deepcopy(optimizer.state[p]) for p in others.parameters()}
     places = [id(p) for p in optimizer.param_groups[1]["params"]]
-    carry_optimizer(optimizer, apply_plan(model, plan_of(model)))
+    slice_optimizer_state(optimizer, apply_plan(model, plan_of(model)))
     first, second, third = optimizer.param_groups
     assert [id(p) for p in first["params"]] == [id(model[10].weight), id(model[0].weight)]
     assert [id(p) for p in second["params"]] == places
@@ -151,7 +151,7 @@ def test_groups_keep_their_order_and_settings_and_others_are_untouched():
 def test_parameters_without_state_yet():
     model = network()
     optimizer = optim.Adam(model.parameters())
-    assert carry_optimizer(optimizer, apply_plan(model, plan_of(model))) == ()
+    assert slice_optimizer_state(optimizer, apply_plan(model, plan_of(model))) == ()
     assert dict(optimizer.state) == {}
     train(model, optimizer, 1)
     assert {id(p) for p in optimizer.state} == {id(p) for p in model.parameters()}
@@ -163,7 +163,7 @@ def test_two_cuts_in_a_row():
     for seed in (0, 3):
         train(model, optimizer, 2)
         groups = [g for g in offered(model, (X,)).groups if g.width > 2]
-        assert carry_optimizer(optimizer, apply_plan(model, random_plan(groups, seed))) == ()
+        assert slice_optimizer_state(optimizer, apply_plan(model, random_plan(groups, seed))) == ()
     train(model, optimizer, 1)
     steps = {float(state["step"]) for state in optimizer.state.values()}
     assert steps == {5.0}
@@ -173,7 +173,7 @@ def test_memory_format_of_moments():
     model = network().to(memory_format=torch.channels_last)
     optimizer = optim.Adam(model.parameters())
     train(model, optimizer, 1)
-    carry_optimizer(optimizer, apply_plan(model, plan_of(model)))
+    slice_optimizer_state(optimizer, apply_plan(model, plan_of(model)))
     for parameter, state in optimizer.state.items():
         assert state["exp_avg"].stride() == parameter.stride()
 
@@ -182,7 +182,7 @@ def test_state_dict_round_trip():
     model = network()
     optimizer = optim.AdamW(model.parameters(), lr=0.01)
     train(model, optimizer, 2)
-    carry_optimizer(optimizer, apply_plan(model, plan_of(model)))
+    slice_optimizer_state(optimizer, apply_plan(model, plan_of(model)))
     twin = copy.deepcopy(model)
     fresh = optim.AdamW(twin.parameters(), lr=0.5)
     fresh.load_state_dict(copy.deepcopy(optimizer.state_dict()))
@@ -199,7 +199,7 @@ def test_schedulers_and_closures_hold_the_same_object():
     train(model, optimizer, 1)
     schedule.step()
     lists = [id(group["params"]) for group in optimizer.param_groups]
-    carry_optimizer(optimizer, apply_plan(model, plan_of(model)))
+    slice_optimizer_state(optimizer, apply_plan(model, plan_of(model)))
     train(model, optimizer, 1)
     schedule.step()
     assert optimizer.param_groups[0]["lr"] == 0.25
@@ -212,7 +212,7 @@ def test_factored_state_is_dropped_by_name_and_grows_again():
     train(model, optimizer, 2)
     plan = plan_of(model)
     vectors = {n: optimizer.state[model.get_parameter(n)]["variance"].clone() for n in ("1.weight",)}
-    dropped = carry_optimizer(optimizer, apply_plan(model, plan))
+    dropped = slice_optimizer_state(optimizer, apply_plan(model, plan))
     assert set(dropped) == {"0.weight", "3.weight", "7.weight", "10.weight"}
     kept = optimizer.state[model[1].weight]["variance"]
     assert torch.equal(kept, hand_sliced(vectors["1.weight"], "1.weight", plan))
@@ -238,9 +238,9 @@ def test_lbfgs_starts_afresh(reverse):
 
     optimizer.step(closure)
     assert len(optimizer.state) == 1
-    replaced = apply_plan(model, plan_of(model))
-    dropped = carry_optimizer(optimizer, replaced)
-    assert set(dropped) == {r.name for r in replaced} - {"10.weight"}
+    atomic_write = apply_plan(model, plan_of(model))
+    dropped = slice_optimizer_state(optimizer, atomic_write)
+    assert set(dropped) == {r.name for r in atomic_write} - {"10.weight"}
     before = [p.detach().clone() for p in optimizer.param_groups[0]["params"]]
     first = optimizer.step(closure).item()
     for _ in range(3):
@@ -255,5 +255,5 @@ def test_lbfgs_of_other_parameters_is_left_alone():
     model, other = network(), nn.Linear(3, 1).double()
     optimizer = optim.LBFGS(other.parameters())
     optimizer.step(lambda: other(X[0, 0, :3, :3]).sum())
-    assert carry_optimizer(optimizer, apply_plan(model, plan_of(model))) == ()
+    assert slice_optimizer_state(optimizer, apply_plan(model, plan_of(model))) == ()
     assert len(optimizer.state) == 1

@@ -17,7 +17,7 @@ def altered(group, side, **changes):
     def swap(sides):
         return tuple(replace(s, **changes) if s == side else s for s in sides)
 
-    return replace(group, passengers=swap(group.passengers), consumers=swap(group.consumers))
+    return replace(group, passthrough=swap(group.passthrough), consumers=swap(group.consumers))
 
 
 def shifted(group):
@@ -36,11 +36,11 @@ def reversed_last(group):
 
 
 def forgotten_norm(group):
-    return replace(group, passengers=())
+    return replace(group, passthrough=())
 
 
 def shifted_norm(group):
-    side = group.passengers[0]
+    side = group.passthrough[0]
     return altered(group, side, channels=(*side.channels[1:], side.channels[0]))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from acsp_lightning import apply_plan, restore_structure
-from acsp_lightning.structure.optimizer import carry_optimizer
+from acsp_lightning.structure.optimizer import slice_optimizer_state
 
 NETWORKS = 200
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -120,7 +120,7 @@ def test_a_random_network(seed: int, counts: dict[str, int]) -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     functional.cross_entropy(model(*inputs), torch.tensor([0, 1])).backward()
     optimizer.step()
-    assert carry_optimizer(optimizer, apply_plan(model, plan)) == ()
+    assert slice_optimizer_state(optimizer, apply_plan(model, plan)) == ()
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     optimizer.zero_grad()
     functional.cross_entropy(model(*inputs), torch.tensor([0, 1])).backward()

@@ -381,7 +381,7 @@ def with_copies(model, groups):
     with torch.no_grad():
         for group in groups:
             half = group.width // 2
-            for side in (*group.producers, *group.passengers):
+            for side in (*group.producers, *group.passthrough):
                 layer = model.get_submodule(side.layer)
                 for tensor in [*layer.parameters(), *layer.buffers()]:
                     if tensor.ndim:

@@ -115,10 +115,10 @@ def test_gradient_hooks_and_their_handles():
     late = model[3].weight.register_post_accumulate_grad_hook(
         lambda p: seen.append(("late", tuple(p.grad.shape)))
     )
-    replaced = apply_plan(model, plan_of(model))
+    atomic_write = apply_plan(model, plan_of(model))
     shape = tuple(model[3].weight.shape)
     assert shape != (12, 8, 3, 3)
-    assert "3.weight" in {r.name for r in replaced}
+    assert "3.weight" in {r.name for r in atomic_write}
     model(*X).sum().backward()
     assert seen == [("early", shape), ("late", shape)]
     early.remove()
