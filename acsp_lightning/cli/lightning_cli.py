@@ -50,7 +50,7 @@ class CommandLineTrainer(pl.Trainer):
         with warnings.catch_warnings():
             # Of checkpoints that are saved elsewhere from now on; a preview saves none.
             warnings.filterwarnings("ignore", message="The dirpath has changed")
-            self.validate(model, datamodule=datamodule, ckpt_path=ckpt_path)
+            self.validate(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
         print(write_preview(looking.step, out))
 
 
@@ -68,10 +68,16 @@ class ACSPCommandLine(LightningCLI):
         return {**LightningCLI.subcommands(), "preview": {"model", "datamodule"}}
 
     def before_instantiate_classes(self) -> None:
-        """A preview leaves nothing but its own folder."""
+        """A preview leaves nothing but its own folder, and checkpoints are read as plain data.
+
+        ``--weights_only false`` reads checkpoints that hold other objects, which may run code.
+        """
         if self.subcommand == "preview":
             self.save_config_callback = None
             self.config.preview.trainer.logger = False
+        options = self.config.get(str(self.subcommand)) or {}
+        if "weights_only" in options and options["weights_only"] is None:
+            options["weights_only"] = True
 
     def instantiate_classes(self) -> None:
         """Builds everything; what a class says of its arguments is not buried in a list of types."""

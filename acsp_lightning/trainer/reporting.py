@@ -91,7 +91,9 @@ def write_cut_report(trainer: pl.Trainer, step: PruningStep, settings: PruningSe
         return
     own = _guarded(lambda: write_step(step, folder), f"written to {folder}")
     if own is not None and settings.report_plots:
-        _guarded(lambda: draw_step(step, own), f"drawn in {own}")
+        page = _guarded(lambda: draw_step(step, own), f"drawn in {own}")
+        if page is not None:
+            rank_zero_info(f"Report: {page}")
 
 
 def _log_dir(trainer: pl.Trainer) -> str:

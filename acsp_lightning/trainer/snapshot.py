@@ -28,7 +28,7 @@ def save_uncut(trainer: pl.Trainer, epoch: int | None) -> None:
         return
     path = Path(checkpoint.dirpath, f"uncut-epoch={epoch}.ckpt")
     try:
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path, weights_only=False)
     except (OSError, RuntimeError) as error:  # torch.save says a full disk in a RuntimeError
         rank_zero_warn(f"The network before the cut could not be saved to {path}: {error}.")
         # The process that writes has failed; the others wait for it here.

@@ -40,6 +40,8 @@ class CIFARDataModule(pl.LightningDataModule):
         ValueError: if ``num_classes`` is neither 10 nor 100.
     """
 
+    image_shape = (3, 32, 32)
+
     def __init__(
         self,
         root: str | Path = "data",

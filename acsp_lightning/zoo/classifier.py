@@ -83,12 +83,18 @@ class ImageClassifier(pl.LightningModule):
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
 
     def setup(self, stage: str) -> None:
-        """Checks that data and network have as many classes.
+        """Checks that data and network have as many classes, and takes an example input from the data.
+
+        A data module with an ``image_shape`` (channels, height, width) gives the module an
+        ``example_input_array`` of one image, from which Lightning's table of layers counts the FLOPs.
 
         Raises:
             ValueError: if the data module has a ``num_classes`` and it is another number.
         """
         data = getattr(self.trainer, "datamodule", None)
+        shape = getattr(data, "image_shape", None)
+        if shape is not None and self.example_input_array is None:
+            self.example_input_array = torch.zeros(1, *shape)
         found = getattr(data, "num_classes", self.num_classes)
         if found != self.num_classes:
             raise ValueError(

@@ -29,6 +29,7 @@ class DigitsDataModule(pl.LightningDataModule):
     """
 
     num_classes = 10
+    image_shape = (1, 8, 8)
 
     def __init__(self, batch_size: int = 64, num_workers: int = 0, seed: int = 0) -> None:
         super().__init__()

@@ -92,6 +92,7 @@ class ImageFolderDataModule(pl.LightningDataModule):
         self.root = Path(root)
         self.folders: dict[Split, str | None] = {"train": train, "val": val, "test": test}
         self.size = size
+        self.image_shape = (3, size, size)
         self.augmentation = augmentation
         self.batch_size = batch_size
         self.val_share = val_share
