@@ -1,4 +1,4 @@
-r"""Is it better than what I would have done? Two tables and a picture for one network and data set.
+r"""Is it better than what I would have done? Two tables and a plot for one network and data set.
 
     python recipes/bench.py choice --network acsp_lightning.zoo.resnet56 --weights FILE \
         --data DIR --out OUT
@@ -9,12 +9,12 @@ r"""Is it better than what I would have done? Two tables and a picture for one n
 
 DIR holds train/CLASS/*.png and test/CLASS/*.png, all 32 x 32. "choice" cuts the same number of
 channels in every layer by different criteria, and recovers alike. "whole" runs every method as its
-users do, at equal FLOPs. "ablation" takes single parts of the default away. Test pictures are never
+users do, at equal FLOPs. "ablation" takes single parts of the default away. Test images are never
 used for choosing. Every run adds a row to OUT/runs.csv; what is there already is not run again. "report"
 prints means and standard deviations and draws OUT/bench.png.
 
 The seconds are those of the cut as this package makes it: all methods but group norm capture the
-pictures and note what the consumers give, also those that look at neither.
+images and note what the consumers give, also those that look at neither.
 """
 
 import argparse
@@ -116,7 +116,7 @@ OTHERS = ["group norm", "control"]
 
 @dataclass(frozen=True)
 class Bench:
-    """One network, its data with one seed of captured pictures, and how to tune."""
+    """One network, its data with one seed of captured images, and how to tune."""
 
     network: nn.Module
     data: ImageFolderDataModule
@@ -127,7 +127,7 @@ class Bench:
 
     @property
     def example(self) -> Tensor:
-        """One picture."""
+        """One image."""
         return self.captured[0][0][:1]
 
     @property
@@ -136,7 +136,7 @@ class Bench:
         return prunable_groups(self.network, (self.captured[0][0][:2],)).groups
 
     def accuracy(self, network: nn.Module) -> float:
-        """Top-1 on the test pictures, in percent."""
+        """Top-1 on the test images, in percent."""
         network.eval()
         right = seen = 0
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=self.options.bf16):
@@ -146,7 +146,7 @@ class Bench:
         return 100 * right / seen
 
     def tune(self, network: nn.Module, epochs: int, share: float, halved: bool) -> None:
-        """SGD on a random share of the training pictures in every epoch; halved or on a cosine."""
+        """SGD on a random share of the training images in every epoch; halved or on a cosine."""
         schedule: Callable[[Any], Any] = (
             partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5)
             if halved
@@ -384,7 +384,7 @@ def write_row(path: Path, row: dict[str, Any]) -> None:
 
 
 def report(options: argparse.Namespace) -> None:
-    """Means and standard deviations over the seeds, and the picture."""
+    """Means and standard deviations over the seeds, and the image."""
     cells: Cells = {}
     for row in known(options.out / "runs.csv"):
         cells.setdefault(tuple(row[column] for column in SETTING), []).append(row)
@@ -471,7 +471,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--weights", type=Path, help="state dict of the trained network")
     parser.add_argument("--data", type=Path, help="folder of train/ and test/")
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--captured-share", type=float, default=0.08, help="of the training pictures")
+    parser.add_argument("--captured-share", type=float, default=0.08, help="of the training images")
     parser.add_argument("--flops", type=float, nargs="+", default=[1 / 1.4, 1 / 2.1, 1 / 3])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", help="rows; all by default")

@@ -15,7 +15,7 @@ from helpers import (
     at_least_six,
     callback,
     conv_net,
-    pictures,
+    noisy_images,
     train_loader,
     val_loader,
 )
@@ -43,13 +43,13 @@ SHARES: dict[str, tuple[Sequence[int], Sequence[int]]] = {
 
 
 class Stream(IterableDataset[Any]):
-    """Pictures of unknown number, perhaps none."""
+    """Images of unknown number, perhaps none."""
 
     def __init__(self, indices: Sequence[int]) -> None:
         self.indices = indices
 
     def __iter__(self) -> Iterator[Any]:
-        return (pictures(SAMPLES, seed=2)[i] for i in self.indices)
+        return (noisy_images(SAMPLES, seed=2)[i] for i in self.indices)
 
 
 class Counting(ACSPPruningCallback):
@@ -157,7 +157,7 @@ def shares(folder: Path, kind: str) -> None:
     mine = SHARES[kind][rank()]
     loaders = {
         "sampler": None,
-        "uneven": DataLoader(Subset(pictures(SAMPLES, seed=2), mine), batch_size=4),
+        "uneven": DataLoader(Subset(noisy_images(SAMPLES, seed=2), mine), batch_size=4),
         "none": DataLoader(Stream(mine), batch_size=6),
     }
     pruning = Counting((0,), selection=callback().selection)
@@ -243,7 +243,7 @@ def failure(folder: Path, name: str) -> None:
 
         acsp_lightning.selection.proposal.select_groups = fail
     if name == "empty":
-        val = DataLoader(Subset(pictures(SAMPLES, seed=2), range(6 * (1 - rank()))), batch_size=6)
+        val = DataLoader(Subset(noisy_images(SAMPLES, seed=2), range(6 * (1 - rank()))), batch_size=6)
     module = Classifier(bare_net(width))
     module.allow_zero_length_dataloader_with_multiple_devices = name == "empty"
     fit(
@@ -270,7 +270,7 @@ class Unreadable:
 
 
 class Nan(Stream):
-    """Pictures that went wrong."""
+    """Images that went wrong."""
 
     def __iter__(self) -> Iterator[Any]:
         return ((image * torch.nan, label) for image, label in super().__iter__())

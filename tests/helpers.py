@@ -18,7 +18,7 @@ CLASSES = 3
 HALF = SelectionConfig(keep=0.5)
 
 
-def pictures(samples: int, seed: int, size: int = 6) -> TensorDataset:
+def noisy_images(samples: int, seed: int, size: int = 6) -> TensorDataset:
     """Noisy copies of one pattern per class; every class equally often, in turn."""
     patterns = torch.randn(CLASSES, 1, size, size, generator=torch.Generator().manual_seed(99))
     noise = torch.randn(samples, 1, size, size, generator=torch.Generator().manual_seed(seed))
@@ -27,11 +27,11 @@ def pictures(samples: int, seed: int, size: int = 6) -> TensorDataset:
 
 
 def train_loader(samples: int = 24, **options: Any) -> DataLoader[Any]:
-    return DataLoader(pictures(samples, seed=1), **{"batch_size": 6, "shuffle": True, **options})
+    return DataLoader(noisy_images(samples, seed=1), **{"batch_size": 6, "shuffle": True, **options})
 
 
 def val_loader(samples: int = 18, **options: Any) -> DataLoader[Any]:
-    return DataLoader(pictures(samples, seed=2), **{"batch_size": 6, **options})
+    return DataLoader(noisy_images(samples, seed=2), **{"batch_size": 6, **options})
 
 
 def conv_net(dropout: float = 0.0) -> nn.Sequential:

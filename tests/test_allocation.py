@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from fvcore.nn import FlopCountAnalysis
-from helpers import CLASSES, conv_net, pictures
+from helpers import CLASSES, conv_net, noisy_images
 from torch import Tensor, nn
 
 from acsp_lightning import SelectionConfig, apply_plan, measure_complexity
@@ -18,7 +18,7 @@ from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.plan import build_plan
 from acsp_lightning.structure.tracing import trace_groups
 
-IMAGES, LABELS = pictures(18, seed=2).tensors
+IMAGES, LABELS = noisy_images(18, seed=2).tensors
 
 
 def captured(model: nn.Module, **options: Any) -> tuple[dict[str, ChannelGroup], Activations]:

@@ -15,7 +15,7 @@ from helpers import (
     Fit,
     callback,
     hooks,
-    pictures,
+    noisy_images,
     same_state,
     snapshot,
     train_loader,
@@ -99,7 +99,7 @@ def only_an_output_layer() -> Classifier:
 
 
 def relabelled(change: Callable[[Tensor], Any]) -> Any:
-    images, labels = pictures(18, seed=2).tensors
+    images, labels = noisy_images(18, seed=2).tensors
     return DataLoader(TensorDataset(images, change(labels)), batch_size=6)
 
 
@@ -205,7 +205,7 @@ BEFORE_TRAINING: dict[str, tuple[Any, ...]] = {
         callback,
         {
             "val": lambda: DataLoader(
-                TensorDataset(*pictures(18, seed=2).tensors, torch.arange(18)), batch_size=6
+                TensorDataset(*noisy_images(18, seed=2).tensors, torch.arange(18)), batch_size=6
             )
         },
         r"Cannot tell inputs from labels in a validation batch that is a list of 3 items.*read_batch=",
@@ -310,7 +310,7 @@ class Infinite(Broken):
 
 
 def classes(labels: list[int]) -> Any:
-    images, _ = pictures(18, seed=2).tensors
+    images, _ = noisy_images(18, seed=2).tensors
     return DataLoader(TensorDataset(images, torch.tensor(labels)), batch_size=6)
 
 
@@ -386,7 +386,7 @@ def test_maps_of_changing_size(fit: Fit) -> None:
     net = nn.Sequential(
         nn.Conv2d(1, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, CLASSES)
     )
-    sizes = [[(pictures(6, seed=3, size=s).tensors)] for s in (6, 8)]
+    sizes = [[(noisy_images(6, seed=3, size=s).tensors)] for s in (6, 8)]
     batches = [batch for group in sizes for batch in group]
     loader = DataLoader(batches, batch_size=None)
     whole = callback(selection=SelectionConfig(keep=0.5, grid=None))
@@ -439,9 +439,9 @@ def test_a_user_batch_reader_is_used_everywhere(fit: Fit) -> None:
     def read(batch: Any) -> tuple[Tensor, Tensor]:
         return batch[1], batch[2].argmax(1)
 
-    images, labels = pictures(18, seed=2).tensors
+    images, labels = noisy_images(18, seed=2).tensors
     val = DataLoader(TensorDataset(torch.arange(18), images, one_hot(labels)), batch_size=6)
-    images, labels = pictures(24, seed=1).tensors
+    images, labels = noisy_images(24, seed=1).tensors
     train = DataLoader(TensorDataset(torch.arange(24), images, one_hot(labels).float()), batch_size=6)
     pruning = callback(read_batch=read, batchnorm_batches=2)
     module = Triples()
@@ -455,7 +455,7 @@ def test_batches_of_training_are_not_looked_at_without_need(fit: Fit) -> None:
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
             return super().training_step(batch[:2], batch_idx)
 
-    images, labels = pictures(24, seed=1).tensors
+    images, labels = noisy_images(24, seed=1).tensors
     train = DataLoader(TensorDataset(images, labels, labels), batch_size=6)
     pruning = callback()
     fit(Pairs(), [pruning], train=train)

@@ -15,7 +15,7 @@ from helpers import (
     callback,
     conv_net,
     halved,
-    pictures,
+    noisy_images,
     train_loader,
     widths,
 )
@@ -168,7 +168,7 @@ def test_duplicates_go_and_cost_nothing(fit: Fit) -> None:
         net[1].weight[4:] = net[1].weight[:4]
         net[1].bias[4:] = net[1].bias[:4]
     module = Classifier(net, lambda m: torch.optim.SGD(m.parameters(), lr=0.0))
-    images = pictures(18, seed=2).tensors[0]
+    images = noisy_images(18, seed=2).tensors[0]
     expected = net(images).detach()
     pruning = callback(selection=SelectionConfig(keep=0.5))
     fit(module, [pruning])
@@ -304,7 +304,7 @@ def test_least_squares_brings_outputs_nearer_to_the_whole_network(fit: Fit) -> N
         module, probe = Classifier(), Probe()
         fit(module, [callback(recovery=recovery), probe])
         whole, cut = whole_and_cut(probe, module, conv_net())
-        images = pictures(18, seed=2).tensors[0]
+        images = noisy_images(18, seed=2).tensors[0]
         return (whole(images) - cut(images)).square().mean().item()
 
     assert error("least_squares") < 0.7 * error("none")
@@ -317,7 +317,7 @@ def test_least_squares_is_the_solution_of_lstsq(fit: Fit) -> None:
     whole, cut = whole_and_cut(probe, module, conv_net())
     inputs: list[Tensor] = []
     whole.net.fc2.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
-    expected = whole(pictures(18, seed=2).tensors[0]) - whole.net.fc2.bias
+    expected = whole(noisy_images(18, seed=2).tensors[0]) - whole.net.fc2.bias
     kept = inputs[0][:, pruning.steps[0].selections["net.fc1"].kept].double()
     best = torch.linalg.lstsq(kept, expected.double()).solution
     found = cut.net.fc2.weight.T.double()

@@ -14,7 +14,7 @@ from helpers import (
     Probe,
     callback,
     hooks,
-    pictures,
+    noisy_images,
     same_state,
     snapshot,
     train_loader,
@@ -74,7 +74,7 @@ def test_the_last_validation_of_an_epoch_wins(fit: Fit) -> None:
     # Measured on the network as it was in the last validation, not in the first of the epoch.
     whole = Classifier()
     whole.load_state_dict(probe.states["validation_end", 1])
-    images, labels = pictures(18, seed=2).tensors
+    images, labels = noisy_images(18, seed=2).tensors
     right = (whole.eval()(images).argmax(1) == labels).float().mean().item()
     assert pruning.steps[0].accuracy_before == pytest.approx(right)
 
@@ -84,7 +84,7 @@ class Stream(IterableDataset[Any]):
         self.samples, self.seed = samples, seed
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(pictures(self.samples, self.seed))
+        return iter(noisy_images(self.samples, self.seed))
 
 
 @pytest.mark.parametrize("batchnorm_batches", [0, 2, 9])

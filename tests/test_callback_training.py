@@ -15,7 +15,7 @@ from helpers import (
     Probe,
     callback,
     conv_net,
-    pictures,
+    images,
     same_state,
     snapshot,
     train_loader,
@@ -181,7 +181,7 @@ def test_a_cut_disturbs_no_random_number_and_no_data_order(fit: Fit, own_generat
             torch.rand(())
             return super().__getitem__(index)
 
-    train, val = (Drawing(*pictures(n, seed=n).tensors) for n in (24, 18))
+    train, val = (Drawing(*images(n, seed=n).tensors) for n in (24, 18))
 
     class Recorder(Classifier):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:

@@ -7,7 +7,17 @@ import helpers
 import numpy as np
 import pytest
 import torch
-from helpers import CLASSES, Classifier, Fit, callback, conv_net, hooks, pictures, snapshot, val_loader
+from helpers import (
+    CLASSES,
+    Classifier,
+    Fit,
+    callback,
+    conv_net,
+    hooks,
+    noisy_images,
+    snapshot,
+    val_loader,
+)
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 from torch.utils.data import DataLoader, TensorDataset
@@ -78,7 +88,7 @@ def uneven() -> Any:
     return val_loader(17, batch_size=5)  # batches of 5, 5, 5 and 2
 
 
-LABELS = pictures(17, seed=2).tensors[1].numpy()
+LABELS = noisy_images(17, seed=2).tensors[1].numpy()
 
 
 def test_moments_of_convolution_and_linear_layers() -> None:
@@ -122,7 +132,7 @@ def test_grid_pools_only_the_axes_that_are_longer() -> None:
 
 
 class Tokens(nn.Module):
-    """Rows of a picture as tokens through two linear layers."""
+    """Rows of an image as tokens through two linear layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -157,7 +167,7 @@ def test_one_and_three_spatial_axes(dims: int) -> None:
 
 
 def test_a_class_that_comes_late_is_counted() -> None:
-    images, labels = pictures(18, seed=2).tensors
+    images, labels = noisy_images(18, seed=2).tensors
     order = labels.argsort(stable=True)
     found, saved = capture(conv_net(), DataLoader(TensorDataset(images[order], labels[order]), 6))
     assert found.moments("conv1").count.tolist() == [6, 6, 6]
@@ -324,7 +334,7 @@ def test_fewer_batches(
 
 def test_of_several_loaders_the_first_is_captured(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     pruning = callback(selection=SelectionConfig(keep=0.5, grid=None))
-    loaders = [uneven(), DataLoader(pictures(12, seed=77), batch_size=4)]
+    loaders = [uneven(), DataLoader(noisy_images(12, seed=77), batch_size=4)]
     found, state = spied(fit, monkeypatch, Classifier(), pruning, val=loaders)
     saved, labels = replay(state, uneven())
     assert found.samples == 17
@@ -347,7 +357,7 @@ def test_double_precision_is_not_rounded(fit: Fit, monkeypatch: pytest.MonkeyPat
     found, state = spied(fit, monkeypatch, Classifier(), pruning, precision="64-true")
     module = Classifier().double().eval()
     module.load_state_dict(state)
-    images, labels = pictures(18, seed=2).tensors
+    images, labels = noisy_images(18, seed=2).tensors
     out = module.net.conv1(images.double()).detach().flatten(2)
     assert torch.allclose(found.moments("net.conv1").mean[0], out[labels == 0].mean(0), rtol=1e-13)
 
@@ -359,7 +369,7 @@ class DictBatches(Classifier):
 
 @pytest.mark.parametrize("keys", [("image", "label"), ("x", "y"), ("image", "y"), ("x", "label")])
 def test_batches_that_are_dicts(fit: Fit, keys: tuple[str, str]) -> None:
-    pairs = [dict(zip((*keys, "index"), (*b, 7), strict=True)) for b in pictures(18, seed=2)]
+    pairs = [dict(zip((*keys, "index"), (*b, 7), strict=True)) for b in noisy_images(18, seed=2)]
     pruning = callback()
     fit(DictBatches(), [pruning], val=DataLoader(pairs, batch_size=6))
     assert pruning.steps[0].samples == 18
@@ -372,7 +382,7 @@ class AnyLabels(Classifier):
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8, torch.int16])
 def test_integer_labels_of_any_width(fit: Fit, dtype: torch.dtype) -> None:
-    images, labels = pictures(18, seed=2).tensors
+    images, labels = noisy_images(18, seed=2).tensors
     loader = DataLoader(TensorDataset(images, labels.to(dtype)), batch_size=6)
     pruning = callback()
     fit(AnyLabels(), [pruning], val=loader)
@@ -390,7 +400,7 @@ def test_transfer_hooks_that_augment_in_training_leave_validation_data_alone(fit
     fit(module, [pruning, probe])
     whole = Classifier()
     whole.load_state_dict(probe.states["validation_end", 0])
-    images, labels = pictures(18, seed=2).tensors
+    images, labels = noisy_images(18, seed=2).tensors
     right = (whole.eval()(images).argmax(1) == labels).float().mean().item()
     assert right != pytest.approx(1 / 3)
     assert pruning.steps[0].accuracy_before == pytest.approx(right)

@@ -18,7 +18,7 @@ from typing import Any
 import ddp_job
 import pytest
 import torch
-from helpers import ALL_HALVED, Classifier, Fit, callback, conv_net, pictures, widths
+from helpers import ALL_HALVED, Classifier, Fit, callback, conv_net, noisy_images, widths
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
@@ -129,7 +129,7 @@ def test_ranks_decide_as_one_process_over_all_samples(tmp_path: Path, fit: Fit, 
 
     indices = [*ddp_job.SHARES[kind][0], *ddp_job.SHARES[kind][1]]
     alone = callback()
-    samples = Subset(pictures(ddp_job.SAMPLES, seed=2), indices)
+    samples = Subset(noisy_images(ddp_job.SAMPLES, seed=2), indices)
     fit(Classifier(ddp_job.bare_net(), ddp_job.still), [alone], val=DataLoader(samples, batch_size=6))
     expected = ddp_job.evidence(alone)
 
@@ -208,7 +208,7 @@ def test_what_fails_on_one_rank_fails_on_all(tmp_path: Path, name: str, message:
 
 
 def test_synchronised_batchnorm_is_cut_like_batchnorm() -> None:
-    images = (pictures(4, seed=3).tensors[0],)
+    images = (noisy_images(4, seed=3).tensors[0],)
     plain, synchronised = conv_net().eval(), nn.SyncBatchNorm.convert_sync_batchnorm(conv_net()).eval()
     for net in (plain, synchronised):
         groups = trace_groups(net, images).groups

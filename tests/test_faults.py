@@ -88,7 +88,7 @@ def train(folder: Path, *others: pl.Callback) -> None:
     )
     trainer.fit(
         module,
-        ResumableLoader(helpers.pictures(24, seed=1), batch_size=6),
+        ResumableLoader(helpers.noisy_images(24, seed=1), batch_size=6),
         helpers.val_loader(),
         ckpt_path="last",
     )

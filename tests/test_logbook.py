@@ -13,7 +13,7 @@ from acsp_lightning import Guard
 from acsp_lightning.cli import main
 
 LAYERS = {name: width for name, width in ALL_HALVED.items() if name != "net.fc2"}
-FIGURES = {"acsp/pictures/channels", "acsp/pictures/flops"}
+FIGURES = {"acsp/plots/channels", "acsp/plots/flops"}
 
 
 def logged_fit(fit: Fit, *loggers: Logger, **options: Any) -> tuple[Any, pl.Trainer]:
@@ -48,8 +48,8 @@ def test_tensorboard(fit: Fit, tmp_path: Path) -> None:
         (event,) = events.Scalars(name)
         assert (event.step, event.value) == (8, value)
     assert set(events.Tags()["images"]) >= FIGURES
-    (picture,) = events.Images("acsp/pictures/channels")
-    assert picture.encoded_image_string[1:4] == b"PNG"
+    (plot,) = events.Images("acsp/plots/channels")
+    assert plot.encoded_image_string[1:4] == b"PNG"
 
 
 def test_weights_and_biases_offline(fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,10 +59,10 @@ def test_weights_and_biases_offline(fit: Fit, tmp_path: Path, monkeypatch: pytes
     expected, trainer = logged_fit(fit, WandbLogger(save_dir=tmp_path, offline=True))
     run = trainer.loggers[0].experiment
     summary = dict(run.summary)
-    pictures = list(Path(run.dir).rglob("*.png"))
+    plots = list(Path(run.dir).rglob("*.png"))
     wandb.finish()
     assert {name: summary[name] for name in expected} == expected
-    assert len(pictures) >= len(FIGURES)
+    assert len(plots) >= len(FIGURES)
 
 
 class Homeless(CSVLogger):
@@ -111,7 +111,7 @@ def test_a_logger_that_raises_costs_a_warning(fit: Fit, tmp_path: Path) -> None:
     assert "acsp/flops" in Path(good.log_dir, "metrics.csv").read_text()
 
 
-def test_no_pictures_where_none_are_drawn(fit: Fit, tmp_path: Path) -> None:
+def test_no_plots_where_none_are_drawn(fit: Fit, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     trainer = fit(Classifier(), [callback()], logger=TensorBoardLogger(tmp_path), log_every_n_steps=1)
@@ -160,9 +160,7 @@ def test_views_that_cannot_be_made_do_not_stop_training(
     assert pruning.steps[0].maps == {}
 
 
-def test_pictures_can_be_drawn_later(
-    fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_plots_can_be_drawn_later(fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit(Classifier(), [callback(report_plots=False, report_dir=tmp_path)])
     folder = tmp_path / "cut_after_epoch_0"
     assert [path.name for path in folder.iterdir()] == ["report.json"]

@@ -21,7 +21,7 @@ NETWORKS = {
 }
 
 
-def pictures(samples: int, seed: int) -> TensorDataset:
+def noisy_images(samples: int, seed: int) -> TensorDataset:
     """Noisy copies of one pattern per class, 3 x 32 x 32; every class equally often, in turn."""
     patterns = torch.randn(CLASSES, 3, 32, 32, generator=torch.Generator().manual_seed(99))
     noise = torch.randn(samples, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
@@ -35,7 +35,7 @@ def test_cut_by_the_default_rule_and_trained_on(name: str, fit: Fit) -> None:
     network = NETWORKS[name](num_classes=CLASSES)
     pruning = ACSPPruningCallback(epochs=[0], report_plots=False)
     module = Classifier(network)
-    train, val = (DataLoader(pictures(12, seed), batch_size=12) for seed in (1, 2))
+    train, val = (DataLoader(noisy_images(12, seed), batch_size=12) for seed in (1, 2))
     fit(module, [pruning], train, val, max_epochs=2)
     (step,) = pruning.steps
     assert step.after.flops < step.before.flops

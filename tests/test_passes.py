@@ -111,7 +111,7 @@ def test_a_failure_leaves_modes_and_momenta_as_they_were() -> None:
 
 
 def labelled(sizes: list[int], side: int = 2, start: int = 0) -> list[tuple[Tensor, Tensor]]:
-    """Pictures that show their number."""
+    """Images that show their number."""
     numbers = torch.arange(start, start + sum(sizes)).float()
     images = numbers.view(-1, 1, 1, 1).expand(-1, 1, side, side)
     return [(part, torch.zeros(len(part), dtype=torch.int64)) for part in images.split(sizes)]

@@ -69,7 +69,7 @@ def test_the_recipe_is_trained_cut_tested_previewed_and_exported(tmp_path: Path)
     assert (folder / "acsp" / "cut_after_epoch_6" / "report.html").stat().st_size > 100_000
 
     assert "Preview: what a cut would do" in preview
-    assert f"{before:.2f}%" in preview  # the same network on the same pictures
+    assert f"{before:.2f}%" in preview  # the same network on the same images
     assert float(re.search(r"\((\d\.\d+)x less\)\naccuracy", preview).group(1)) >= 2
     assert (tmp_path / "preview" / "report.html").stat().st_size > 100_000
 

@@ -113,7 +113,7 @@ def test_both_forms_differ_in_the_pruning_and_the_tuning_alone(name: str) -> Non
     for recipe in (one_shot, layerwise):
         del model_arguments(recipe)["lr_scheduler"]
     assert one_shot["model"] == layerwise["model"]
-    # As many pictures of tuning, to the next whole epoch.
+    # As many images of tuning, to the next whole epoch.
     quarters = layerwise["trainer"]["max_epochs"] - 1
     assert one_shot["trainer"]["max_epochs"] - 1 == -(-quarters // 4)
 
@@ -129,8 +129,8 @@ SOME_LAYERS = {
 }
 
 
-def shortened(recipe: dict[str, Any], pictures: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """The recipe on a few pictures of the shape that it is for, cut after epoch 0, in short epochs."""
+def shortened(recipe: dict[str, Any], images: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The recipe on a few images of the shape that it is for, cut after epoch 0, in short epochs."""
     trainer, model, data = recipe["trainer"], model_arguments(recipe), recipe["data"]["init_args"]
     source = recipe["data"]["class_path"].rpartition(".")[2]
     trainer.update(max_epochs=2, limit_train_batches=1, log_every_n_steps=1, accelerator="cpu")
@@ -142,14 +142,14 @@ def shortened(recipe: dict[str, Any], pictures: Path, monkeypatch: pytest.Monkey
     network = model["network"]["class_path"].rpartition(".")[2]
     callback_arguments(recipe)["include"] = [SOME_LAYERS[network]]
     if source == "CIFARDataModule":
-        made_up.write_cifar(pictures, data["num_classes"], monkeypatch)
-        data.update(root=str(pictures), batch_size=16)
+        made_up.write_cifar(images, data["num_classes"], monkeypatch)
+        data.update(root=str(images), batch_size=16)
         return recipe
     assert source == "ImageFolderDataModule"
     classes = made_up.CLASSES[:2]
-    made_up.write_folder(pictures / "train", classes, each=4, side=data["size"])
-    made_up.write_folder(pictures / "val", classes, each=1, side=data["size"])
-    data.update(root=str(pictures), batch_size=2, val_share=0.5, num_workers=0)
+    made_up.write_folder(images / "train", classes, each=4, side=data["size"])
+    made_up.write_folder(images / "val", classes, each=1, side=data["size"])
+    data.update(root=str(images), batch_size=2, val_share=0.5, num_workers=0)
     model["network"]["init_args"] = {"num_classes": len(classes)}
     model["num_classes"] = len(classes)
     return recipe
@@ -158,7 +158,7 @@ def shortened(recipe: dict[str, Any], pictures: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_a_recipe_cuts(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short = tmp_path / "short.yaml"
-    short.write_text(yaml.safe_dump(shortened(read(name), tmp_path / "pictures", monkeypatch)))
+    short.write_text(yaml.safe_dump(shortened(read(name), tmp_path / "images", monkeypatch)))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["acsp-lightning", "fit", f"--config={short}"])
     main()

@@ -104,7 +104,7 @@ def job(
         module = Scripted(quality, configure=configure) if quality else Classifier(configure=configure)
     trainer.fit(
         module,
-        ResumableLoader(helpers.pictures(24, seed=1), batch_size=6),
+        ResumableLoader(helpers.noisy_images(24, seed=1), batch_size=6),
         helpers.val_loader(),
         ckpt_path=ckpt_path,
         weights_only=True,

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import CLASSES, conv_net, pictures
+from helpers import CLASSES, conv_net, noisy_images
 from torch import Tensor, nn
 
 from acsp_lightning import SelectionConfig
@@ -17,7 +17,7 @@ from acsp_lightning.selection.maps import GroupMap, map_groups
 from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.tracing import trace_groups
 
-IMAGES, LABELS = pictures(18, seed=2).tensors
+IMAGES, LABELS = noisy_images(18, seed=2).tensors
 
 
 class Joined(nn.Module):

@@ -35,7 +35,7 @@ class CommandLineTrainer(pl.Trainer):
             flops: share of the FLOPs that would stay, in (0, 1], instead of what the settings say.
             keep: share of every layer's channels that would stay, in (0, 1], instead of that.
             ckpt_path: a checkpoint with the trained weights, pruned or not; null: the module as built.
-            out: folder in which a folder "preview" gets the record, the page and the pictures.
+            out: folder in which a folder "preview" gets the record, the page and the plots.
         """
         check_writable(out)
         callbacks: list[pl.Callback] = self.callbacks  # type: ignore[attr-defined]
@@ -128,7 +128,7 @@ def command_line(args: ArgsType = None, run: bool = True, epilog: str | None = N
 @contextmanager
 def _expected_warnings_ignored() -> Iterator[None]:
     with warnings.catch_warnings():
-        # The number of workers is the recipe's decision: 0 is right for pictures in memory.
+        # The number of workers is the recipe's decision: 0 is right for plots in memory.
         warnings.filterwarnings("ignore", message=".*does not have many workers")
         # Lightning 2.6 asks this of torch 2.15 in its own loops; nobody here can change it.
         warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")

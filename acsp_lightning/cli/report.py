@@ -8,10 +8,10 @@ from acsp_lightning.report import draw_step, find_records, read_step
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Draw the pictures and pages of the cuts of a run again."""
+    """Draw the plots and pages of the cuts of a run again."""
     parser = argparse.ArgumentParser(
         prog="acsp-lightning report",
-        description="Draws the pictures and the page of every cut of a run again, from its report.json.",
+        description="Draws the plots and the page of every cut of a run again, from its report.json.",
     )
     parser.add_argument(
         "run", type=Path, metavar="RUN", help="folder of a run or of a cut, or a report.json"

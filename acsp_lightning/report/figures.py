@@ -1,4 +1,4 @@
-"""Pictures of a cut, each a function of its record alone."""
+"""Plots of a cut, each a function of its record alone."""
 
 import io
 import math
@@ -51,14 +51,14 @@ _STYLING = RLock()
 
 @contextmanager
 def _house_style() -> Iterator[None]:
-    """Pictures look the same whatever style the process has, and leave it as it is."""
+    """Plots look the same whatever style the process has, and leave it as it is."""
     # rc parameters are the process's own: two threads would put back each other's.
     with _STYLING, style.context(["default", STYLE]):
         yield
 
 
 def step_figures(step: PruningStep) -> Iterator[tuple[str, Figure]]:
-    """All pictures of a cut, one after the other, by the names of their files without ending."""
+    """All plots of a cut, one after the other, by the names of their files without ending."""
     yield from summary_figures(step)
     if step.selections:
         yield "curves", curves_figure(step.selections)
@@ -67,7 +67,7 @@ def step_figures(step: PruningStep) -> Iterator[tuple[str, Figure]]:
 
 
 def summary_figures(step: PruningStep) -> Iterator[tuple[str, Figure]]:
-    """The pictures of the whole network."""
+    """The plots of the whole network."""
     if step.network is not None:
         yield "network", network_figure(step.network, step.after.flops / step.before.flops)
     yield "channels", bars_figure(step.layers, "output channels")
@@ -80,13 +80,13 @@ def summary_figures(step: PruningStep) -> Iterator[tuple[str, Figure]]:
 
 
 def layer_plot(name: str) -> str:
-    """Name of the picture of a group: in ASCII, and no two groups share it."""
+    """Name of the plot of a group: in ASCII, and no two groups share it."""
     return f"layer.{quote(name, safe='')}"
 
 
 @_house_style()
 def png(figure: Figure) -> bytes:
-    """The picture as PNG; equal figures give equal bytes."""
+    """The plot as PNG; equal figures give equal bytes."""
     sink = io.BytesIO()
     figure.savefig(sink, format="png", dpi=DPI, metadata={"Software": None})
     return sink.getvalue()

@@ -1,4 +1,4 @@
-"""The folder of a cut: a record for programs, a page and pictures for people."""
+"""The folder of a cut: a record for programs, a page and plots for people."""
 
 import json
 from itertools import count
@@ -53,30 +53,30 @@ def _plan_in(record: Path) -> object:
 
 
 def draw_step(step: PruningStep, folder: Path) -> Path:
-    """Write the pictures and the page of a cut into its folder, over those that are there.
+    """Write the plots and the page of a cut into its folder, over those that are there.
 
     Returns:
-        The page, one file that holds the pictures as well.
+        The page, one file that holds the plots as well.
 
     Raises:
         OSError: if a file cannot be written.
     """
-    pictures: dict[str, bytes] = {}
+    plots: dict[str, bytes] = {}
     for name, figure in step_figures(step):
-        pictures[name] = png(figure)
-        _write(folder / f"{name}.png", pictures[name])
+        plots[name] = png(figure)
+        _write(folder / f"{name}.png", plots[name])
     for path in folder.glob("*.png"):
-        if path.stem not in pictures:
+        if path.stem not in plots:
             path.unlink()  # of a cut that this one took the place of
-    _write(folder / PAGE, step_page(step, pictures).encode())
+    _write(folder / PAGE, step_page(step, plots).encode())
     return folder / PAGE
 
 
 def write_report(step: PruningStep, root: str | PathLike[str]) -> Path:
-    """Write record, pictures and page of a cut into a folder of its own below ``root``.
+    """Write record, plots and page of a cut into a folder of its own below ``root``.
 
     Returns:
-        The page, one file that holds the pictures as well.
+        The page, one file that holds the plots as well.
 
     Raises:
         OSError: if a file cannot be written.

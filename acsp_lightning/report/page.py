@@ -1,4 +1,4 @@
-"""The page of a cut: one file that opens anywhere, with its pictures inside."""
+"""The page of a cut: one file that opens anywhere, with its plots inside."""
 
 import base64
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,8 +28,8 @@ a { color: var(--link); } summary { cursor: pointer; }
 @media print { body { max-width: none; margin: 0; } section, figure, tr { break-inside: avoid; } }
 """
 
-# By the name of a picture: what it is, and how to read it.
-NETWORK_PICTURES = {
+# By the name of a plot: what it is, and how to read it.
+NETWORK_PLOTS = {
     "network": (
         "Damage over FLOPs",
         "Read it from right to left: channels go where that does least damage for the FLOPs it saves. "
@@ -56,11 +56,11 @@ NETWORK_PICTURES = {
 }
 GROUPS_NOTE = (
     "A group is a set of layers that have to lose the same channels; it has the name of the first. "
-    "Groups that stay whole have no picture."
+    "Groups that stay whole have no plot."
 )
 # Once for all of them: a large network has dozens.
 HOW_TO_READ = (
-    "On the left of each picture every dot is a channel, and channels that separate the same classes "
+    "On the left of each plot every dot is a channel, and channels that separate the same classes "
     "lie together. Channels of one colour that lines join are a cluster; one of them stays for all, and "
     "is ringed. Grey ones are like no other. The map has two dimensions instead of many: the stress "
     "says how far its distances are off, from 0, not at all. On the right each cell is a pair of "
@@ -72,12 +72,12 @@ HOW_TO_READ = (
 )
 
 
-def step_page(step: PruningStep, pictures: Mapping[str, bytes]) -> str:
+def step_page(step: PruningStep, plots: Mapping[str, bytes]) -> str:
     """The page of a cut as HTML, without anything from elsewhere.
 
     Args:
         step: the cut.
-        pictures: PNGs of :func:`acsp_lightning.report.figures.step_figures`, by name; those that are
+        plots: PNGs of :func:`acsp_lightning.report.figures.step_figures`, by name; those that are
             missing are left out.
     """
     body = "\n".join(
@@ -90,8 +90,8 @@ def step_page(step: PruningStep, pictures: Mapping[str, bytes]) -> str:
             '<h2 id="layers">Layers</h2>',
             _layers(step),
             '<h2 id="network">The network</h2>',
-            *_network(pictures),
-            *_groups(step, pictures),
+            *_network(plots),
+            *_groups(step, plots),
         ]
     )
     return (
@@ -176,24 +176,24 @@ def _layers(step: PruningStep) -> str:
     return _table(("layer", "channels before", "after", "kept", "reason"), rows, "words")
 
 
-def _network(pictures: Mapping[str, bytes]) -> Iterator[str]:
-    for name, (title, words) in NETWORK_PICTURES.items():
-        if name in pictures:
-            yield f"<section><h3>{title}</h3>{_figure(pictures[name], title, words)}</section>"
+def _network(plots: Mapping[str, bytes]) -> Iterator[str]:
+    for name, (title, words) in NETWORK_PLOTS.items():
+        if name in plots:
+            yield f"<section><h3>{title}</h3>{_figure(plots[name], title, words)}</section>"
 
 
-def _groups(step: PruningStep, pictures: Mapping[str, bytes]) -> Iterator[str]:
+def _groups(step: PruningStep, plots: Mapping[str, bytes]) -> Iterator[str]:
     if step.selections:
         yield f'<h2>Group by group</h2><p class="note">{GROUPS_NOTE}</p>'
     if step.maps:
         yield f'<p class="note">{HOW_TO_READ}</p>'
     for name, selection in step.selections.items():
-        picture = layer_plot(name)
-        yield f'<section id="{escape(picture)}"><h3>{escape(name)}</h3>'
+        plot = layer_plot(name)
+        yield f'<section id="{escape(plot)}"><h3>{escape(name)}</h3>'
         yield f"<p>{selection.k} of {selection.width} channels stay: {escape(selection.reason)}.</p>"
-        if name in step.maps and picture in pictures:
+        if name in step.maps and plot in plots:
             title = f"{name}: its channels, and the classes that they separate"
-            yield _figure(pictures[picture], title, _loss(step.maps[name].classes))
+            yield _figure(plots[plot], title, _loss(step.maps[name].classes))
         if selection.k < selection.width:
             yield _kept(selection)
         yield "</section>"
@@ -217,8 +217,8 @@ def _kept(selection: ChannelSelection) -> str:
     return f"<details><summary>Channels that stay</summary><p><code>{indices}</code></p></details>"
 
 
-def _figure(picture: bytes, title: str, words: str) -> str:
-    data = base64.b64encode(picture).decode()
+def _figure(plot: bytes, title: str, words: str) -> str:
+    data = base64.b64encode(plot).decode()
     return (
         f'<figure><img alt="{escape(title)}" src="data:image/png;base64,{data}">'
         f"<figcaption>{escape(words)}</figcaption></figure>"

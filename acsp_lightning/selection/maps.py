@@ -13,7 +13,7 @@ from acsp_lightning.progress import tracked
 from acsp_lightning.selection.allocation import Allocation
 from acsp_lightning.structure.groups import ChannelGroup
 
-# A picture of more is a blot, and placing them would take longer than the cut.
+# A plot of more is a blot, and placing them would take longer than the cut.
 MOST_CHANNELS = 400
 
 # Exponentials for the classes that one layer tells apart: a second.

@@ -226,7 +226,7 @@ def output_tensors(outputs: Any) -> list[Tensor]:
 def varied(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """``inputs`` with constant floating-point tensors (zeros, ones) replaced by normal noise.
 
-    Constant pictures hide the differences between positions that a check lives on.
+    Constant images hide the differences between positions that a check lives on.
     """
 
     def vary(leaf: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Cuts in the Trainer's loggers: scalars for all, pictures for those that take pictures."""
+"""Cuts in the Trainer's loggers: scalars for all, plots for those that take plots."""
 
 from collections.abc import Callable, Iterable, Mapping
 from io import BytesIO
@@ -17,7 +17,7 @@ PREFIX = "acsp/"
 
 
 def log_cut(trainer: pl.Trainer, step: PruningStep, figures: Mapping[str, Figure]) -> None:
-    """Log how large and how good the network is straight after a cut, and some pictures of it.
+    """Log how large and how good the network is straight after a cut, and some plots of it.
 
     A logger that fails is left out, with a warning: no fit ends because of it.
     """
@@ -26,7 +26,7 @@ def log_cut(trainer: pl.Trainer, step: PruningStep, figures: Mapping[str, Figure
 
 
 def takes_plots(trainer: pl.Trainer) -> bool:
-    """Whether a logger of the Trainer takes pictures."""
+    """Whether a logger of the Trainer takes plots."""
     return any(isinstance(logger, tuple(FIGURES)) for logger in trainer.loggers)
 
 
@@ -64,7 +64,7 @@ def _log_figures(logger: Logger, figures: Iterable[tuple[str, Figure]], step: in
     kind = next((kind for kind in FIGURES if isinstance(logger, kind)), None)
     if kind is not None:
         for name, figure in figures:
-            FIGURES[kind](logger, f"{PREFIX}pictures/{name}", figure, step)
+            FIGURES[kind](logger, f"{PREFIX}plots/{name}", figure, step)
 
 
 def _to_tensorboard(logger: Any, name: str, figure: Figure, step: int) -> None:
@@ -72,8 +72,8 @@ def _to_tensorboard(logger: Any, name: str, figure: Figure, step: int) -> None:
 
 
 def _to_wandb(logger: Any, name: str, figure: Figure, step: int) -> None:
-    with Image.open(BytesIO(png(figure))) as picture:
-        logger.log_image(name, [picture], step)
+    with Image.open(BytesIO(png(figure))) as plot:
+        logger.log_image(name, [plot], step)
 
 
 FIGURES: Mapping[type[Logger], Callable[[Any, str, Figure, int], None]] = {

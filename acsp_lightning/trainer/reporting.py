@@ -81,7 +81,7 @@ def announce_missed(epochs: Collection[int]) -> None:
 
 
 def write_cut_report(trainer: pl.Trainer, step: PruningStep, settings: PruningSettings) -> None:
-    """Write the record of a cut, its pictures and its page; a fit goes on without what fails."""
+    """Write the record of a cut, its plots and its page; a fit goes on without what fails."""
     if not trainer.is_global_zero:
         return
     folder = _guarded(

@@ -1,6 +1,6 @@
 """Reference networks, the classifier that trains them, and the data that recipes name.
 
-The networks under the field's names are those for pictures of 32x32 pixels.
+The networks under the field's names are those for images of 32x32 pixels.
 """
 
 from acsp_lightning.zoo.cifar import CIFARDataModule

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 from torchvision.datasets import CIFAR10, CIFAR100
 
-from acsp_lightning.zoo.pictures import Batch, PicturesInMemory, batches_of, split_off
+from acsp_lightning.zoo.images import Batch, ImagesInMemory, batches_of, split_off
 
 __all__ = ["CIFARDataModule"]
 
@@ -18,23 +18,23 @@ _PADDING = 4
 
 
 class CIFARDataModule(pl.LightningDataModule):
-    """The 60,000 pictures of CIFAR-10 or CIFAR-100, 32x32 pixels, three channels.
+    """The 60,000 images of CIFAR-10 or CIFAR-100, 32x32 pixels, three channels.
 
     Batches are ``(images, labels)``: float32 of shape (B, 3, 32, 32), red, green and blue in [0, 1]
     less ImageNet's mean and divided by its standard deviation (what the circulating checkpoints of
     the ResNet family take), and int64 of shape (B,) in [0, num_classes). Of the official training set
     the share ``val_share`` of every class validates and the rest trains, padded by four black pixels,
     cropped back at random and mirrored half of the time. The official test set tests, and is what
-    prediction runs over. All pictures are held in memory, about 180 MB.
+    prediction runs over. All images are held in memory, about 180 MB.
 
     Args:
         root: folder that holds, or will hold, the folder ``cifar-10-batches-py`` or
             ``cifar-100-python``.
         num_classes: 10 or 100: which of the two.
-        batch_size: pictures per batch, at least 1.
+        batch_size: images per batch, at least 1.
         val_share: share of the training set that validates, in (0, 1).
         download: fetch what is missing in ``root`` before training.
-        seed: decides which pictures validate and nothing else; equal seeds give equal parts.
+        seed: decides which images validate and nothing else; equal seeds give equal parts.
 
     Raises:
         ValueError: if ``num_classes`` is neither 10 nor 100.
@@ -79,7 +79,7 @@ class CIFARDataModule(pl.LightningDataModule):
             ) from error
 
     def setup(self, stage: str) -> None:
-        """Reads all pictures into memory, once.
+        """Reads all images into memory, once.
 
         Raises:
             FileNotFoundError: if the data set is not there, or a file of it is missing or damaged.
@@ -108,13 +108,13 @@ class CIFARDataModule(pl.LightningDataModule):
         return source
 
     @cached_property
-    def _parts(self) -> dict[str, PicturesInMemory]:
+    def _parts(self) -> dict[str, ImagesInMemory]:
         images, labels = self._official(train=True)
         train, val = split_off(labels, self.val_share, self.seed)
         return {
-            "train": PicturesInMemory(images[train], labels[train], padding=_PADDING),
-            "val": PicturesInMemory(images[val], labels[val]),
-            "test": PicturesInMemory(*self._official(train=False)),
+            "train": ImagesInMemory(images[train], labels[train], padding=_PADDING),
+            "val": ImagesInMemory(images[val], labels[val]),
+            "test": ImagesInMemory(*self._official(train=False)),
         }
 
     def _official(self, train: bool) -> Batch:

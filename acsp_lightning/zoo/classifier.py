@@ -1,4 +1,4 @@
-"""The Lightning module that trains and tests any picture classifier."""
+"""The Lightning module that trains and tests any image classifier."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ class ImageClassifier(pl.LightningModule):
 
     Images are what ``network`` takes, labels int64 of shape (B,) in [0, num_classes). Logged are
     ``train_loss`` at every step, and over the whole epoch ``val_loss``, ``val_acc``, ``test_loss``
-    and ``test_acc``; accuracies are the share of pictures classified rightly, in [0, 1].
+    and ``test_acc``; accuracies are the share of images classified rightly, in [0, 1].
 
     With a ``teacher`` the training loss is ``(1 - w) cross-entropy + w T^2 KL(teacher || network)``,
     both outputs softened by the temperature T. The teacher is no part of the module: it is neither
@@ -127,7 +127,7 @@ class ImageClassifier(pl.LightningModule):
         self._evaluate("test", self.test_accuracy, batch)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Most likely class of every picture, int64, shape (B,); the labels are not looked at."""
+        """Most likely class of every image, int64, shape (B,); the labels are not looked at."""
         images, _ = batch
         logits: Tensor = self(images)
         return logits.argmax(dim=1)
@@ -152,7 +152,7 @@ class ImageClassifier(pl.LightningModule):
         if logits.shape != (len(images), self.num_classes):
             raise ValueError(
                 f"{type(self.network).__name__} gives outputs of shape {tuple(logits.shape)} for "
-                f"{len(images)} pictures; with num_classes={self.num_classes} they must be "
+                f"{len(images)} images; with num_classes={self.num_classes} they must be "
                 f"{(len(images), self.num_classes)}. Give both the same number of classes."
             )
         return logits

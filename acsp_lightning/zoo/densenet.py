@@ -1,4 +1,4 @@
-"""DenseNet for 32x32 pictures, without bottlenecks and compression."""
+"""DenseNet for 32x32 images, without bottlenecks and compression."""
 
 from collections.abc import Sequence
 
@@ -13,14 +13,14 @@ class DenseNet(nn.Module):
 
     Every layer is BatchNorm, ReLU and a convolution without bias that adds ``growth`` channels to
     those it read. Between two blocks a 1x1 convolution as wide as its input and 2x2 average pooling
-    halve the picture. Layers are named by their place, counted from one: ``block2.layer7.conv``.
+    halve the image. Layers are named by their place, counted from one: ``block2.layer7.conv``.
 
     Args:
         layers: number of layers of every block, each at least 1.
         growth: channels that each layer adds, at least 1.
         stem: channels of the first convolution, at least 1.
         num_classes: number of logits, at least 1.
-        in_channels: channels of the picture, at least 1.
+        in_channels: channels of the image, at least 1.
 
     Raises:
         ValueError: if there is no block, or a block without a layer.
@@ -63,7 +63,7 @@ class DenseNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of a batch of pictures.
+        """Logits of a batch of images.
 
         Args:
             images: float, shape (B, in_channels, H, W), with H and W at least 2 ** (blocks - 1).
@@ -101,5 +101,5 @@ class _Transition(nn.Module):
 
 
 def densenet40(num_classes: int = 10) -> DenseNet:
-    """DenseNet-40 (k = 12) for 32x32 pictures: twelve layers a block, 1.0 million parameters."""
+    """DenseNet-40 (k = 12) for 32x32 images: twelve layers a block, 1.0 million parameters."""
     return DenseNet([12, 12, 12], growth=12, num_classes=num_classes)

@@ -19,12 +19,12 @@ class DigitsDataModule(pl.LightningDataModule):
     """The 1797 bundled digits in ten classes, 8x8 pixels, one channel.
 
     Batches are ``(images, labels)``: float32 of shape (B, 1, 8, 8) in [0, 1], and int64 of shape
-    (B,) in [0, 10). 1077 pictures train, 360 validate and 360 test; every class has its share in
+    (B,) in [0, 10). 1077 images train, 360 validate and 360 test; every class has its share in
     each part. Prediction runs over the test part.
 
     Args:
-        batch_size: pictures per batch, at least 1.
-        num_workers: loader processes. 0 is fastest: all pictures are in memory.
+        batch_size: images per batch, at least 1.
+        num_workers: loader processes. 0 is fastest: all images are in memory.
         seed: decides the split and nothing else; equal seeds give equal parts.
     """
 

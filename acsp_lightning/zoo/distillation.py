@@ -11,7 +11,7 @@ class Teacher:
     """Hides a network from the module that holds it, and makes a loss of its outputs.
 
     Not a module itself, so that a module can hold it without training, pruning, saving or counting
-    it. It follows the pictures to their device.
+    it. It follows the images to their device.
 
     Args:
         network: maps images to logits; frozen and put in eval mode here, for good.

@@ -1,4 +1,4 @@
-"""Any pictures that lie in one folder per class."""
+"""Any images that lie in one folder per class."""
 
 import os
 import random
@@ -16,11 +16,11 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from acsp_lightning.zoo.pictures import (
+from acsp_lightning.zoo.images import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Batch,
-    PicturesInMemory,
+    ImagesInMemory,
     batches_of,
     split_off,
 )
@@ -32,37 +32,37 @@ Split = Literal["train", "val", "test"]
 
 
 class ImageFolderDataModule(pl.LightningDataModule):
-    """Pictures in ``root/train/CLASS/NAME.png``, and folders like ``train`` for the other parts.
+    """Images in ``root/train/CLASS/NAME.png``, and folders like ``train`` for the other parts.
 
     Batches are ``(images, labels)``: float32 of shape (B, 3, size, size), red, green and blue in
     [0, 1] less ``mean`` and divided by ``std``, and int64 of shape (B,): the rank of the class's
-    folder in alphabetical order. Folders, classes and pictures are checked before training starts.
+    folder in alphabetical order. Folders, classes and images are checked before training starts.
 
-    With ``augmentation="resized_crop"``, as is usual for ImageNet, training pictures are cropped at
+    With ``augmentation="resized_crop"``, as is usual for ImageNet, training images are cropped at
     random in place and size, resized, and mirrored half of the time; the others are resized to
-    8/7 ``size`` and cropped in the middle. Pictures are decoded when they are needed.
+    8/7 ``size`` and cropped in the middle. Images are decoded when they are needed.
 
-    With ``augmentation="padded_crop"``, as is usual for CIFAR, all pictures are ``size`` x ``size``
-    already and are held in memory; training pictures are padded by an eighth of the size with
+    With ``augmentation="padded_crop"``, as is usual for CIFAR, all images are ``size`` x ``size``
+    already and are held in memory; training images are padded by an eighth of the size with
     black, cropped back at random, and mirrored half of the time.
 
     Args:
         root: folder that holds the folders of the parts.
-        train: folder of the training pictures.
-        val: folder of the validation pictures; None splits the share ``val_share`` of every class off
-            the training pictures.
-        test: folder of the test pictures, which prediction runs over too; None: the validation
-            pictures.
+        train: folder of the training images.
+        val: folder of the validation images; None splits the share ``val_share`` of every class off
+            the training images.
+        test: folder of the test images, which prediction runs over too; None: the validation
+            images.
         size: side of the square that the network sees, in pixels, at least 1.
         augmentation: "resized_crop" or "padded_crop".
-        batch_size: pictures per batch, at least 1.
+        batch_size: images per batch, at least 1.
         val_share: with ``val=None``, the share that validates, in (0, 1).
-        num_workers: processes that decode, at least 0; unused where pictures are in memory.
-        check_pictures: so many pictures of every part, drawn at random, are decoded before training;
+        num_workers: processes that decode, at least 0; unused where images are in memory.
+        check_images: so many images of every part, drawn at random, are decoded before training;
             None: all. One that does not decode later stops the training with its name.
         mean: of every channel.
         std: standard deviation of every channel.
-        seed: decides the split and which pictures are checked, and nothing else.
+        seed: decides the split and which images are checked, and nothing else.
 
     Raises:
         ValueError: if ``augmentation`` is none of the two.
@@ -79,7 +79,7 @@ class ImageFolderDataModule(pl.LightningDataModule):
         batch_size: int = 128,
         val_share: float = 0.1,
         num_workers: int = 0,
-        check_pictures: int | None = 10_000,
+        check_images: int | None = 10_000,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
         seed: int = 0,
@@ -97,17 +97,17 @@ class ImageFolderDataModule(pl.LightningDataModule):
         self.batch_size = batch_size
         self.val_share = val_share
         self.num_workers = num_workers
-        self.check_pictures = check_pictures
+        self.check_images = check_images
         self.mean = mean
         self.std = std
         self.seed = seed
 
     def setup(self, stage: str) -> None:
-        """Finds all pictures and checks them, once.
+        """Finds all images and checks them, once.
 
         Raises:
-            FileNotFoundError: if a folder is missing, or a class has no picture.
-            ValueError: if parts have different classes, or a picture does not decode or, for
+            FileNotFoundError: if a folder is missing, or a class has no image.
+            ValueError: if parts have different classes, or an image does not decode or, for
                 "padded_crop", has another size.
         """
         _ = self._datasets
@@ -118,27 +118,27 @@ class ImageFolderDataModule(pl.LightningDataModule):
         return len(self._found["train"].classes)
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """The training pictures, augmented, in a new order every epoch."""
+        """The training images, augmented, in a new order every epoch."""
         return self._loader("train", shuffle=True)
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """The validation pictures, in fixed order."""
+        """The validation images, in fixed order."""
         return self._loader("val")
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        """The test pictures, in fixed order."""
+        """The test images, in fixed order."""
         return self._loader("test")
 
     def predict_dataloader(self) -> DataLoader[Batch]:
-        """The test pictures, in fixed order."""
+        """The test images, in fixed order."""
         return self._loader("test")
 
     def _loader(self, split: Split, shuffle: bool = False) -> DataLoader[Batch]:
-        pictures = self._datasets[split]
-        if isinstance(pictures, PicturesInMemory):
-            return batches_of(pictures, self.batch_size, shuffle)
+        images = self._datasets[split]
+        if isinstance(images, ImagesInMemory):
+            return batches_of(images, self.batch_size, shuffle)
         return DataLoader(
-            pictures,
+            images,
             batch_size=self.batch_size,
             shuffle=shuffle,
             num_workers=self.num_workers,
@@ -169,17 +169,17 @@ class ImageFolderDataModule(pl.LightningDataModule):
         return samples
 
     @cached_property
-    def _datasets(self) -> dict[Split, "PicturesInMemory | _FolderPictures"]:
+    def _datasets(self) -> dict[Split, "ImagesInMemory | _FolderImages"]:
         if self.augmentation == "padded_crop":
             return {split: self._in_memory(split) for split in self._samples}
         for samples in self._samples.values():
-            _check_decoding(samples, self.check_pictures, self.seed)
+            _check_decoding(samples, self.check_images, self.seed)
         return {
-            split: _FolderPictures(samples, self._transform(split))
+            split: _FolderImages(samples, self._transform(split))
             for split, samples in self._samples.items()
         }
 
-    def _in_memory(self, split: Split) -> PicturesInMemory:
+    def _in_memory(self, split: Split) -> ImagesInMemory:
         samples = self._samples[split]
         images = torch.empty((len(samples), 3, self.size, self.size), dtype=torch.uint8)
         for place, (path, _) in enumerate(samples):
@@ -187,12 +187,12 @@ class ImageFolderDataModule(pl.LightningDataModule):
             if image.size != (self.size, self.size):
                 raise ValueError(
                     f"{path} has {image.width} x {image.height} pixels; with augmentation='padded_crop' "
-                    f"all pictures must have size x size, {self.size} x {self.size}. Use 'resized_crop'."
+                    f"all images must have size x size, {self.size} x {self.size}. Use 'resized_crop'."
                 )
             images[place] = v2.functional.pil_to_tensor(image)
         labels = torch.tensor([label for _, label in samples])
         padding = self.size // 8 if split == "train" else None
-        return PicturesInMemory(images, labels, self.mean, self.std, padding)
+        return ImagesInMemory(images, labels, self.mean, self.std, padding)
 
     def _transform(self, split: Split) -> v2.Transform:
         if split == "train":
@@ -203,8 +203,8 @@ class ImageFolderDataModule(pl.LightningDataModule):
         return v2.Compose([*crop, *scaled, v2.Normalize(list(self.mean), list(self.std))])
 
 
-class _FolderPictures(Dataset[Any]):
-    """Decodes a picture when it is asked for."""
+class _FolderImages(Dataset[Any]):
+    """Decodes an image when it is asked for."""
 
     def __init__(self, samples: Sequence[Sample], transform: Callable[[Image.Image], Tensor]) -> None:
         self.samples = samples
@@ -219,17 +219,17 @@ class _FolderPictures(Dataset[Any]):
 
 
 def decode(path: str) -> Image.Image:
-    """The picture in a file, as RGB.
+    """The image in a file, as RGB.
 
     Raises:
-        ValueError: if the file does not hold a whole picture; the file is named.
+        ValueError: if the file does not hold a whole image; the file is named.
     """
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
     except Exception as error:  # decoders raise what they like
         raise ValueError(
-            f"{path} does not decode as a picture: {error}. Restore or remove the file."
+            f"{path} does not decode as an image: {error}. Restore or remove the file."
         ) from error
 
 
@@ -246,20 +246,20 @@ def _class_folders(root: Path, folder: str) -> ImageFolder:
     for needed in (root, place):
         if not needed.is_dir():
             raise FileNotFoundError(
-                f"There is no folder {needed.absolute()}{_beside(needed)}. Pictures are looked for in "
+                f"There is no folder {needed.absolute()}{_beside(needed)}. Images are looked for in "
                 f"{root / folder}/CLASS/; set root, train, val and test."
             )
     if not any(entry.is_dir() for entry in place.iterdir()):
         raise FileNotFoundError(
-            f"{place} has no class folders. Pictures are looked for in {place}/CLASS/."
+            f"{place} has no class folders. Images are looked for in {place}/CLASS/."
         )
     found = ImageFolder(place, allow_empty=True)
     counts = torch.bincount(torch.tensor(found.targets, dtype=torch.int64), minlength=len(found.classes))
     empty = [name for name, count in zip(found.classes, counts.tolist(), strict=True) if count == 0]
     if empty:
         raise FileNotFoundError(
-            f"No picture in {_some(empty)} of {place}. Every class folder must hold at least one file "
-            "that ends in .jpg, .jpeg, .png, .ppm, .bmp, .pgm, .tif, .tiff or .webp; add pictures, or "
+            f"No image in {_some(empty)} of {place}. Every class folder must hold at least one file "
+            "that ends in .jpg, .jpeg, .png, .ppm, .bmp, .pgm, .tif, .tiff or .webp; add images, or "
             "remove the folder."
         )
     return found

@@ -1,11 +1,11 @@
-"""MobileNet-V2 for 32x32 pictures."""
+"""MobileNet-V2 for 32x32 images."""
 
 from torchvision.models import MobileNetV2
 
 __all__ = ["mobilenet_v2"]
 
 # Expansion, output channels, blocks and stride of every stage, as published, but for the second
-# stage, whose stride is 2 for pictures of 224 pixels.
+# stage, whose stride is 2 for images of 224 pixels.
 _STAGES = [
     [1, 16, 1, 1],
     [6, 24, 2, 1],
@@ -18,7 +18,7 @@ _STAGES = [
 
 
 def mobilenet_v2(num_classes: int = 10) -> MobileNetV2:
-    """MobileNet-V2 for 32x32 pictures: torchvision's, with the first convolution at stride 1.
+    """MobileNet-V2 for 32x32 images: torchvision's, with the first convolution at stride 1.
 
     The stride of the second stage is 1 too, so that the last maps are 4x4, as is usual for CIFAR
     (github.com/kuangliu/pytorch-cifar). Widths and names are torchvision's; 2.2 million parameters

@@ -1,4 +1,4 @@
-"""The residual networks for 32x32 pictures of He et al., with shortcuts that have no weights."""
+"""The residual networks for 32x32 images of He et al., with shortcuts that have no weights."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ __all__ = ["ResNet", "resnet20", "resnet32", "resnet44", "resnet56"]
 class ResNet(nn.Module):
     """Stages of residual blocks of two 3x3 convolutions; then one linear layer.
 
-    The first stage keeps the picture's size, every further one halves it. Where a stage changes
+    The first stage keeps the image's size, every further one halves it. Where a stage changes
     size and width, the shortcut takes every second pixel and fills the new channels with zeros,
     half before and half after the old ones (option A of the paper). Parameters are named as in the
     checkpoints that circulate for CIFAR: ``conv1``, ``layer1.0.conv1``, ``linear``.
@@ -21,7 +21,7 @@ class ResNet(nn.Module):
         widths: output channels of every stage, each at least 1 and none smaller than the one
             before; as many as ``blocks``.
         num_classes: number of logits, at least 1.
-        in_channels: channels of the picture, at least 1.
+        in_channels: channels of the image, at least 1.
 
     Raises:
         ValueError: if ``blocks`` and ``widths`` are empty, differ in length, hold a number below 1,
@@ -68,7 +68,7 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of a batch of pictures.
+        """Logits of a batch of images.
 
         Args:
             images: float, shape (B, in_channels, H, W), with H and W at least 1.
@@ -105,20 +105,20 @@ class _Block(nn.Module):
 
 
 def resnet20(num_classes: int = 10) -> ResNet:
-    """ResNet-20 for 32x32 pictures: three blocks a stage, 0.27 million parameters."""
+    """ResNet-20 for 32x32 images: three blocks a stage, 0.27 million parameters."""
     return ResNet([3, 3, 3], num_classes=num_classes)
 
 
 def resnet32(num_classes: int = 10) -> ResNet:
-    """ResNet-32 for 32x32 pictures: five blocks a stage, 0.46 million parameters."""
+    """ResNet-32 for 32x32 images: five blocks a stage, 0.46 million parameters."""
     return ResNet([5, 5, 5], num_classes=num_classes)
 
 
 def resnet44(num_classes: int = 10) -> ResNet:
-    """ResNet-44 for 32x32 pictures: seven blocks a stage, 0.66 million parameters."""
+    """ResNet-44 for 32x32 images: seven blocks a stage, 0.66 million parameters."""
     return ResNet([7, 7, 7], num_classes=num_classes)
 
 
 def resnet56(num_classes: int = 10) -> ResNet:
-    """ResNet-56 for 32x32 pictures: nine blocks a stage, 0.85 million parameters."""
+    """ResNet-56 for 32x32 images: nine blocks a stage, 0.85 million parameters."""
     return ResNet([9, 9, 9], num_classes=num_classes)

@@ -1,4 +1,4 @@
-"""The VGG family with batch normalisation, for small pictures."""
+"""The VGG family with batch normalisation, for small images."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ __all__ = ["VGG", "vgg16_bn", "vgg19_bn"]
 
 
 class VGG(nn.Module):
-    """Stages of 3x3 convolutions, each stage halving the picture; then one linear layer.
+    """Stages of 3x3 convolutions, each stage halving the image; then one linear layer.
 
     Every convolution is followed by BatchNorm and ReLU, every stage by a 2x2 max-pool, and the last
     stage by global average pooling. Convolutions have no bias, since BatchNorm subtracts it again.
@@ -18,7 +18,7 @@ class VGG(nn.Module):
     Args:
         stages: output channels of every convolution, stage by stage; each at least 1.
         num_classes: number of logits, at least 1.
-        in_channels: channels of the picture, at least 1.
+        in_channels: channels of the image, at least 1.
 
     Raises:
         ValueError: if there is no stage, or a stage without a convolution.
@@ -43,7 +43,7 @@ class VGG(nn.Module):
         self.classifier = nn.Linear(channels, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of a batch of pictures.
+        """Logits of a batch of images.
 
         Args:
             images: float, shape (B, in_channels, H, W), with H and W at least 2 ** len(stages).
@@ -56,12 +56,12 @@ class VGG(nn.Module):
 
 
 def vgg16_bn(num_classes: int = 10) -> VGG:
-    """VGG-16 with batch normalisation for 32x32 pictures: 13 convolutions, 14.7 million parameters."""
+    """VGG-16 with batch normalisation for 32x32 images: 13 convolutions, 14.7 million parameters."""
     return VGG([[64] * 2, [128] * 2, [256] * 3, [512] * 3, [512] * 3], num_classes)
 
 
 def vgg19_bn(num_classes: int = 10) -> VGG:
-    """VGG-19 with batch normalisation for 32x32 pictures: 16 convolutions, 20.0 million parameters."""
+    """VGG-19 with batch normalisation for 32x32 images: 16 convolutions, 20.0 million parameters."""
     return VGG([[64] * 2, [128] * 2, [256] * 4, [512] * 4, [512] * 4], num_classes)
 
 

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/capturing.py --out OUT
 
-Each network is validated on made-up pictures in one fit without the callback and in one with it, which
+Each network is validated on made-up images in one fit without the callback and in one with it, which
 captures every other validation and cuts nothing.
 """
 
@@ -71,10 +71,10 @@ def fit(
     network: nn.Module, size: int, classes: int, batch: int, batches: int, grid: int | None = None
 ) -> Any:
     """The clock of every validation, and the pruning callback if there is one."""
-    pictures = torch.randn(batch * batches, 3, size, size)
-    data = TensorDataset(pictures, torch.arange(len(pictures)) % classes)
+    images = torch.randn(batch * batches, 3, size, size)
+    data = TensorDataset(images, torch.arange(len(images)) % classes)
     loader = DataLoader(data, batch_size=batch)
-    few = DataLoader(TensorDataset(pictures[:2], torch.zeros(2, dtype=torch.int64)), batch_size=2)
+    few = DataLoader(TensorDataset(images[:2], torch.zeros(2, dtype=torch.int64)), batch_size=2)
     clock = Clock()
     pruning = []
     if grid is not None:

@@ -3,7 +3,7 @@
     python tests/benchmarks/cutting.py --out OUT
 
 The moments are made up; groups, distances, sweeps, curves and the cut are those of a training. With
-``--recover`` pictures of 224 x 224 are made up as well, and the consumers refitted on them.
+``--recover`` images of 224 x 224 are made up as well, and the consumers refitted on them.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What all benchmarks share: repeats in turn, the machine, records and pictures."""
+"""What all benchmarks share: repeats in turn, the machine, records and images."""
 
 import json
 import platform
@@ -74,7 +74,7 @@ def draw_bars(
     stacked: bool = False,
     line: tuple[float, str] | None = None,
 ) -> None:
-    """A picture of horizontal bars, some for each label, with a line at a value to be met."""
+    """A plot of horizontal bars, some for each label, with a line at a value to be met."""
     import matplotlib
 
     matplotlib.use("agg")

@@ -3,7 +3,7 @@
     python tests/benchmarks/run.py --out OUT
     python tests/benchmarks/run.py --out OUT separation sweep
 
-Each prints what it measured, in ratios of one run, and writes JSON and pictures to OUT. They need an
+Each prints what it measured, in ratios of one run, and writes JSON and images to OUT. They need an
 otherwise idle machine and a quarter of an hour, and are no part of the tests.
 """
 

@@ -35,8 +35,8 @@ PASSES = 7  # to time single layers
 
 def cut(network: nn.Module, size: int, samples: int, round_to: int) -> nn.Module:
     """A cut copy."""
-    pictures, labels = torch.randn(samples, 3, size, size), torch.arange(samples) % 4
-    batches = list(zip(pictures.split(32), labels.split(32), strict=True))
+    images, labels = torch.randn(samples, 3, size, size), torch.arange(samples) % 4
+    batches = list(zip(images.split(32), labels.split(32), strict=True))
     settings = PruningSettings(
         selection=SelectionConfig(flops=FLOPS),
         round_to=round_to,

@@ -1,4 +1,4 @@
-"""Pictures against the record they are drawn from, read off their own axes."""
+"""Plots against the record they are drawn from, read off their own axes."""
 
 import io
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +31,7 @@ def selected(points: torch.Tensor, config: SelectionConfig) -> ChannelSelection:
     return select_channels(distances, config)
 
 
-def test_which_pictures_there_are() -> None:
+def test_which_plots_there_are() -> None:
     assert list(figures(viewed())) == ["network", "channels", "flops", "curves", "layer.conv"]
     assert list(dict(summary_figures(viewed()))) == ["network", "channels", "flops"]
     assert list(figures(step())) == ["channels", "flops", "curves"]
@@ -213,15 +213,15 @@ def test_titles_of_many_curves_do_not_overlap() -> None:
             assert not one.overlaps(other)
 
 
-def test_pictures_are_png_and_the_same_every_time() -> None:
+def test_plots_are_png_and_the_same_every_time() -> None:
     first, second = (png(figures(viewed())["layer.conv"]) for _ in range(2))
     assert first == second
-    with Image.open(io.BytesIO(first)) as picture:
-        assert picture.format == "PNG"
-        assert picture.width == 990
+    with Image.open(io.BytesIO(first)) as plot:
+        assert plot.format == "PNG"
+        assert plot.width == 990
 
 
-def test_pictures_do_not_depend_on_the_style_of_the_process_and_leave_it() -> None:
+def test_plots_do_not_depend_on_the_style_of_the_process_and_leave_it() -> None:
     plain = png(figures(viewed())["layer.conv"])
     with matplotlib.rc_context({"axes.facecolor": "black", "font.size": 20, "savefig.bbox": "tight"}):
         before = dict(matplotlib.rcParams)
@@ -229,7 +229,7 @@ def test_pictures_do_not_depend_on_the_style_of_the_process_and_leave_it() -> No
         assert dict(matplotlib.rcParams) == before
 
 
-def test_pictures_can_be_drawn_in_threads() -> None:
+def test_plots_can_be_drawn_in_threads() -> None:
     before = dict(matplotlib.rcParams)
     (plain,) = {png(figures(viewed())["channels"])}
     with ThreadPoolExecutor(2) as threads:

@@ -81,7 +81,7 @@ def test_two_cuts_of_one_epoch_have_a_folder_each(tmp_path: Path) -> None:
         assert read_step(folder / "report.json").plan == found.plan
 
 
-def test_pictures_of_a_former_cut_are_removed(tmp_path: Path) -> None:
+def test_plots_of_a_former_cut_are_removed(tmp_path: Path) -> None:
     folder = write_step(viewed(), tmp_path)
     draw_step(viewed(), folder)
     assert (folder / "layer.conv.png").exists()
@@ -148,7 +148,7 @@ def test_a_run_without_cuts_and_no_run_at_all(tmp_path: Path) -> None:
         find_records(tmp_path / "nowhere")
 
 
-def test_pictures_and_page_are_the_same_from_the_record(tmp_path: Path) -> None:
+def test_plots_and_page_are_the_same_from_the_record(tmp_path: Path) -> None:
     folder = write_step(viewed(), tmp_path)
     page = draw_step(viewed(), folder)
     assert page == folder / "report.html"

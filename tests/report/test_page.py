@@ -53,9 +53,9 @@ class Page(HTMLParser):
 
 
 def page_of(found: PruningStep) -> Page:
-    """The page with stand-ins for the pictures."""
+    """The page with stand-ins for the plots."""
     names = ["network", "channels", "flops", "curves", *map(layer_plot, found.maps)]
-    return Page(step_page(found, dict.fromkeys(names, b"picture")))
+    return Page(step_page(found, dict.fromkeys(names, b"plot")))
 
 
 def renamed() -> PruningStep:
@@ -82,7 +82,7 @@ def test_the_page_is_well_formed_and_needs_nothing_from_elsewhere() -> None:
     assert len(ids) == len(set(ids))
 
 
-def test_every_picture_is_there_with_words(tmp_path: Path) -> None:
+def test_every_plot_is_there_with_words(tmp_path: Path) -> None:
     page = Page(write_report(viewed(), tmp_path).read_text())
     assert [image["alt"] for image in page.of("img")] == [
         "Damage over FLOPs",
@@ -92,14 +92,14 @@ def test_every_picture_is_there_with_words(tmp_path: Path) -> None:
         "conv: its channels, and the classes that they separate",
     ]
     assert len(page.of("figcaption")) == len(page.of("img"))
-    # What all pictures of groups show is said once.
+    # What all plots of groups show is said once.
     assert page.text.count("every dot is a channel") == 1
     for image in page.of("img"):
-        with Image.open(io.BytesIO(b64decode(str(image["src"]).partition(",")[2]))) as picture:
-            assert picture.format == "PNG"
+        with Image.open(io.BytesIO(b64decode(str(image["src"]).partition(",")[2]))) as plot:
+            assert plot.format == "PNG"
 
 
-def test_pictures_that_are_missing_are_left_out() -> None:
+def test_plots_that_are_missing_are_left_out() -> None:
     page = Page(step_page(viewed(), {}))
     assert not page.of("img")
     assert "3 of 6 channels stay" in page.text
@@ -182,7 +182,7 @@ FLAGS = [
     "--virtual-time-budget=2000",
     "--enable-logging=stderr",
 ]
-# Runs in a copy of the page, after all pictures have been decoded.
+# Runs in a copy of the page, after all plots have been decoded.
 PROBE = """<script>addEventListener("load", () => {
   const wide = [...document.images].filter(image => image.complete && image.naturalWidth > 300).length;
   const over = document.documentElement.scrollWidth > innerWidth;
@@ -190,7 +190,7 @@ PROBE = """<script>addEventListener("load", () => {
     location.hash = link.hash;
     return !document.querySelector(":target");
   }).length;
-  document.title = `${wide} of ${document.images.length} pictures, overflow ${over}, lost links ${lost}`;
+  document.title = `${wide} of ${document.images.length} plots, overflow ${over}, lost links ${lost}`;
 })</script>"""
 
 
@@ -219,14 +219,14 @@ def test_a_browser_shows_the_page(browse: Callable[..., str], tmp_path: Path, wi
     copy.write_text(source.replace("</body>", f"{PROBE}</body>"))
     shown = browse(copy, f"--window-size={width},900", "--dump-dom")
     (title,) = re.findall(r"<title>(.*?)</title>", shown)
-    assert title == "5 of 5 pictures, overflow false, lost links 0"
+    assert title == "5 of 5 plots, overflow false, lost links 0"
     assert NAME.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;") in shown
 
 
-def test_a_browser_paints_the_pictures(browse: Callable[..., str], tmp_path: Path) -> None:
+def test_a_browser_paints_the_plots(browse: Callable[..., str], tmp_path: Path) -> None:
     page = write_report(viewed(), tmp_path)
     shot = tmp_path / "shot.png"
     browse(page, "--window-size=1200,3000", f"--screenshot={shot}")
-    with Image.open(shot) as picture:
-        colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 24)}
+    with Image.open(shot) as plot:
+        colours = {colour for _, colour in plot.convert("RGB").getcolors(1 << 24)}
     assert {ImageColor.getrgb(colour) for colour in (BEFORE, AFTER, MARK)} <= colours

@@ -32,7 +32,7 @@ def vit() -> nn.Module:
     return models.VisionTransformer(32, 8, 2, 2, 16, 24, num_classes=5)
 
 
-# The smallest member, or one made smaller; and the side of its pictures.
+# The smallest member, or one made smaller; and the side of its images.
 FAMILIES = {
     "alexnet": (lambda: models.alexnet(num_classes=5), 64),
     "convnext": (convnext, 32),

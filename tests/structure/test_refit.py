@@ -584,11 +584,11 @@ def test_targets_are_what_the_uncut_network_gives():
     assert target.power == pytest.approx(float((own * scale + other).var(0, correction=0).sum()))
 
 
-def test_large_maps_are_compared_at_64_positions_of_each_picture():
+def test_large_maps_are_compared_at_64_positions_of_each_image():
     torch.manual_seed(0)
     model = settled(chain())
-    pictures = torch.randn(3, 3, 20, 20, dtype=torch.float64)
-    first, second = (prepare_refit(model, ["3", "5"], (pictures,), seed).targets for seed in (0, 1))
+    images = torch.randn(3, 3, 20, 20, dtype=torch.float64)
+    first, second = (prepare_refit(model, ["3", "5"], (images,), seed).targets for seed in (0, 1))
     for layer in ("3", "5"):
         assert (
             first[layer].rows // (first[layer].shape[2] * first[layer].shape[3])

@@ -24,7 +24,7 @@ def test_parts_of_the_official_files(num_classes: int, tmp_path: Path, monkeypat
         assert set(labels.tolist()) == {0, 1, 2}
 
 
-def test_pictures_are_those_of_torchvision_normalised_as_imagenet(tmp_path: Path, monkeypatch) -> None:
+def test_images_are_those_of_torchvision_normalised_as_imagenet(tmp_path: Path, monkeypatch) -> None:
     root = made_up.write_cifar(tmp_path, 10, monkeypatch)
     data = CIFARDataModule(root, batch_size=12)
     (images, labels), = data.test_dataloader()  # fmt: skip
@@ -36,7 +36,7 @@ def test_pictures_are_those_of_torchvision_normalised_as_imagenet(tmp_path: Path
     assert torch.equal(next(iter(data.predict_dataloader()))[0], images)
 
 
-def test_only_training_pictures_are_augmented(tmp_path: Path, monkeypatch) -> None:
+def test_only_training_images_are_augmented(tmp_path: Path, monkeypatch) -> None:
     data = CIFARDataModule(made_up.write_cifar(tmp_path, 10, monkeypatch))
     first, again = (torch.cat([images for images, _ in data.val_dataloader()]) for _ in range(2))
     assert torch.equal(first, again)

@@ -21,7 +21,7 @@ def rows(images: Tensor) -> set[bytes]:
     return {image.numpy().tobytes() for image in images}
 
 
-def test_batches_are_scaled_pictures_with_labels() -> None:
+def test_batches_are_scaled_images_with_labels() -> None:
     images, labels = next(iter(DigitsDataModule(batch_size=7).train_dataloader()))
     assert images.shape == (7, 1, 8, 8)
     assert images.dtype == torch.float32
@@ -33,7 +33,7 @@ def test_batches_are_scaled_pictures_with_labels() -> None:
 def test_parts_do_not_overlap_and_cover_everything() -> None:
     train, val, test = (images for images, _ in parts(DigitsDataModule()))
     assert [len(train), len(val), len(test)] == [1077, 360, 360]
-    # No two of the bundled pictures are alike, so a picture names itself.
+    # No two of the bundled images are alike, so an image names itself.
     assert len(rows(torch.cat([train, val, test]))) == 1797
 
 

@@ -17,7 +17,7 @@ BOTH = [SMALL, {"size": 16}]
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """Training, validation and test pictures, 32x32, three classes."""
+    """Training, validation and test images, 32x32, three classes."""
     for seed, (part, each) in enumerate([("train", 6), ("val", 2), ("test", 3)]):
         made_up.write_folder(tmp_path / part, each=each, seed=10 * seed)
     return tmp_path
@@ -47,14 +47,14 @@ def test_parts_are_the_folders(tree: Path, options) -> None:
     assert torch.equal(whole(data.predict_dataloader())[0], whole(data.test_dataloader())[0])
 
 
-def test_small_pictures_are_not_resized(tree: Path) -> None:
+def test_small_images_are_not_resized(tree: Path) -> None:
     images, labels = whole(ImageFolderDataModule(tree, **SMALL).val_dataloader())
     paths = [tree / "val" / name / f"{n}.png" for name in made_up.CLASSES for n in range(2)]
     assert torch.allclose(images, torch.stack([normalised(path) for path in paths]), atol=1e-5)
     assert labels.tolist() == [0, 0, 1, 1, 2, 2]
 
 
-def test_large_pictures_are_cropped_in_the_middle(tmp_path: Path) -> None:
+def test_large_images_are_cropped_in_the_middle(tmp_path: Path) -> None:
     for part in ("train", "val"):
         made_up.write_folder(tmp_path / part, each=1, side=64)
     data = ImageFolderDataModule(tmp_path, size=56)  # resized to 64, which they are: no resampling
@@ -64,7 +64,7 @@ def test_large_pictures_are_cropped_in_the_middle(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("options", BOTH, ids=lambda options: f"size {options['size']}")
-def test_only_training_pictures_are_augmented(tree: Path, options) -> None:
+def test_only_training_images_are_augmented(tree: Path, options) -> None:
     torch.manual_seed(0)
     data = ImageFolderDataModule(tree, batch_size=100, **options)
     for loader, varies in ((data.train_dataloader(), True), (data.val_dataloader(), False)):
@@ -72,7 +72,7 @@ def test_only_training_pictures_are_augmented(tree: Path, options) -> None:
         assert torch.equal(first, second) is not varies
 
 
-def test_without_a_validation_folder_a_share_of_the_training_pictures_validates(tree: Path) -> None:
+def test_without_a_validation_folder_a_share_of_the_training_images_validates(tree: Path) -> None:
     data = ImageFolderDataModule(tree, val=None, val_share=0.5, **SMALL)
     assert len(data.train_dataloader().dataset) == 9  # type: ignore[arg-type]
     images, labels = whole(data.val_dataloader())
@@ -85,10 +85,10 @@ def test_without_a_validation_folder_a_share_of_the_training_pictures_validates(
     assert not torch.equal(whole(other.val_dataloader())[0], images)
 
 
-def test_grey_pictures_and_palettes_become_rgb(tree: Path) -> None:
-    picture = Image.open(tree / "train" / "bear" / "0.png")
-    picture.convert("L").save(tree / "train" / "bear" / "grey.png")
-    picture.convert("P").save(tree / "train" / "bear" / "palette.png")
+def test_grey_images_and_palettes_become_rgb(tree: Path) -> None:
+    image = Image.open(tree / "train" / "bear" / "0.png")
+    image.convert("L").save(tree / "train" / "bear" / "grey.png")
+    image.convert("P").save(tree / "train" / "bear" / "palette.png")
     assert whole(ImageFolderDataModule(tree, **SMALL).train_dataloader())[0].shape[1] == 3
 
 
@@ -119,9 +119,9 @@ def test_a_part_without_class_folders(tree: Path) -> None:
 
 @pytest.mark.parametrize("part", ["train", "val", "test"])
 def test_an_empty_class_folder(tree: Path, part: str) -> None:
-    for picture in (tree / part / "bear").iterdir():
-        picture.rename(picture.with_suffix(".txt"))
-    refused(tree, FileNotFoundError, rf"No picture in 'bear' of .*{part}", test="test")
+    for image in (tree / part / "bear").iterdir():
+        image.rename(image.with_suffix(".txt"))
+    refused(tree, FileNotFoundError, rf"No image in 'bear' of .*{part}", test="test")
 
 
 def test_classes_that_differ_between_parts(tree: Path) -> None:
@@ -130,8 +130,8 @@ def test_classes_that_differ_between_parts(tree: Path) -> None:
 
 
 def test_a_class_that_is_missing_from_validation(tree: Path) -> None:
-    for picture in (tree / "val" / "cat").iterdir():
-        picture.unlink()
+    for image in (tree / "val" / "cat").iterdir():
+        image.unlink()
     (tree / "val" / "cat").rmdir()
     refused(tree, ValueError, "'train' and 'val' differ: only 'train' has 'cat'")
 
@@ -141,24 +141,24 @@ def test_a_class_that_is_missing_from_validation(tree: Path) -> None:
     [
         lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
         lambda path: path.write_bytes(b""),
-        lambda path: path.write_bytes(b"no picture"),
+        lambda path: path.write_bytes(b"no image"),
     ],
 )
-def test_a_picture_that_does_not_decode(tree: Path, damage) -> None:
+def test_a_image_that_does_not_decode(tree: Path, damage) -> None:
     damage(tree / "val" / "bear" / "1.png")
-    refused(tree, ValueError, r"bear.1\.png does not decode as a picture")
+    refused(tree, ValueError, r"bear.1\.png does not decode as an image")
 
 
-def test_a_picture_that_was_not_checked_is_named_when_it_comes_up(tree: Path) -> None:
-    for picture in (tree / "val" / "bear").iterdir():
-        picture.write_bytes(b"no picture")
-    data = ImageFolderDataModule(tree, size=16, check_pictures=0)
+def test_a_image_that_was_not_checked_is_named_when_it_comes_up(tree: Path) -> None:
+    for image in (tree / "val" / "bear").iterdir():
+        image.write_bytes(b"no image")
+    data = ImageFolderDataModule(tree, size=16, check_images=0)
     data.setup("fit")
-    with pytest.raises(ValueError, match=r"bear.0\.png does not decode as a picture"):
+    with pytest.raises(ValueError, match=r"bear.0\.png does not decode as an image"):
         list(data.val_dataloader())
 
 
-def test_pictures_of_another_size_than_promised(tree: Path) -> None:
+def test_images_of_another_size_than_promised(tree: Path) -> None:
     Image.new("RGB", (40, 30)).save(tree / "train" / "cat" / "wide.png")
     with pytest.raises(ValueError, match=r"wide\.png has 40 x 30 pixels; .* 32 x 32"):
         ImageFolderDataModule(tree, **SMALL).setup("fit")

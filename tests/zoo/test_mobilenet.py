@@ -16,7 +16,7 @@ def test_only_strides_differ_from_torchvision() -> None:
     assert strides == [(f"features.{n}.conv.1.0", (2, 2)) for n in (4, 7, 14)]
 
 
-def test_last_maps_of_a_small_picture_are_4x4() -> None:
+def test_last_maps_of_a_small_image_are_4x4() -> None:
     network = mobilenet_v2(num_classes=7).eval()
     assert network.features(torch.randn(1, 3, 32, 32)).shape == (1, 1280, 4, 4)
     assert network(torch.randn(2, 3, 32, 32)).shape == (2, 7)

@@ -41,7 +41,7 @@ def test_shortcuts_skip_pixels_and_pad_channels() -> None:
     assert not found[:, [0, 3]].any()
 
 
-def test_stages_halve_the_picture() -> None:
+def test_stages_halve_the_image() -> None:
     network = ResNet([1, 1, 1], [2, 3, 8])
     shapes = []
     for place in (1, 2, 3):

@@ -1,21 +1,21 @@
 import pytest
 import torch
 
-from acsp_lightning.zoo.pictures import PicturesInMemory, batches_of, split_off
+from acsp_lightning.zoo.images import ImagesInMemory, batches_of, split_off
 
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
 
 def numbered(count: int, side: int = 8) -> torch.Tensor:
-    """Pictures none of whose pixels are alike, or black."""
+    """Images none of whose pixels are alike, or black."""
     pixels = torch.arange(1, 3 * side * side + 1).view(3, side, side)
     return ((pixels + torch.arange(count).view(-1, 1, 1, 1)) % 250 + 1).to(torch.uint8)
 
 
-def test_pictures_are_scaled_and_normalised() -> None:
+def test_images_are_scaled_and_normalised() -> None:
     images = numbered(4)
-    pictures = PicturesInMemory(images, torch.arange(4), mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.3))
-    image, label = pictures[2]
+    images = ImagesInMemory(images, torch.arange(4), mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.3))
+    image, label = images[2]
     assert label == 2
     assert image.dtype == torch.float32
     for channel, (mean, std) in enumerate([(0.5, 0.1), (0.4, 0.2), (0.3, 0.3)]):
@@ -23,9 +23,9 @@ def test_pictures_are_scaled_and_normalised() -> None:
         assert torch.allclose(image[channel].double(), expected, atol=1e-5)
 
 
-def test_batches_are_the_pictures_in_order() -> None:
-    pictures = PicturesInMemory(numbered(7), torch.arange(7), **PLAIN)
-    batches = list(batches_of(pictures, batch_size=3))
+def test_batches_are_the_images_in_order() -> None:
+    images = ImagesInMemory(numbered(7), torch.arange(7), **PLAIN)
+    batches = list(batches_of(images, batch_size=3))
     assert [len(labels) for _, labels in batches] == [3, 3, 1]
     assert torch.equal(torch.cat([labels for _, labels in batches]), torch.arange(7))
     assert torch.allclose(torch.cat([images for images, _ in batches]) * 255, numbered(7).float())
@@ -33,34 +33,34 @@ def test_batches_are_the_pictures_in_order() -> None:
 
 def test_shuffled_batches_come_in_a_new_order_every_epoch() -> None:
     torch.manual_seed(0)
-    loader = batches_of(PicturesInMemory(numbered(50), torch.arange(50)), 50, shuffle=True)
+    loader = batches_of(ImagesInMemory(numbered(50), torch.arange(50)), 50, shuffle=True)
     (first,), (second,) = ([labels.tolist() for _, labels in loader] for _ in range(2))
     assert sorted(first) == sorted(second) == list(range(50))
     assert first != second
 
 
-def test_augmented_pictures_are_crops_of_the_padded_picture_or_its_mirror_image() -> None:
+def test_augmented_images_are_crops_of_the_padded_image_or_its_mirror_image() -> None:
     torch.manual_seed(0)
     images = numbered(1).expand(400, -1, -1, -1)
-    pictures = PicturesInMemory(images, torch.zeros(400, dtype=torch.int64), **PLAIN, padding=1)
-    found = (pictures.__getitems__(list(range(400)))[0] * 255).round().to(torch.uint8)
+    images = ImagesInMemory(images, torch.zeros(400, dtype=torch.int64), **PLAIN, padding=1)
+    found = (images.__getitems__(list(range(400)))[0] * 255).round().to(torch.uint8)
     padded = torch.zeros(3, 10, 10, dtype=torch.uint8)
     padded[:, 1:9, 1:9] = images[0]
     crops = [padded[:, y : y + 8, x : x + 8] for y in range(3) for x in range(3)]
     allowed = torch.stack([*crops, *(crop.flip(2) for crop in crops)])
     which = (found[:, None] == allowed[None]).flatten(2).all(2)
     assert (which.sum(1) == 1).all()
-    # Each of the 18 is as likely as any other, picture by picture: 22 of 400 on average.
+    # Each of the 18 is as likely as any other, image by image: 22 of 400 on average.
     counts = which.sum(0)
     assert counts.min() > 5
     assert counts.max() < 45
 
 
-def test_augmentation_leaves_the_pictures_in_memory_alone() -> None:
+def test_augmentation_leaves_the_images_in_memory_alone() -> None:
     images = numbered(5)
-    pictures = PicturesInMemory(images.clone(), torch.zeros(5, dtype=torch.int64), padding=2)
-    pictures.__getitems__([0, 1, 2, 3, 4])
-    assert torch.equal(pictures.images, images)
+    images = ImagesInMemory(images.clone(), torch.zeros(5, dtype=torch.int64), padding=2)
+    images.__getitems__([0, 1, 2, 3, 4])
+    assert torch.equal(images.images, images)
 
 
 def test_a_split_takes_its_share_of_every_class() -> None:
@@ -92,6 +92,6 @@ def test_impossible_shares_are_refused(share: float) -> None:
         split_off(torch.arange(9) % 3, share, seed=0)
 
 
-def test_a_class_of_one_picture_cannot_be_split() -> None:
-    with pytest.raises(ValueError, match="Class 2 has a single picture"):
+def test_a_class_of_one_image_cannot_be_split() -> None:
+    with pytest.raises(ValueError, match="Class 2 has a single image"):
         split_off(torch.tensor([0, 0, 1, 1, 2]), 0.5, seed=0)

@@ -1,4 +1,4 @@
-"""Small pictures that are held in memory, and augmented a whole batch at a time."""
+"""Small images that are held in memory, and augmented a whole batch at a time."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "PicturesInMemory", "batches_of", "split_off"]
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "ImagesInMemory", "batches_of", "split_off"]
 
 Batch = tuple[Tensor, Tensor]
 
@@ -18,18 +18,18 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-class PicturesInMemory(Dataset[Batch]):
-    """Pictures of one size, given out normalised, and shifted and mirrored at random if wanted.
+class ImagesInMemory(Dataset[Batch]):
+    """Images of one size, given out normalised, and shifted and mirrored at random if wanted.
 
-    An index gives one picture, a list of indices a batch, which :func:`batches_of` makes use of: one
+    An index gives one image, a list of indices a batch, which :func:`batches_of` makes use of: one
     gather crops and mirrors the whole batch. Random numbers come from torch's global generator.
 
     Args:
         images: uint8, shape (N, channels, H, W).
         labels: int64, shape (N,).
-        mean: of every channel, of pictures scaled to [0, 1]; subtracted.
+        mean: of every channel, of images scaled to [0, 1]; subtracted.
         std: standard deviation of every channel, likewise; divided by.
-        padding: pictures are padded by so many black pixels on each side, cropped back to H x W at a
+        padding: images are padded by so many black pixels on each side, cropped back to H x W at a
             random place, and mirrored with probability 1/2, each by its own draw. None: they stay.
     """
 
@@ -55,7 +55,7 @@ class PicturesInMemory(Dataset[Batch]):
         return images[0], labels[0]
 
     def __getitems__(self, indices: list[int]) -> Batch:
-        """Batch of the pictures at ``indices``: float32 (B, channels, H, W) and int64 (B,)."""
+        """Batch of the images at ``indices``: float32 (B, channels, H, W) and int64 (B,)."""
         images = self.images[indices]
         if self.padding is not None:
             images = _shift_and_mirror(images, self.padding)
@@ -63,7 +63,7 @@ class PicturesInMemory(Dataset[Batch]):
 
 
 def _shift_and_mirror(images: Tensor, padding: int) -> Tensor:
-    """Each picture of a batch (B, channels, H, W) at its own random place, mirrored or not."""
+    """Each image of a batch (B, channels, H, W) at its own random place, mirrored or not."""
     count, _, height, width = images.shape
     top, left = torch.randint(0, 2 * padding + 1, (2, count, 1))
     mirrored = torch.rand(count, 1) < 0.5
@@ -71,20 +71,20 @@ def _shift_and_mirror(images: Tensor, padding: int) -> Tensor:
     rows = top + torch.arange(height)
     columns = left + torch.where(mirrored, width - 1 - across, across)
     padded = functional.pad(images, (padding, padding, padding, padding))
-    picture = torch.arange(count).view(-1, 1, 1)
+    image = torch.arange(count).view(-1, 1, 1)
     # The slice between the index tensors moves the channels to the end.
-    return padded[picture, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    return padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def batches_of(pictures: PicturesInMemory, batch_size: int, shuffle: bool = False) -> DataLoader[Batch]:
-    """A loader over ``pictures``; no worker processes, since nothing is read or decoded.
+def batches_of(images: ImagesInMemory, batch_size: int, shuffle: bool = False) -> DataLoader[Batch]:
+    """A loader over ``images``; no worker processes, since nothing is read or decoded.
 
     Args:
-        pictures: what to load.
-        batch_size: pictures per batch, at least 1; the last batch may be smaller.
+        images: what to load.
+        batch_size: images per batch, at least 1; the last batch may be smaller.
         shuffle: a new order every epoch.
     """
-    return DataLoader(pictures, batch_size=batch_size, shuffle=shuffle, collate_fn=_as_it_is)
+    return DataLoader(images, batch_size=batch_size, shuffle=shuffle, collate_fn=_as_it_is)
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -92,11 +92,11 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def split_off(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Splits pictures at random in two parts, the same share of every class.
+    """Splits images at random in two parts, the same share of every class.
 
     Args:
         labels: int64, shape (N,).
-        share: of every class that goes into the second part, in (0, 1), rounded to whole pictures, but
+        share: of every class that goes into the second part, in (0, 1), rounded to whole images, but
             at least one in either part.
         seed: decides the split and nothing else.
 
@@ -104,7 +104,7 @@ def split_off(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
         Indices of the first and of the second part, int64, each in rising order.
 
     Raises:
-        ValueError: if the share is not in (0, 1), or a class has a single picture.
+        ValueError: if the share is not in (0, 1), or a class has a single image.
     """
     if not 0 < share < 1:
         raise ValueError(f"The share to split off is {share}; it must lie between 0 and 1, such as 0.1.")
@@ -114,8 +114,8 @@ def split_off(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
         members = (labels == label).nonzero().flatten()
         if len(members) < 2:
             raise ValueError(
-                f"Class {label} has a single picture, which cannot both train and validate. Add "
-                "pictures, or validate on a folder of their own."
+                f"Class {label} has a single image, which cannot both train and validate. Add "
+                "images, or validate on a folder of their own."
             )
         count = min(max(1, round(share * len(members))), len(members) - 1)
         second[members[torch.randperm(len(members), generator=generator)[:count]]] = True
