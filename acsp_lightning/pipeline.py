@@ -28,7 +28,7 @@ from acsp_lightning.structure.forward import evaluation_state, random_state_rest
 from acsp_lightning.structure.groups import ChannelGroup, Tracing
 from acsp_lightning.structure.pruning import prune
 from acsp_lightning.structure.refit import Refit, prepare_refit
-from acsp_lightning.structure.surgery import Replacement
+from acsp_lightning.structure.surgery import SlicedParameter
 from acsp_lightning.structure.verification import prunable_groups
 
 T = TypeVar("T")
@@ -277,7 +277,7 @@ def _consumer_outputs(site: Site, captured: Captured, settings: PruningSettings)
 
 def prune_network(
     model: nn.Module, proposal: Proposal, recovery: Recovery, *, tried: bool = True
-) -> tuple[Replacement, ...]:
+) -> tuple[SlicedParameter, ...]:
     """Cut a network in place, let the consumers recover, and try its forward.
 
     Args:
@@ -287,7 +287,7 @@ def prune_network(
         tried: run forward before and after.
 
     Returns:
-        One entry for every parameter that was replaced.
+        One entry for every parameter that became smaller.
 
     Raises:
         ValueError: if the plan does not fit; RuntimeError: if forward fails after the cut. The network

@@ -177,7 +177,6 @@ def _measure(
     with ExitStack() as stack:
         for model in models:
             stack.enter_context(evaluation_state(model))
-            stack.enter_context(_buffers_kept(model))
         # On a GPU, events go to the queue of the current device.
         stack.enter_context(torch.cuda.device(device) if device.type == "cuda" else nullcontext())
         for size in batch_sizes:
@@ -209,24 +208,6 @@ def _compiled(models: Sequence[nn.Module]) -> Iterator[list[Any]]:
             yield [torch.compile(model, dynamic=False) for model in models]
     finally:
         torch.compiler.reset()
-
-
-@contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Put back what a forward pass does to buffers in evaluation mode, such as to count its calls."""
-    kept = [
-        (module._buffers, name, buffer, buffer.clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
-    try:
-        yield
-    finally:
-        for buffers, name, buffer, value in kept:
-            buffers[name] = buffer
-            if not torch.equal(buffer, value):
-                buffer.copy_(value)
 
 
 Timer = Callable[[Callable[..., Any], tuple[Any, ...]], float]

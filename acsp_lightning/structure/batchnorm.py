@@ -25,7 +25,7 @@ def recalibrate_batchnorm(model: nn.Module, inputs: Iterable[Any], batches: int)
     """
     live = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
     momenta = [module.momentum for module in live]
-    with evaluation_state(model), torch.no_grad():
+    with evaluation_state(model, but=live), torch.no_grad():
         try:
             for place, batch in enumerate(islice(inputs, batches)):
                 for module in live:

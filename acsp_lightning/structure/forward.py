@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from typing import Any
@@ -50,20 +50,54 @@ def eager_copy(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def evaluation_state(model: nn.Module, *, grad: bool = False) -> Iterator[None]:
+def state_restored(model: nn.Module, *, but: Collection[nn.Module] = ()) -> Iterator[None]:
+    """Put back what forward passes in the body change: running ranges, counters, caches.
+
+    Buffers get back their objects and their values, and attributes that a module rebinds their objects.
+
+    Args:
+        model: any module.
+        but: submodules whose buffers keep what the body makes of them.
+    """
+    spared = {id(module) for module in but}
+    kept = [(m, dict(vars(m)), dict(m._buffers)) for m in model.modules() if id(m) not in spared]
+    values = [(b, b.detach().clone()) for _, _, own in kept for b in own.values() if b is not None]
+    try:
+        yield
+    finally:
+        for module, attributes, buffers in kept:
+            own = vars(module)
+            for name in own.keys() - attributes.keys():
+                del own[name]
+            own.update(attributes)
+            module._buffers.clear()
+            module._buffers.update(buffers)
+        with torch.no_grad():
+            for buffer, value in values:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
+
+
+@contextmanager
+def evaluation_state(
+    model: nn.Module, *, grad: bool = False, but: Collection[nn.Module] = ()
+) -> Iterator[None]:
     """Run ``model`` in eval mode, eagerly, without autocast; afterwards it is as it was.
 
-    Train/eval flags of every submodule, ``requires_grad`` of every parameter, the grad mode and the
-    random state are put back, also when the body raises.
+    Train/eval flags of every submodule, buffers and rebound attributes (:func:`state_restored`),
+    ``requires_grad`` of every parameter, the grad mode and the random state are put back, also when the
+    body raises.
 
     Args:
         model: any module.
         grad: enable autograd and let every floating-point parameter require gradients meanwhile.
+        but: submodules whose buffers keep what the body makes of them.
     """
     flags = [(module, module.training) for module in model.modules()]
     frozen = [p for p in model.parameters() if p.is_floating_point() and not p.requires_grad]
     device_type = next((p.device.type for p in model.parameters()), "cpu")
     with (
+        state_restored(model, but=but),
         _random_state_kept(model),
         torch.autocast(device_type, enabled=False),
         # Compiled code would run past hooks that were added after its compilation.
@@ -175,12 +209,12 @@ def of_batch_size(inputs: tuple[Any, ...], size: int) -> tuple[Any, ...]:
 
 
 def run_forward(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
-    """``model(*inputs)`` on copies of the tensors in ``inputs``; two calls give the same.
+    """``model(*inputs)`` on copies of the tensors in ``inputs``; two calls return the same.
 
-    A forward that writes to its inputs or draws random numbers sees the same ones every time, and
-    batches that were made under ``inference_mode`` can be traced by autograd.
+    A forward that writes to its inputs or its buffers, or draws random numbers, finds the same ones
+    every time, and batches that were made under ``inference_mode`` can be traced by autograd.
     """
-    with _random_state_kept(model):
+    with _random_state_kept(model), state_restored(model):
         return model(*cloned(inputs))
 
 

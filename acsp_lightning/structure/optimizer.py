@@ -1,73 +1,123 @@
 """The optimizer goes on: the same object, with its state cut as the parameters were."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
-from acsp_lightning.structure.surgery import Replacement
+from acsp_lightning.structure.surgery import SlicedParameter
 
 
-def slice_optimizer_state(optimizer: Optimizer, replacements: Iterable[Replacement]) -> tuple[str, ...]:
-    """Let ``optimizer`` follow a cut, in place.
+def nested_optimizers(optimizers: Iterable[Optimizer]) -> Iterator[Optimizer]:
+    """Optimizers, and those that they hold in attributes (SAM, Lookahead), each once."""
+    seen: set[int] = set()
+    waiting = list(optimizers)
+    while waiting:
+        optimizer = waiting.pop(0)
+        if id(optimizer) in seen:
+            continue
+        seen.add(id(optimizer))
+        yield optimizer
+        for value in vars(optimizer).values():
+            held = value.values() if isinstance(value, Mapping) else value
+            entries = held if isinstance(value, list | tuple | Mapping) else [value]
+            waiting += [entry for entry in entries if isinstance(entry, Optimizer)]
 
-    Every replaced parameter is exchanged at its place in its parameter group; learning rates and
-    order do not change. State tensors of the parameter's shape (momentum, Adam's moments) are sliced
-    alike, scalars (step counts) are kept. A parameter with state of any other shape (factored
-    moments) loses all of its state, so that the optimizer starts it afresh; LBFGS, whose state runs
-    through all parameters at once, loses it for all that were cut.
+
+def slice_optimizer_state(optimizer: Optimizer, sliced: Iterable[SlicedParameter]) -> tuple[str, ...]:
+    """Let the state of an optimizer follow a cut, in place.
+
+    Parameter groups hold the parameters themselves, so that learning rates and order do not change.
+    State tensors of the parameter's old shape (momentum, Adam's moments, slow weights) are sliced
+    alike, also where they lie in a list beside the parameters of a group or in a dict by parameter;
+    scalars (step counts) are kept. A parameter with state of any other shape (factored moments) loses
+    all of its state, so that the optimizer starts it again; LBFGS, whose state runs through all
+    parameters at once, loses it for all that were cut.
 
     Args:
         optimizer: any torch optimizer; parameters that it does not hold are passed over.
-        replacements: what :func:`acsp_lightning.structure.surgery.apply_plan` returned.
+        sliced: what :func:`acsp_lightning.structure.surgery.apply_plan` returned.
 
     Returns:
         Names of the parameters whose state was dropped.
     """
-    by_old = {id(r.old): r for r in replacements}
+    by_parameter = {id(entry.parameter): entry for entry in sliced}
     if isinstance(optimizer, torch.optim.LBFGS):
-        return _restart_lbfgs(optimizer, by_old)
+        return _restart_lbfgs(optimizer, by_parameter)
     dropped: list[str] = []
-    for group in optimizer.param_groups:
-        for place, parameter in enumerate(group["params"]):
-            replacement = by_old.get(id(parameter))
-            if replacement is None:
-                continue
-            group["params"][place] = replacement.new
-            state = optimizer.state.pop(parameter, None)
-            if not state:
-                continue
-            if all(_can_follow(value, replacement) for value in state.values()):
-                optimizer.state[replacement.new] = {
-                    key: _follow(value, replacement) for key, value in state.items()
-                }
-            else:
-                dropped.append(replacement.name)
+    for parameter, state in list(optimizer.state.items()):
+        entry = by_parameter.get(id(parameter))
+        if entry is None or not state:
+            continue
+        if all(_can_follow(value, entry) for value in state.values()):
+            optimizer.state[parameter] = {key: _follow(value, entry) for key, value in state.items()}
+        else:
+            del optimizer.state[parameter]
+            dropped.append(entry.name)
+    for container, place, parameter in list(held_beside(optimizer)):
+        entry = by_parameter.get(id(parameter))
+        if entry is not None and _has_old_shape(container[place], entry):
+            container[place] = entry.slice(container[place])
     return tuple(dropped)
 
 
-def _restart_lbfgs(optimizer: torch.optim.LBFGS, by_old: dict[int, Replacement]) -> tuple[str, ...]:
+def held_beside(optimizer: Optimizer) -> Iterator[tuple[Any, Any, torch.Tensor]]:
+    """Where an optimizer may hold a tensor for a parameter beside its state, such as slow weights.
+
+    Yields:
+        A list or dict, the place in it, and the parameter that the place belongs to: entries of lists in
+        the order of a group's parameters, or of all parameters, and of dicts by parameter.
+    """
+    groups = [group["params"] for group in optimizer.param_groups]
+    everything = [parameter for parameters in groups for parameter in parameters]
+    for group in optimizer.param_groups:
+        for name, value in group.items():
+            if name != "params":
+                yield from _places(value, group["params"])
+    for name, value in vars(optimizer).items():
+        if name in ("state", "param_groups"):
+            continue
+        if isinstance(value, MutableMapping):
+            yield from ((value, key, key) for key in value if isinstance(key, torch.Tensor))
+        elif isinstance(value, list) and len(value) == len(groups) and isinstance(value[0], list):
+            for entries, parameters in zip(value, groups, strict=True):
+                yield from _places(entries, parameters)
+        else:
+            yield from _places(value, everything)
+
+
+def _places(values: Any, parameters: Sequence[torch.Tensor]) -> Iterator[tuple[Any, Any, torch.Tensor]]:
+    """Places of a list of tensors that stands beside a list of parameters and is not that list."""
+    if isinstance(values, list) and len(values) == len(parameters):
+        for place, (value, parameter) in enumerate(zip(values, parameters, strict=True)):
+            if isinstance(value, torch.Tensor) and value is not parameter:
+                yield values, place, parameter
+
+
+def _restart_lbfgs(
+    optimizer: torch.optim.LBFGS, by_parameter: Mapping[int, SlicedParameter]
+) -> tuple[str, ...]:
     """LBFGS keeps one state, flattened over all parameters, under the first: drop it whole."""
     parameters = optimizer.param_groups[0]["params"]
-    held = {place: by_old[id(p)] for place, p in enumerate(parameters) if id(p) in by_old}
+    held = [by_parameter[id(p)] for p in parameters if id(p) in by_parameter]
     if not held:
         return ()
     had_state = bool(optimizer.state)
     optimizer.state.clear()
     optimizer._numel_cache = None
-    for place, replacement in held.items():
-        parameters[place] = replacement.new
-    return tuple(replacement.name for replacement in held.values()) if had_state else ()
+    return tuple(entry.name for entry in held) if had_state else ()
 
 
-def _can_follow(value: Any, replacement: Replacement) -> bool:
+def _has_old_shape(value: Any, entry: SlicedParameter) -> bool:
+    return isinstance(value, torch.Tensor) and value.shape == entry.old.shape
+
+
+def _can_follow(value: Any, entry: SlicedParameter) -> bool:
     if isinstance(value, torch.Tensor):
-        return value.shape == replacement.old.shape or value.numel() == 1
+        return value.shape == entry.old.shape or value.numel() == 1
     return value is None or isinstance(value, bool | int | float | str)
 
 
-def _follow(value: Any, replacement: Replacement) -> Any:
-    if isinstance(value, torch.Tensor) and value.shape == replacement.old.shape:
-        return replacement.slice(value)
-    return value
+def _follow(value: Any, entry: SlicedParameter) -> Any:
+    return entry.slice(value) if _has_old_shape(value, entry) else value

@@ -12,7 +12,7 @@ from acsp_lightning.structure.forward import evaluation_state, output_tensors, r
 from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.plan import PruningPlan
 from acsp_lightning.structure.refit import Refit, refit_consumers
-from acsp_lightning.structure.surgery import Replacement, check_plan, reversible_cut
+from acsp_lightning.structure.surgery import SlicedParameter, check_plan, reversible_cut
 
 
 def prune(
@@ -23,7 +23,7 @@ def prune(
     groups: Sequence[ChannelGroup] = (),
     input_moments: Mapping[str, Tensor] | None = None,
     refit: Refit | None = None,
-) -> tuple[Replacement, ...]:
+) -> tuple[SlicedParameter, ...]:
     """Cut ``model`` in place, let consumers recover, and check that forward still works.
 
     Args:
@@ -36,7 +36,7 @@ def prune(
         refit: samples and what the consumers gave for them before the cut; None: they are not fitted.
 
     Returns:
-        One entry for every parameter that was replaced.
+        One entry for every parameter that became smaller.
 
     Raises:
         ValueError: if the plan does not fit the model.
@@ -46,9 +46,9 @@ def prune(
     check_plan(model, plan)
     shapes = None if inputs is None else _output_shapes(model, inputs)
     try:
-        with reversible_cut(model, plan) as replacements:
+        with reversible_cut(model, plan) as sliced:
             if input_moments is not None:
-                recover_consumers(model, plan, groups, replacements, input_moments)
+                recover_consumers(model, plan, groups, sliced, input_moments)
             with _biases_put_back(model, plan):
                 if refit is not None:
                     refit_consumers(model, plan, refit)
@@ -61,7 +61,7 @@ def prune(
             f"{type(model).__name__} does not work after the cut of {layers}: {error}. It was put back "
             "as it was. If forward takes the width of these layers for granted, exclude them."
         ) from error
-    return replacements
+    return sliced
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from acsp_lightning.structure.layers import Side, is_consumer, refusal, side_layout
-from acsp_lightning.structure.surgery import parameter_like
+from acsp_lightning.structure.surgery import set_data
 
 SIDES: tuple[Side, Side] = ("out", "in")
 
@@ -105,8 +105,9 @@ def _resize(module: nn.Module, shapes: Mapping[str, torch.Size]) -> None:
             continue
         new = _empty_like(old, shape)
         if isinstance(old, nn.Parameter):
-            new = parameter_like(old, new)
-        setattr(module, name, new)
+            set_data(old, new)
+        else:
+            setattr(module, name, new)
     vars(module).update(sizes)
 
 

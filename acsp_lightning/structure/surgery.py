@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -19,49 +18,50 @@ from acsp_lightning.structure.plan import PruningPlan, SideCut
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Replacement:
-    """A parameter that a cut replaced by a smaller one.
+class SlicedParameter:
+    """A parameter that a cut made smaller.
 
     Attributes:
-        name: qualified name, the same before and after.
-        old: the parameter as it was, untouched.
-        new: the parameter that stands in its place; it carries ``requires_grad``, the memory format,
-            the attributes and the gradient hooks that were set on the old one, but no gradient.
-        cuts: (dimension, kept indices) in the order in which the old one was sliced.
+        name: qualified name.
+        parameter: the same object as before the cut, so that whoever holds it (optimizers, lists for
+            penalties or clipping) holds the smaller one; it has no gradient.
+        old: its data before the cut, untouched.
+        cuts: (dimension, kept indices) in the order in which the data was sliced.
     """
 
     name: str
-    old: nn.Parameter
-    new: nn.Parameter
+    parameter: nn.Parameter
+    old: torch.Tensor
     cuts: tuple[tuple[int, torch.Tensor], ...]
 
     def slice(self, tensor: torch.Tensor) -> torch.Tensor:
-        """``tensor``, of the shape of the old parameter, cut as the parameter was."""
+        """``tensor``, of the shape of the old data, cut as the parameter was."""
         for dim, kept in self.cuts:
             tensor = slice_tensor(tensor, dim, kept)
         return tensor
 
 
-def apply_plan(model: nn.Module, plan: PruningPlan) -> tuple[Replacement, ...]:
+def apply_plan(model: nn.Module, plan: PruningPlan) -> tuple[SlicedParameter, ...]:
     """Cut ``model`` in place, all of ``plan`` or nothing.
 
-    Needs no example input and no optimizer; where an optimizer holds the parameters, pass the result
-    to :func:`acsp_lightning.structure.optimizer.slice_optimizer_state`.
+    Needs no example input and no optimizer. Parameters stay the same objects; where an optimizer has
+    state for them, pass the result to
+    :func:`acsp_lightning.structure.optimizer.slice_optimizer_state`.
 
     Args:
         model: a network whose layers have the widths that the plan was made for.
         plan: kept indices per layer side.
 
     Returns:
-        One entry for every parameter that was replaced.
+        One entry for every parameter that became smaller.
 
     Raises:
         ValueError: if the plan does not fit the model: says which layer, the width found and the
             width expected. The model is untouched then.
     """
     check_plan(model, plan)
-    with reversible_cut(model, plan) as replacements:
-        return replacements
+    with reversible_cut(model, plan) as sliced:
+        return sliced
 
 
 def check_plan(model: nn.Module, plan: PruningPlan) -> None:
@@ -90,10 +90,11 @@ def check_plan(model: nn.Module, plan: PruningPlan) -> None:
 @contextmanager
 def reversible_cut(
     model: nn.Module, plan: PruningPlan, *, keep: bool = True
-) -> Iterator[tuple[Replacement, ...]]:
+) -> Iterator[tuple[SlicedParameter, ...]]:
     """Cut ``model`` for the body; put it back if the body raises, or at the end unless ``keep``.
 
-    The way back is exact: the very parameter and buffer objects of before stand in their places.
+    The way back is exact: every parameter gets back its data and its gradient, and the very buffers of
+    before stand in their places.
 
     Args:
         model: checked against the plan by the caller.
@@ -105,27 +106,45 @@ def reversible_cut(
     before = [_snapshot(module) for module in touched]
     stays = False
     try:
-        yield _cut(modules, plan)
+        sliced = _cut(modules, plan)
+        yield sliced
         stays = keep
     finally:
         if not stays:
             for module, state in zip(touched, before, strict=True):
                 _restore(module, state)
+    # Not for a trial: whoever holds the accumulators goes on with them.
+    for entry in sliced:
+        if stays:
+            set_data(entry.parameter, entry.parameter.data)
 
 
-def _snapshot(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    sizes = {key: value for key, value in vars(module).items() if type(value) is int}
-    return dict(module._parameters), dict(module._buffers), sizes
+@dataclass(frozen=True, slots=True)
+class _State:
+    """What a cut changes in one layer."""
+
+    parameters: list[tuple[nn.Parameter, torch.Tensor, torch.Tensor | None]]
+    buffers: dict[str, torch.Tensor | None]
+    sizes: dict[str, int]
 
 
-def _restore(module: nn.Module, state: tuple[dict[str, Any], dict[str, Any], dict[str, Any]]) -> None:
-    parameters, buffers, sizes = state
-    module._parameters.update(parameters)
-    module._buffers.update(buffers)
-    vars(module).update(sizes)
+def _snapshot(module: nn.Module) -> _State:
+    return _State(
+        [(p, p.data, p.grad) for p in module.parameters(recurse=False)],
+        dict(module._buffers),
+        {key: value for key, value in vars(module).items() if type(value) is int},
+    )
 
 
-def _cut(modules: dict[str, nn.Module], plan: PruningPlan) -> tuple[Replacement, ...]:
+def _restore(module: nn.Module, state: _State) -> None:
+    for parameter, data, gradient in state.parameters:
+        parameter.data = data
+        parameter.grad = gradient
+    module._buffers.update(state.buffers)
+    vars(module).update(state.sizes)
+
+
+def _cut(modules: dict[str, nn.Module], plan: PruningPlan) -> tuple[SlicedParameter, ...]:
     slices: dict[tuple[str, str], list[tuple[int, torch.Tensor]]] = {}
     for cut in plan:
         layout = side_layout(modules[cut.layer], cut.side)
@@ -133,33 +152,33 @@ def _cut(modules: dict[str, nn.Module], plan: PruningPlan) -> tuple[Replacement,
         for name, dim in layout.tensors:
             if getattr(modules[cut.layer], name, None) is not None:
                 slices.setdefault((cut.layer, name), []).append((dim, kept))
-    replacements = []
-    # Parameters made under inference_mode could never be trained.
+    sliced = []
+    # Data made under inference_mode could never be trained.
     with torch.inference_mode(False), torch.no_grad():
         for (layer, name), cuts in slices.items():
-            old = getattr(modules[layer], name)
+            tensor = getattr(modules[layer], name)
+            old = tensor.data if isinstance(tensor, nn.Parameter) else tensor
             new = old
             for dim, kept in cuts:
                 new = slice_tensor(new, dim, kept)
-            if isinstance(old, nn.Parameter):
-                new = parameter_like(old, new)
-                replacements.append(Replacement(f"{layer}.{name}", old, new, tuple(cuts)))
-            setattr(modules[layer], name, new)
+            if isinstance(tensor, nn.Parameter):
+                tensor.grad, tensor.data = None, new
+                sliced.append(SlicedParameter(f"{layer}.{name}", tensor, old, tuple(cuts)))
+            else:
+                setattr(modules[layer], name, new)
     for cut in plan:
         _set_sizes(modules[cut.layer], cut)
-    return tuple(replacements)
+    return tuple(sliced)
 
 
-def parameter_like(old: nn.Parameter, data: torch.Tensor) -> nn.Parameter:
-    """A parameter of other data with what users have set on ``old``: attributes, hooks, the flag."""
-    new = nn.Parameter(data, requires_grad=old.requires_grad)
-    vars(new).update(vars(old))
-    for hooks in ("_backward_hooks", "_post_accumulate_grad_hooks"):
-        registered = getattr(old, hooks)
-        if registered:
-            # The same dictionary: the handles that users hold still remove their hooks.
-            setattr(new, hooks, registered)
-    return new
+def set_data(parameter: nn.Parameter, data: torch.Tensor) -> None:
+    """Let a parameter hold data of another shape, without a gradient; it stays the same object."""
+    parameter.grad = None
+    # An accumulator of its gradients that is still alive (DistributedDataParallel holds them) expects
+    # the old shape. Torch makes a new one only when the type of the data changes: it does in between.
+    between = torch.float32 if parameter.dtype == torch.float16 else torch.float16
+    parameter.data = parameter.data.new_empty(0, dtype=between)
+    parameter.data = data
 
 
 def _set_sizes(module: nn.Module, cut: SideCut) -> None:

@@ -37,6 +37,9 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2, torch.float16: 5e-2, torc
 # weakly (local response normalisation: 1e-4 of the squares) must show beyond the tolerance.
 SPOIL = 100.0
 
+# Of a forward that skips layers at random, in which each of them is likely to be called.
+TRAINING_PASSES = 4
+
 
 def prunable_groups(
     model: nn.Module,
@@ -77,12 +80,36 @@ def verify_groups(model: nn.Module, inputs: tuple[Any, ...], tracing: Tracing) -
     """
     inputs = varied(inputs)
     with evaluation_state(model):
-        trains = _has_training_only_layers(model, inputs) and _training_forward(model, inputs) is None
-        reasons = _all_reasons(model, inputs, tracing.groups, trains)
+        trains = _training_forward(model, inputs) is None
+        reasons = _evaluated_only(model, inputs, tracing.groups) if trains else {}
+        trained = [group for group in tracing.groups if group.name not in reasons]
+        reasons |= _all_reasons(model, inputs, trained, trains)
     return Tracing(
         tuple(group for group in tracing.groups if group.name not in reasons),
         {**tracing.left_whole, **reasons},
     )
+
+
+def _evaluated_only(
+    model: nn.Module, inputs: tuple[Any, ...], groups: Sequence[ChannelGroup]
+) -> dict[str, str]:
+    """Why groups are not those that train: forward calls one of their layers in eval mode alone."""
+    idle = set(call_counts(model, inputs))
+    with _train_mode(model):
+        for _ in range(TRAINING_PASSES):
+            idle -= set(call_counts(model, inputs))
+            if not idle:
+                break
+            torch.rand(1)  # layers that are skipped at random (LayerDrop) get another draw
+    found = {}
+    for group in groups:
+        layer = next((side.layer for side in group.sides if side.layer in idle), None)
+        if layer is not None:
+            found[group.name] = (
+                f"forward calls {layer!r} in evaluation and never in training, so what would "
+                "be cut is not the one that trains (an averaged copy?)"
+            )
+    return found
 
 
 def _all_reasons(
@@ -196,14 +223,8 @@ def unseen_layers(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[str, ...]:
     return tuple(name for name in owners if name not in called)
 
 
-def _has_training_only_layers(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
-    """Whether layers stay idle in eval mode (auxiliary heads), so that no tracing sees them."""
-    owners = {name for name, m in model.named_modules() if next(m.parameters(False), None) is not None}
-    return bool(owners - set(call_counts(model, inputs)))
-
-
 def _training_forward(model: nn.Module, inputs: tuple[Any, ...]) -> Exception | None:
-    """The error of one forward pass in train mode, if any; buffers are put back."""
+    """The error of one forward pass in train mode, if any."""
     try:
         with _train_mode(model):
             run_forward(model, inputs)
@@ -214,9 +235,7 @@ def _training_forward(model: nn.Module, inputs: tuple[Any, ...]) -> Exception | 
 
 @contextmanager
 def _train_mode(model: nn.Module) -> Iterator[None]:
-    """Train mode for one forward pass, and eval mode after it; buffers are put back."""
-    buffers = [(module, dict(module._buffers)) for module in model.modules()]
-    values = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    """Train mode for forward passes, and eval mode after them."""
     model.train()
     for module in model.modules():
         if isinstance(module, _BatchNorm):
@@ -225,10 +244,6 @@ def _train_mode(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.eval()
-        for module, owned in buffers:
-            module._buffers.update(owned)
-        for buffer, value in values:
-            buffer.copy_(value)
 
 
 def _without_front(width: int) -> list[int]:

@@ -15,7 +15,7 @@ from acsp_lightning.selection.proposal import Proposal
 from acsp_lightning.settings import PruningSettings
 from acsp_lightning.structure.batchnorm import recalibrate_batchnorm
 from acsp_lightning.structure.forward import eager_copy, random_state_restored
-from acsp_lightning.structure.optimizer import slice_optimizer_state
+from acsp_lightning.structure.optimizer import nested_optimizers, slice_optimizer_state
 from acsp_lightning.structure.plan import PruningPlan
 from acsp_lightning.structure.refit import prepare_refit
 from acsp_lightning.structure.surgery import check_plan
@@ -122,15 +122,15 @@ def _cut(trainer: pl.Trainer, proposal: Proposal, recovery: Recovery) -> None:
     copies = list(averaged_copies(trainer))
     for copy in copies:
         check_plan(copy, proposal.plan)
-    replacements = prune_network(trainer.lightning_module, proposal, recovery)
+    sliced = prune_network(trainer.lightning_module, proposal, recovery)
     refit = recovery.refit
     for copy in copies:
         own = refit and prepare_refit(copy, refit.targets, refit.inputs)
         prune_network(copy, proposal, replace(recovery, refit=own), tried=False)
     dropped = [
         name
-        for optimizer in trainer.optimizers
-        for name in slice_optimizer_state(optimizer, replacements)
+        for optimizer in nested_optimizers(trainer.optimizers)
+        for name in slice_optimizer_state(optimizer, sliced)
     ]
     if dropped:
         rank_zero_warn(

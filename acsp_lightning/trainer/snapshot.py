@@ -8,13 +8,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import (
-    ModelCheckpoint,
-)
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from acsp_lightning.structure.optimizer import held_beside, nested_optimizers
 from acsp_lightning.structure.resizing import resize_layers
 
 
@@ -36,18 +35,32 @@ def save_uncut(trainer: pl.Trainer, epoch: int | None) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class OptimizerSnapshot:
+    """What an optimizer remembers of its parameters.
+
+    Attributes:
+        state: its state, by the position of the parameter in all groups; by name what belongs to none.
+        beside: tensors that it holds for parameters beside its state, in the order in which
+            :func:`acsp_lightning.structure.optimizer.held_beside` finds them.
+    """
+
+    state: Mapping[Any, Any]
+    beside: Sequence[Tensor]
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """Weights and optimizer state; learning rates and schedules are not part of it.
 
     Attributes:
         weights: all parameters and buffers of the network, by name.
         copies: the same of every averaged copy of it.
-        optimizers: the ``state`` of every optimizer's state dict.
+        optimizers: one for each optimizer, those that others hold included.
     """
 
     weights: Mapping[str, Tensor]
     copies: Sequence[Mapping[str, Tensor]]
-    optimizers: Sequence[Mapping[Any, Any]]
+    optimizers: Sequence[OptimizerSnapshot]
 
 
 def take_snapshot(
@@ -57,7 +70,7 @@ def take_snapshot(
     return Snapshot(
         _cloned(model),
         [_cloned(copy) for copy in copies],
-        [deepcopy(optimizer.state_dict()["state"]) for optimizer in optimizers],
+        [_remembered(optimizer) for optimizer in nested_optimizers(optimizers)],
     )
 
 
@@ -66,8 +79,7 @@ def restore_snapshot(
 ) -> None:
     """Put the network, its copies and its optimizers back, in place.
 
-    Parameters of another shape give way to new ones of the old shape, in the optimizers too, at their
-    places in their groups. Learning rates and other options stay as they are now.
+    Parameters stay the same objects. Learning rates and other options stay as they are now.
 
     Args:
         snapshot: taken earlier of the same objects.
@@ -75,18 +87,44 @@ def restore_snapshot(
         copies: in the order in which the snapshot was taken.
         optimizers: in the order in which the snapshot was taken.
     """
-    cut = dict(model.named_parameters())
     for module, weights in zip([model, *copies], [snapshot.weights, *snapshot.copies], strict=True):
         _put_back(module, weights)
-    whole = {id(cut[name]): parameter for name, parameter in model.named_parameters() if name in cut}
-    for optimizer, state in zip(optimizers, snapshot.optimizers, strict=True):
-        for group in optimizer.param_groups:
-            # In place: LBFGS holds the list itself.
-            group["params"][:] = [whole.get(id(parameter), parameter) for parameter in group["params"]]
-        optimizer.state.clear()
-        # LBFGS remembers how many numbers its parameters hold.
-        vars(optimizer).update(dict.fromkeys(vars(optimizer).keys() & {"_numel_cache"}))
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    for optimizer, kept in zip(nested_optimizers(optimizers), snapshot.optimizers, strict=True):
+        _remind(optimizer, kept)
+
+
+def _remembered(optimizer: Optimizer) -> OptimizerSnapshot:
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    places = {id(parameter): place for place, parameter in enumerate(parameters)}
+    return OptimizerSnapshot(
+        {places.get(id(key), key): deepcopy(value) for key, value in optimizer.state.items()},
+        [container[place].clone() for container, place, _ in held_beside(optimizer)],
+    )
+
+
+def _remind(optimizer: Optimizer, kept: OptimizerSnapshot) -> None:
+    # Past load_state_dict, which makes new groups: wrapped optimizers share theirs.
+    owners = [(p, group) for group in optimizer.param_groups for p in group["params"]]
+    optimizer.state.clear()
+    for place, state in kept.state.items():
+        if isinstance(place, int):
+            parameter, group = owners[place]
+            optimizer.state[parameter] = {k: _on_device(v, parameter, group) for k, v in state.items()}
+        else:
+            optimizer.state[place] = deepcopy(state)
+    for (container, place, parameter), value in zip(held_beside(optimizer), kept.beside, strict=True):
+        container[place] = value.to(parameter.device, copy=True)
+    # LBFGS remembers how many numbers its parameters hold.
+    vars(optimizer).update(dict.fromkeys(vars(optimizer).keys() & {"_numel_cache"}))
+
+
+def _on_device(value: Any, parameter: Tensor, group: Mapping[str, Any]) -> Any:
+    """A copy where the optimizer expects it: step counts stay on the CPU unless it says otherwise."""
+    if not isinstance(value, Tensor):
+        return deepcopy(value)
+    if value.ndim or group.get("capturable") or group.get("fused"):
+        return value.to(parameter.device, copy=True)
+    return value.clone()
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
