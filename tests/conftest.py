@@ -3,10 +3,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import helpers
 import lightning.pytorch as pl
 import pytest
-from helpers import Fit
+import torch
+from helpers.fits import Fit, train_loader, val_loader
+from helpers.points import POINTS
 
 
 @pytest.fixture
@@ -65,9 +66,20 @@ def fit(make_trainer: Fit) -> Fit:
         trainer = make_trainer(*callbacks, **options)
         trainer.fit(
             module,
-            helpers.train_loader() if train is None else train,
-            helpers.val_loader() if val is None else val,
+            train_loader() if train is None else train,
+            val_loader() if val is None else val,
         )
         return trainer
 
     return run
+
+
+@pytest.fixture(scope="session")
+def distances_of():
+    """Distances of n points of a kind: "jm", "clustered" or "noise"."""
+
+    def make(kind, n, seed=0):
+        points = POINTS[kind](n, seed)
+        return torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
+
+    return make

@@ -1,0 +1,1 @@
+"""What tests share: tiny networks and data, made-up records, and oracles."""

@@ -1,0 +1,308 @@
+"""What each of two processes does for test_ddp.py. Run as a program, Lightning launches the second."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, Subset
+
+import acsp_lightning.capture.hooks
+import acsp_lightning.pipeline
+import acsp_lightning.selection.proposal
+from acsp_lightning import ACSPPruningCallback, Guard
+from acsp_lightning.capture.batches import read_batch
+from acsp_lightning.serialization import encode
+from helpers.fits import (
+    Classifier,
+    Scripted,
+    at_least_six,
+    callback,
+    conv_net,
+    noisy_images,
+    train_loader,
+    val_loader,
+)
+
+SAMPLES = 17  # of validation; a DistributedSampler for two ranks repeats the first
+PADDED = (*range(SAMPLES), 0)
+CLASS_0 = range(0, SAMPLES, 3)
+# Which samples the ranks validate on, in "shares".
+SHARES: dict[str, tuple[Sequence[int], Sequence[int]]] = {
+    "sampler": (PADDED[::2], PADDED[1::2]),
+    "uneven": ([i for i in range(SAMPLES) if i not in CLASS_0], CLASS_0),
+    "none": (range(SAMPLES), ()),
+}
+
+
+class Stream(IterableDataset[Any]):
+    """Images of unknown number, perhaps none."""
+
+    def __init__(self, indices: Sequence[int]) -> None:
+        self.indices = indices
+
+    def __iter__(self) -> Iterator[Any]:
+        return (noisy_images(SAMPLES, seed=2)[i] for i in self.indices)
+
+
+class Counting(ACSPPruningCallback):
+    """Notes how many collectives of objects it takes part in during a validation, by hook."""
+
+    def count(self, hook: str, work: Callable[[], None]) -> None:
+        calls, real = [], dist.all_gather_object
+        dist.all_gather_object = lambda *a, **k: (calls.append(hook), real(*a, **k))
+        try:
+            work()
+        finally:
+            dist.all_gather_object = real
+        self.collectives = [*getattr(self, "collectives", []), (hook, len(calls))]
+
+    def on_validation_batch_start(self, *arguments: Any, **options: Any) -> None:
+        work = super().on_validation_batch_start
+        self.count("batch", lambda: work(*arguments, **options))
+
+    def on_validation_end(self, *arguments: Any) -> None:
+        work = super().on_validation_end
+        self.count("end", lambda: work(*arguments))
+
+
+def bare_net(width: int = 8) -> nn.Sequential:
+    """Without BatchNorm, whose buffers are exchanged in the first batch of a validation, if any."""
+    net = conv_net()
+    net.conv1, net.bn1 = nn.Conv2d(1, width, 3, padding=1), nn.Identity()
+    net.conv2, net.bn2 = nn.Conv2d(width, 6, 3, padding=1), nn.Identity()
+    return net
+
+
+def still(module: nn.Module) -> torch.optim.Optimizer:
+    """Trains nothing, so that all runs capture the same network."""
+    return torch.optim.SGD(module.parameters(), lr=0.0)
+
+
+def adam(module: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.Adam(module.parameters(), lr=0.01)
+
+
+def evidence(pruning: ACSPPruningCallback) -> dict[str, Any]:
+    """What was cut, what the decisions rest on, and what the report says of it."""
+    return {
+        "kept": [{n: s.kept.tolist() for n, s in step.selections.items()} for step in pruning.steps],
+        "curves": [{n: s.curve for n, s in step.selections.items()} for step in pruning.steps],
+        "samples": [step.samples for step in pruning.steps],
+        "accuracies": [(step.accuracy_before, step.accuracy_after) for step in pruning.steps],
+        "latency": [encode(step.latency) for step in pruning.steps],
+    }
+
+
+def fit(
+    folder: Path,
+    module: pl.LightningModule,
+    pruning: ACSPPruningCallback,
+    val: Any = None,
+    wrapper: dict[str, Any] | None = None,
+    others: Sequence[pl.Callback] = (),
+    ckpt_path: Path | None = None,
+    **options: Any,
+) -> None:
+    """Train in two gloo processes, and write down what this one has in the end."""
+    pl.seed_everything(0, verbose=False)
+    trainer = pl.Trainer(
+        callbacks=[pruning, *others],
+        default_root_dir=folder,
+        strategy=DDPStrategy(**(wrapper or {})),
+        devices=2,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **{"max_epochs": 3, **options},
+    )
+    optimizers: list[dict[str, Any]] = []
+    module.on_fit_end = lambda: optimizers.extend(o.state_dict() for o in trainer.optimizers)
+    batches = val_loader(SAMPLES) if val is None else val
+    trainer.fit(module, train_loader(shuffle=False), batches, ckpt_path=ckpt_path, weights_only=True)
+    found = {"state": module.state_dict(), "optimizers": optimizers, **evidence(pruning)}
+    copies = [c._average_model for c in others if isinstance(c, EMAWeightAveraging)]
+    found["averages"] = [copy.state_dict() for copy in copies if copy is not None]
+    found["collectives"] = getattr(pruning, "collectives", [])
+    torch.save(found, folder / f"found{trainer.global_rank}.pt")
+
+
+def several(folder: Path, optimizer: str = "sgd") -> None:
+    """Three cuts of one layer each, decided where the others could not."""
+    if rank():
+
+        def refuse(*_: Any, **__: Any) -> None:
+            raise AssertionError("only rank 0 decides")
+
+        acsp_lightning.selection.proposal.select_groups = refuse
+    module = Classifier(configure=adam if optimizer == "adam" else None)
+    pruning = callback(
+        0, 1, 2, layers_per_epoch=1, report_dir=folder / f"records{rank()}", report_plots=True
+    )
+    fit(folder, module, pruning, max_epochs=5)
+
+
+def shares(folder: Path, kind: str) -> None:
+    """Capture where validation batches are spread over the ranks in a certain way."""
+    acsp_lightning.capture.hooks.INPUT_POSITIONS = 64  # all, as in the process that it is compared with
+    mine = SHARES[kind][rank()]
+    loaders = {
+        "sampler": None,
+        "uneven": DataLoader(Subset(noisy_images(SAMPLES, seed=2), mine), batch_size=4),
+        "none": DataLoader(Stream(mine), batch_size=6),
+    }
+    pruning = Counting((0,), selection=callback().selection)
+    sampler = kind == "sampler"
+    module = Classifier(bare_net(), configure=still)
+    fit(folder, module, pruning, loaders[kind], use_distributed_sampler=sampler)
+
+
+def option(folder: Path, name: str) -> None:
+    """Options of DistributedDataParallel and the Trainer."""
+    wrapper = {
+        "find_unused": {"find_unused_parameters": True},
+        "static": {"static_graph": True},
+        "view": {"gradient_as_bucket_view": True},
+    }
+    trainer = {"accumulate": {"accumulate_grad_batches": 2}, "bf16": {"precision": "bf16-mixed"}}
+    module = Classifier()
+    if name == "find_unused":
+        module.spare = nn.Linear(2, 2)
+    pruning = callback(0, 2, layers_per_epoch=2, batchnorm_batches=2)
+    fit(folder, module, pruning, wrapper=wrapper.get(name), max_epochs=5, **trainer.get(name, {}))
+
+
+def averaged(folder: Path, name: str) -> None:
+    """Averages of the weights, over a cut."""
+    swa = StochasticWeightAveraging(0.01, swa_epoch_start=1)
+    other = EMAWeightAveraging(decay=0.7) if name == "ema" else swa
+    fit(folder, Classifier(), callback(1), others=[other], max_epochs=4)
+
+
+def guarded(folder: Path) -> None:
+    """A cut that is undone and made again at half the depth."""
+    pruning = callback(0, guard=Guard(0.1, "quality"), report_dir=folder / "records")
+    fit(folder, Scripted(at_least_six), pruning, others=[EMAWeightAveraging(decay=0.7)], max_epochs=4)
+
+
+def timed(folder: Path, outcome: str) -> None:
+    """A cut that is timed, or cannot be, by the first process alone."""
+    real = acsp_lightning.pipeline.compare_latency
+
+    def compare(*arguments: Any) -> Any:
+        assert rank() == 0
+        if outcome == "fails":
+            raise RuntimeError("no clock")
+        return real(*arguments, min_runs=3, min_seconds=0)
+
+    acsp_lightning.pipeline.compare_latency = compare
+    fit(folder, Classifier(), callback(latency_batch_sizes=[2]))
+
+
+def resumed(folder: Path, moment: str) -> None:
+    """A fit, and another that goes on from a checkpoint of the first."""
+
+    class Save(pl.Callback):
+        def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+            trainer.save_checkpoint(folder / f"epoch{trainer.current_epoch}.ckpt")
+
+    ema = EMAWeightAveraging(decay=0.7)
+    fit(folder, Classifier(configure=adam), callback(1), others=[ema, Save()], max_epochs=4)
+    (folder / f"found{rank()}.pt").rename(folder / f"whole{rank()}.pt")
+    dist.barrier()
+    ema, file = EMAWeightAveraging(decay=0.7), folder / f"{moment}.ckpt"
+    module = Classifier(configure=adam)
+    fit(folder, module, callback(1), others=[ema], max_epochs=4, ckpt_path=file)
+
+
+def failure(folder: Path, name: str) -> None:
+    """Something is wrong on one rank only."""
+    width, options, val = 8, {}, None
+    if name == "width" and rank() == 1:
+        width = 7
+    if name == "groups" and rank() == 1:
+        options = {"exclude": ["net.fc1"]}
+    if name in ("capture", "accuracy") and rank() == 1:
+        # The first call reads the example, the next two the batches of the capture.
+        options = {"read_batch": Unreadable(at=2 if name == "capture" else 4)}
+    if name == "nan":  # of unknown length on both ranks, or Lightning itself would wait
+        val = DataLoader((Nan if rank() else Stream)(range(6)), batch_size=6)
+    if name == "decision" and rank() == 0:
+
+        def fail(*_: Any, **__: Any) -> None:
+            raise ValueError("no curve for net.conv2")
+
+        acsp_lightning.selection.proposal.select_groups = fail
+    if name == "empty":
+        val = DataLoader(Subset(noisy_images(SAMPLES, seed=2), range(6 * (1 - rank()))), batch_size=6)
+    module = Classifier(bare_net(width))
+    module.allow_zero_length_dataloader_with_multiple_devices = name == "empty"
+    fit(
+        folder,
+        module,
+        callback(**options),
+        val,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=val is None,
+    )
+
+
+class Unreadable:
+    """A reader of batches that fails at a certain call."""
+
+    def __init__(self, at: int) -> None:
+        self.left = at
+
+    def __call__(self, batch: Any) -> tuple[Any, Tensor]:
+        self.left -= 1
+        if self.left == 0:
+            raise KeyError("label of rank 1")
+        return read_batch(batch)
+
+
+class Nan(Stream):
+    """Images that went wrong."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return ((image * torch.nan, label) for image, label in super().__iter__())
+
+
+JOBS: dict[str, Callable[..., None]] = {
+    "several": several,
+    "shares": shares,
+    "option": option,
+    "averaged": averaged,
+    "guarded": guarded,
+    "timed": timed,
+    "resumed": resumed,
+    "failure": failure,
+}
+
+
+def rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def join(job: str, folder: Path, *arguments: str, process: int, port: int) -> None:
+    """Do ``job`` as one of two processes that somebody else started; all output goes to a file."""
+    os.environ.update(LOCAL_RANK=str(process), NODE_RANK="0")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    output = os.open(folder / f"output{process}.txt", os.O_WRONLY | os.O_CREAT)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    torch.set_num_threads(1)
+    JOBS[job](folder, *arguments)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    JOBS[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:])

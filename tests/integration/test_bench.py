@@ -1,0 +1,162 @@
+"""The bench runs every method, meets the FLOPs it was given, and does nothing twice."""
+
+import csv
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from helpers import image_files
+
+from acsp_lightning.zoo import resnet20
+
+SCRIPT = Path(__file__).parents[2] / "recipes" / "bench.py"
+TARGET = 0.6
+
+
+@pytest.fixture(scope="module")
+def bench() -> ModuleType:
+    specification = importlib.util.spec_from_file_location("bench", SCRIPT)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def arguments(tmp_path: Path) -> list[str]:
+    image_files.write_folder(tmp_path / "data" / "train", each=24)
+    image_files.write_folder(tmp_path / "data" / "test", each=4, seed=50)
+    torch.manual_seed(0)
+    torch.save(resnet20(num_classes=3).state_dict(), tmp_path / "weights.pt")
+    options = {
+        "network": "acsp_lightning.zoo.resnet20",
+        "classes": 3,
+        "weights": tmp_path / "weights.pt",
+        "data": tmp_path / "data",
+        "captured-share": 0.5,
+        "batch-size": 8,
+        "flops": TARGET,
+        "seeds": 0,
+        "out": tmp_path / "out",
+    }
+    return [word for name, value in options.items() for word in (f"--{name}", str(value))]
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "out" / "runs.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def row_flops(row: dict[str, str]) -> float:
+    return float(row["flops"])
+
+
+@pytest.mark.parametrize(
+    ("options", "tuning"),
+    [
+        (["oneshot", "--epochs", "1"], "oneshot 1"),
+        (["layerwise", "--layers", "5"], "layerwise 5"),
+        (["none", "--lr", "0.02", "--teacher"], "none"),  # of tuning, which there is not
+    ],
+)
+def test_the_choice_alone(
+    bench: ModuleType, arguments: list[str], tmp_path: Path, options: list[str], tuning: str
+) -> None:
+    bench.main(["choice", *arguments, "--tuning", *options])
+    found = rows(tmp_path)
+    assert [row["method"] for row in found] == list(bench.CHOICE)
+    assert len({(row["flops"], row["parameters"]) for row in found}) == 1  # equal widths
+    assert {row["tuning"] for row in found} == {tuning}
+    assert all((row["tuned"] == "") is (tuning == "none") for row in found)
+
+
+def test_single_parts(bench: ModuleType, arguments: list[str], tmp_path: Path) -> None:
+    bench.main(["ablation", *arguments])
+    found = {row["method"]: row for row in rows(tmp_path)}
+    assert list(found) == list(bench.ABLATION)
+    knees = {name for name in found if name.startswith("knee")}
+    for name in found.keys() - knees:
+        assert row_flops(found[name]) >= 1 / TARGET - 1e-3
+    assert not any(row["tuned"] for row in found.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "methods", "tuning", "epochs"),
+    [
+        (["none"], ["default", "paper", "l1", "random"], "none", "0"),
+        (["oneshot", "--epochs", "1", "--lr", "0.02"], ["default"], "oneshot 1 lr 0.02", "1"),
+        (["oneshot", "--epochs", "1", "--teacher"], ["control"], "oneshot 1 with teacher", "1"),
+        (["layerwise", "--layers", "5"], ["default", "group norm"], "layerwise 5", "1.000"),
+    ],
+)
+def test_the_whole(
+    bench: ModuleType,
+    arguments: list[str],
+    tmp_path: Path,
+    options: list[str],
+    methods: list[str],
+    tuning: str,
+    epochs: str,
+) -> None:
+    command = ["whole", *arguments, "--tuning", *options, "--methods", *methods]
+    bench.main(command)
+    found = {row["method"]: row for row in rows(tmp_path)}
+    assert list(found) == methods
+    for name, row in found.items():
+        expected = 1.0 if name == "control" else 1 / TARGET
+        assert row_flops(row) >= expected - 1e-3
+        assert row_flops(row) <= 1.1 * expected
+        assert (row["tuned"] == "") is (tuning == "none")
+        assert (row["tuning"], row["epochs"]) == (tuning, epochs)
+        assert (row["network"], row["captured"]) == ("resnet20", "36")
+    bench.main(command)
+    assert len(rows(tmp_path)) == len(methods)
+
+
+def test_what_was_varied_makes_a_row_of_its_own(
+    bench: ModuleType, arguments: list[str], tmp_path: Path
+) -> None:
+    command = ["whole", *arguments, "--methods", "l1"]
+    for extra in ([], ["--bf16"], ["--captured-share", "0.25"]):
+        bench.main([*command, *extra])
+    found = [(row["precision"], row["captured"]) for row in rows(tmp_path)]
+    assert found == [("float32", "36"), ("bf16", "36"), ("float32", "18")]
+
+
+def test_tuning_has_a_control(bench: ModuleType, arguments: list[str], tmp_path: Path) -> None:
+    bench.main(["whole", *arguments, "--tuning", "oneshot", "--epochs", "1"])
+    names = [row["method"] for row in rows(tmp_path)]
+    assert names == [*bench.WHOLE, "group norm", "control"]
+
+
+def test_an_unknown_row(
+    bench: ModuleType, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        bench.main(["choice", *arguments, "--methods", "l2"])
+    assert "choice has no row 'l2', but: default, " in capsys.readouterr().err
+
+
+def test_the_report(bench: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed, cut in ((0, 90.0), (1, 92.0)):
+        row = dict.fromkeys(bench.COLUMNS, "")
+        row |= {"table": "whole", "method": "default", "tuning": "none", "target": "0.476"}
+        row |= {"network": "resnet56", "precision": "float32", "captured": "4000", "epochs": "0"}
+        row |= {"seed": str(seed), "flops": "2.1", "parameters": "1.6", "cut": str(cut), "seconds": "10"}
+        bench.write_row(tmp_path / "runs.csv", row)
+    bench.main(["report", "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    setting = "| whole | resnet56 | none | float32 | 4000 | 0.476 | default | "
+    assert setting + "2.10x | 1.60x | 91.00 ± 1.41 | - | 10.00 ± 0.00 | 0 | 2 |" in printed
+    assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("missing", ["--weights", "--data"])
+def test_what_a_run_needs(
+    bench: ModuleType, arguments: list[str], missing: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = arguments.index(missing)
+    with pytest.raises(SystemExit):
+        bench.main(["whole", *arguments[:place], *arguments[place + 2 :]])
+    assert f"{missing} is needed for whole" in capsys.readouterr().err

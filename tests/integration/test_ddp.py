@@ -1,0 +1,220 @@
+"""Two real processes with gloo on the CPU; what they do is in helpers/ddp_job.py.
+
+SyncBatchNorm trains on GPUs only, so here it is only cut, in eval mode.
+"""
+
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import ddp_job
+from helpers.fits import ALL_HALVED, Classifier, Fit, callback, conv_net, noisy_images, widths
+from torch import nn
+from torch.utils.data import DataLoader, Subset
+
+from acsp_lightning.structure.plan import build_plan
+from acsp_lightning.structure.pruning import prune
+from acsp_lightning.structure.tracing import trace_groups
+
+LIMIT = 120.0  # seconds
+# Processes are forked from a clean one that has imported everything once: two imports at a time
+# would take longer than the training.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["lightning.pytorch", "acsp_lightning"])
+
+
+def launch(job: str, folder: Path, *arguments: str) -> tuple[list[int | None], list[str]]:
+    """Exit codes and outputs of both ranks, none of which may outlive the limit."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [
+        CONTEXT.Process(
+            target=ddp_job.join, args=(job, folder, *arguments), kwargs={"process": rank, "port": port}
+        )
+        for rank in range(2)
+    ]
+    deadline = time.monotonic() + LIMIT
+    try:
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+        hung = [rank for rank, process in enumerate(processes) if process.exitcode is None]
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+    outputs = [(folder / f"output{rank}.txt").read_text() for rank in range(2)]
+    assert not hung, f"ranks {hung} hang:\n" + "\n".join(outputs)
+    return [process.exitcode for process in processes], outputs
+
+
+def succeed(job: str, folder: Path, *arguments: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """What both ranks found and printed."""
+    codes, outputs = launch(job, folder, *arguments)
+    assert codes == [0, 0], "\n".join(outputs)
+    return found_in(folder), outputs
+
+
+def found_in(folder: Path) -> list[dict[str, Any]]:
+    return [torch.load(folder / f"found{rank}.pt") for rank in range(2)]
+
+
+def assert_same(first: Any, second: Any) -> None:
+    torch.testing.assert_close(first, second, rtol=0, atol=0, equal_nan=True)
+
+
+def widths_of(found: dict[str, Any]) -> dict[str, int]:
+    return {n.removesuffix(".weight"): len(t) for n, t in found["state"].items() if n[-6:] == "weight"}
+
+
+def check_several(found: Sequence[dict[str, Any]], folder: Path) -> None:
+    first, second = found
+    assert_same(first, second)
+    assert first["optimizers"][0]["state"]
+    assert widths_of(first).items() >= ALL_HALVED.items()
+    assert [list(step) for step in first["kept"]] == [["net.conv1"], ["net.conv2"], ["net.fc1"]]
+    records = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.json"))
+    assert records == [f"records0/cut_after_epoch_{epoch}/report.json" for epoch in range(3)]
+    assert len(list(folder.rglob("report.html"))) == 3
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_rank_0_decides_and_all_ranks_go_on_alike(tmp_path: Path, optimizer: str) -> None:
+    found, (first, second) = succeed("several", tmp_path, optimizer)
+    check_several(found, tmp_path)
+    assert first.count("Cut after epoch") == 3
+    assert first.count("Pruned in 3 cuts") == 1
+    assert "Cut after" not in second
+    assert "Pruned in" not in second
+
+
+def test_lightning_launches_the_processes(tmp_path: Path) -> None:
+    tests = str(Path(ddp_job.__file__).parents[1])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": tests}
+    command = [sys.executable, "-m", "helpers.ddp_job", "several", str(tmp_path)]
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=LIMIT)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, output
+    check_several(found_in(tmp_path), tmp_path)
+    assert output.count("Cut after epoch") == 3
+
+
+@pytest.mark.usefixtures("every_position")  # which ones are looked at depends on the batches
+@pytest.mark.parametrize("kind", ["sampler", "uneven", "none"])
+def test_ranks_decide_as_one_process_over_all_samples(tmp_path: Path, fit: Fit, kind: str) -> None:
+    (first, second), _ = succeed("shares", tmp_path, kind)
+    assert_same({**first, "collectives": None}, {**second, "collectives": None})
+
+    indices = [*ddp_job.SHARES[kind][0], *ddp_job.SHARES[kind][1]]
+    alone = callback()
+    samples = Subset(noisy_images(ddp_job.SAMPLES, seed=2), indices)
+    fit(Classifier(ddp_job.bare_net(), ddp_job.still), [alone], val=DataLoader(samples, batch_size=6))
+    expected = ddp_job.evidence(alone)
+
+    for name in ("kept", "samples", "accuracies"):
+        assert first[name] == expected[name]
+    torch.testing.assert_close(first["curves"], expected["curves"])
+
+
+def test_a_capture_takes_one_collective(tmp_path: Path) -> None:
+    found, _ = succeed("shares", tmp_path, "uneven")
+    for rank in range(2):
+        taken = [calls for hook, calls in found[rank]["collectives"] if hook == "end"]
+        # The sanity check before training, the epoch that is captured, and two more.
+        assert taken == [0, 1, 0, 0]
+        assert all(calls == 0 for hook, calls in found[rank]["collectives"] if hook == "batch")
+
+
+@pytest.mark.parametrize("name", ["find_unused", "static", "view", "accumulate", "bf16"])
+def test_options_of_ddp(tmp_path: Path, name: str) -> None:
+    (first, second), _ = succeed("option", tmp_path, name)
+    assert_same(first, second)
+    assert widths_of(first).items() >= ALL_HALVED.items()
+    assert all(tensor.isfinite().all() for tensor in first["state"].values())
+
+
+@pytest.mark.parametrize("name", ["ema", "swa"])
+def test_averages_under_ddp(tmp_path: Path, name: str) -> None:
+    (first, second), _ = succeed("averaged", tmp_path, name)
+    assert_same(first, second)
+    assert widths_of(first).items() >= ALL_HALVED.items()
+
+
+def test_the_guard_under_ddp(tmp_path: Path) -> None:
+    (first, second), _ = succeed("guarded", tmp_path)
+    assert_same(first, second)
+    assert widths_of(first)["net.conv1"] == 6
+    assert len(first["kept"]) == 2
+    assert len(list((tmp_path / "records").iterdir())) == 2
+
+
+@pytest.mark.parametrize(("outcome", "comparisons"), [("works", 1), ("fails", 0)])
+def test_the_first_process_times_a_cut(tmp_path: Path, outcome: str, comparisons: int) -> None:
+    (first, second), outputs = succeed("timed", tmp_path, outcome)
+    assert_same(first["state"], second["state"])
+    assert first["latency"] == second["latency"]
+    assert [len(found) for found in first["latency"]] == [comparisons]
+    warned = ["could not be measured (RuntimeError: no clock)" in output for output in outputs]
+    assert warned == [outcome == "fails", False]
+
+
+@pytest.mark.parametrize("moment", ["epoch0", "epoch1", "epoch2"])
+def test_resume_under_ddp(tmp_path: Path, moment: str) -> None:
+    (first, second), _ = succeed("resumed", tmp_path, moment)
+    assert_same(first, second)
+    assert widths_of(first).items() >= ALL_HALVED.items()
+    assert_same(first, torch.load(tmp_path / "whole0.pt"))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("width", "The processes disagree on 'net.conv1.weight'"),
+        ("groups", "The processes disagree on 'net.fc1'"),
+        ("capture", "KeyError: 'label of rank 1'"),
+        ("accuracy", "KeyError: 'label of rank 1'"),
+        ("nan", "Layer 'net.conv1' gave NaN or infinite activations"),
+        ("decision", "ValueError: no curve for net.conv2"),
+        ("empty", "The validation loader is empty"),
+    ],
+)
+def test_what_fails_on_one_rank_fails_on_all(tmp_path: Path, name: str, message: str) -> None:
+    codes, outputs = launch("failure", tmp_path, name)
+    assert codes == [1, 1]
+    for output in outputs:
+        assert message in output
+
+
+def test_synchronised_batchnorm_is_cut_like_batchnorm() -> None:
+    images = (noisy_images(4, seed=3).tensors[0],)
+    plain, synchronised = conv_net().eval(), nn.SyncBatchNorm.convert_sync_batchnorm(conv_net()).eval()
+    for net in (plain, synchronised):
+        groups = trace_groups(net, images).groups
+        plan = build_plan(groups, {group.name: list(range(group.width // 2)) for group in groups})
+        prune(net, plan, images, groups=groups)
+    assert isinstance(synchronised.bn1, nn.SyncBatchNorm)
+    assert widths(plain) == widths(synchronised)
+    torch.testing.assert_close(synchronised(*images), plain(*images))

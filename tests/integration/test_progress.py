@@ -1,0 +1,48 @@
+"""Every long step of a cut is shown."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from helpers.fits import HALF, Classifier, val_loader
+
+from acsp_lightning import SelectionConfig, preview
+from acsp_lightning.progress import shown_by
+
+STEPS = {
+    "Comparing channels": 3,
+    "Clustering channels": 3,
+    "Looking at channels": 3,
+    "Refitting layers": 3,
+}
+
+
+class Recorder:
+    """Notes every step, and how far it came."""
+
+    def __init__(self) -> None:
+        self.steps: list[list[Any]] = []
+
+    @contextmanager
+    def __call__(self, name: str, parts: int) -> Iterator[Callable[[], None]]:
+        entry = [name, parts, 0]
+        self.steps.append(entry)
+
+        def advance() -> None:
+            entry[2] += 1
+
+        yield advance
+
+
+@pytest.mark.parametrize("selection", [HALF, SelectionConfig(flops=0.6)])
+def test_the_long_steps_of_a_cut(selection: SelectionConfig) -> None:
+    recorder = Recorder()
+    with shown_by(recorder):
+        preview(Classifier(), val_loader(), selection)
+    found = {name: parts for name, parts, _ in recorder.steps}
+    assert found.items() >= {(name, STEPS[name]) for name in list(STEPS)[:2]}
+    assert all(1 <= found[name] <= STEPS[name] for name in STEPS)  # of layers that lose channels
+    assert ("Weighing widths" in found) == (selection is not HALF)
+    assert all(done == parts for name, parts, done in recorder.steps if name in STEPS)
+    assert recorder.steps[0] == ["Capturing activations", 3, 3]

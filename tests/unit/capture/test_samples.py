@@ -1,0 +1,103 @@
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from acsp_lightning.capture.batches import read_batch
+from acsp_lightning.capture.samples import collect_inputs
+
+
+def labelled(sizes: list[int], side: int = 2, start: int = 0) -> list[tuple[Tensor, Tensor]]:
+    """Images that show their number."""
+    numbers = torch.arange(start, start + sum(sizes)).float()
+    images = numbers.view(-1, 1, 1, 1).expand(-1, 1, side, side)
+    return [(part, torch.zeros(len(part), dtype=torch.int64)) for part in images.split(sizes)]
+
+
+def collected(data: Any, samples: int, model: nn.Module | None = None) -> Any:
+    return collect_inputs(model or nn.Identity(), data, read_batch, samples)
+
+
+def numbers(inputs: Any) -> list[int]:
+    (images,) = inputs
+    assert images.shape[1:] == (1, 2, 2)
+    return images[:, 0, 0, 0].int().tolist()
+
+
+@pytest.mark.parametrize("samples", [12, 13, 100])
+def test_all_samples_where_there_are_no_more(samples: int) -> None:
+    assert numbers(collected(labelled([4, 5, 3]), samples)) == list(range(12))
+
+
+@pytest.mark.parametrize("total", [13, 24, 25, 47, 100, 257])
+@pytest.mark.parametrize("samples", [1, 2, 5, 12])
+def test_samples_are_spread_over_all_batches(samples: int, total: int) -> None:
+    found = numbers(collected(labelled([7] * (total // 7) + [total % 7]), samples))
+    assert len(found) == samples
+    assert found[0] == 0
+    if samples > 1:
+        # Evenly, but for steps that are rounded, and an end that is cut off.
+        steps = torch.tensor(found).diff() * samples / total
+        assert steps.min() > 0.4
+        assert steps.max() < 2
+        assert found[-1] >= total - 2 * total / samples
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 10, 64])
+def test_how_the_batches_are_split_does_not_matter(size: int) -> None:
+    run_on_all_ranks = numbers(collected(labelled([100]), 6))
+    assert numbers(collected(labelled([size] * (100 // size) + [100 % size]), 6)) == run_on_all_ranks
+
+
+def test_no_batch_gives_no_inputs() -> None:
+    assert collected([], 8) is None
+
+
+def test_batches_of_another_size_are_passed_over() -> None:
+    data = [*labelled([3]), *labelled([4], side=7), *labelled([2], start=3)]
+    assert numbers(collected(data, 100)) == [0, 1, 2, 3, 4]
+    assert numbers(collected(data, 2)) == [0, 4]
+
+
+def test_inputs_of_several_tensors_and_what_is_no_tensor() -> None:
+    """A dict is one argument, unless the example says that forward takes names."""
+    labels = torch.zeros(3, dtype=torch.int64)
+    inputs = {"a": torch.randn(3, 2), "mode": "fast"}
+    data = [(inputs, labels), ({**inputs, "a": inputs["a"] + 1}, labels)]
+    (found,) = collected(data, 6)
+    assert torch.equal(found["a"], torch.cat([inputs["a"], inputs["a"] + 1]))
+    assert found["mode"] == "fast"
+
+    class Named(nn.Module):
+        example_input_array = {"mode": "slow", "a": torch.zeros(1, 2)}  # noqa: RUF012 (as Lightning has it)
+
+        def forward(self, a: Tensor, mode: str) -> Tensor:
+            return a
+
+    tensor, mode = collected(data, 6, Named())
+    assert torch.equal(tensor, found["a"])
+    assert mode == "fast"
+
+
+def test_several_arguments_stay_in_step() -> None:
+    class Two(nn.Module):
+        example_input_array = (torch.zeros(1, 2), torch.zeros(1))
+
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return a
+
+    values = torch.arange(40.0)
+    data = [((v[:, None].expand(-1, 2), v), v.long()) for v in values.split(7)]
+    first, second = collected(data, 6, Two())
+    assert len(first) == 6
+    assert first[:, 0].tolist() == second.tolist()
+
+
+def test_collecting_leaves_the_batches_alone() -> None:
+    (images, labels), *_ = data = labelled([4])
+    before = images.clone()
+    (inputs,) = collected(data, 4)
+    inputs.zero_()
+    assert torch.equal(images, before)
+    assert len(labels) == 4

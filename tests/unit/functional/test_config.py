@@ -1,0 +1,50 @@
+import math
+
+import pytest
+
+from acsp_lightning.functional import (
+    SelectionConfig,
+)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"grid": 0}, "grid is 0; .* integer >= 1"),
+        ({"grid": True}, "grid is True"),
+        ({"grid": 4.0}, "grid is 4.0"),
+        ({"degree": 0}, "degree is 0"),
+        ({"degree": None}, "degree is None"),
+        ({"min_channels": 1}, "min_channels is 1; .* >= 2"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": math.nan}, "seed is nan"),
+        ({"keep": 0}, r"keep is 0; .* \(0, 1\]"),
+        ({"keep": 1.5}, "keep is 1.5"),
+        ({"keep": True}, "keep is True"),
+        ({"keep": math.nan}, "keep is nan"),
+        ({"keep": "half"}, "keep is 'half'"),
+        ({"flops": -0.1}, "flops is -0.1"),
+        ({"flops": math.inf}, "flops is inf"),
+        ({"keep": 0.5, "flops": 0.5}, "keep=0.5 and flops=0.5 both fix the volume"),
+        ({"weighting": "both"}, "weighting is 'both'; .* contribution, none"),
+        ({"curve": "MSS"}, "curve is 'MSS'; .* coverage, mss"),
+        ({"interpolation": "spline"}, "interpolation is 'spline'"),
+        ({"representative": None}, "representative is None"),
+        ({"criterion": ["acsp"]}, "criterion is .* acsp, l1, random, mean_jm"),
+    ],
+)
+def test_wrong_configurations(options, message):
+    with pytest.raises(ValueError, match=message):
+        SelectionConfig(**options)
+
+
+def test_paper_configuration():
+    expected = SelectionConfig(
+        grid=None,
+        weighting="none",
+        curve="mss",
+        interpolation="polynomial",
+        degree=2,
+        representative="weight",
+    )
+    assert SelectionConfig.paper() == expected

@@ -1,0 +1,150 @@
+"""Cuts as text."""
+
+import dataclasses
+import re
+from functools import partial
+from typing import Any
+
+import pytest
+from helpers.fits import Classifier, Fit, callback
+from helpers.records import complexity, step
+
+import acsp_lightning.pipeline
+from acsp_lightning import (
+    Complexity,
+    Latency,
+    LatencyComparison,
+    compare_latency,
+)
+from acsp_lightning.report import PruningStep, headline, step_table, summary_table
+
+
+def rows(table: str) -> list[list[str]]:
+    """Cells of the header and the body, without title, rules and caption."""
+    _, *lines = table.splitlines()
+    lines = [line.strip() for line in lines if line.strip(" ─") and not line.startswith("not in the")]
+    return [re.split(r" {2,}", line) for line in lines]
+
+
+def test_table_of_one_cut() -> None:
+    table = step_table(step())
+    assert table.startswith("Cut after epoch 4")
+    assert rows(table) == [
+        ["before", "straight after"],
+        ["conv", "6", "3"],
+        ["parameters", "6,000", "3,000 (2.00x less)"],
+        ["FLOPs (fvcore)", "60,000", "30,000 (2.00x less)"],
+        ["accuracy", "75.00%", "-"],
+    ]
+
+
+def test_table_of_a_run() -> None:
+    table = summary_table([step(1, 6, 3), step(3, 3, 2)], complexity(2000, 20_000), 0.5)
+    assert table.startswith("Pruned in 2 cuts")
+    assert rows(table) == [
+        ["before", "after the last", "at the end"],
+        ["conv", "6", "2", "2"],
+        ["parameters", "6,000", "2,000 (3.00x less)", "2,000"],
+        ["FLOPs (fvcore)", "60,000", "20,000 (3.00x less)", "20,000"],
+        ["accuracy", "75.00%", "-", "50.00%"],
+    ]
+
+
+@pytest.mark.parametrize("accuracy", [0.0, 1.0, None])
+def test_extreme_accuracies(accuracy: float | None) -> None:
+    cell = rows(step_table(step(accuracy=accuracy)))[-1][1]
+    assert cell == {0.0: "0.00%", 1.0: "100.00%", None: "-"}[accuracy]
+
+
+def test_a_cut_that_removed_nothing() -> None:
+    assert rows(step_table(step(after=6)))[2] == ["parameters", "6,000", "6,000"]
+
+
+def test_names_longer_than_the_table_is_wide_are_not_lost() -> None:
+    found = step()
+    name = "backbone." * 15 + "conv"
+    table = step_table(PruningStep(**{**fields(found), "layers": {name: (6, 3)}}))
+    text = "".join(cells[0] for cells in rows(table))
+    assert name in text
+
+
+def fields(found: PruningStep) -> dict[str, object]:
+    return {name: getattr(found, name) for name in PruningStep.__slots__}
+
+
+def test_operators_left_out_are_named() -> None:
+    counted = Complexity(1, 1, {}, {"aten::add": 3, "aten::max_pool2d": 1})
+    table = summary_table([step()], counted, None)
+    assert table.endswith("not in the FLOPs: aten::add, aten::max_pool2d")
+    assert "not in the FLOPs" not in summary_table([step()], complexity(1, 1), None)
+
+
+def test_a_table_fits_the_narrowest_terminal() -> None:
+    assert max(map(len, summary_table([step()], complexity(10**9, 10**10), 0.5).splitlines())) <= 80
+
+
+def test_one_line_says_it_all() -> None:
+    found = PruningStep(**{**fields(step()), "accuracy_after": 0.5})
+    assert headline(found) == (
+        "Cut after epoch 4: 1 of 1 layers are narrower, parameters 6,000 -> 3,000, "
+        "FLOPs 60,000 -> 30,000 (2.00x less), accuracy 75.00% -> 50.00%"
+    )
+    assert "accuracy" not in headline(step())
+    assert headline(step(after=6)).startswith("Cut after epoch 4: 0 of 1 layers are narrower")
+
+
+def test_a_preview_says_that_nothing_was_cut() -> None:
+    found = PruningStep(**{**fields(step()), "epoch": None})
+    assert step_table(found).startswith("Preview: what a cut would do")
+    assert headline(found).startswith("Preview: what a cut would do")
+
+
+BRIEF: dict[str, Any] = {"min_runs": 3, "min_seconds": 0}
+
+
+# -- in the report -------------------------------------------------------------------------------
+def latency(size: int, seconds: float, device: str = "cpu") -> Latency:
+    return Latency(size, device, 2, False, 20, seconds, (0.9 * seconds, 1.1 * seconds))
+
+
+def comparison(size: int, before: float, after: float, device: str = "cpu") -> LatencyComparison:
+    return LatencyComparison(latency(size, before, device), latency(size, after, device))
+
+
+def cells_of(table: str, row: str) -> list[str]:
+    (found,) = [text for text in table.splitlines() if text.startswith(row)]
+    return re.split(r" {2,}", found.removeprefix(row).strip())
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "cells"),
+    [
+        (0.0041, 0.00205, ["4.10", "2.05 (2.00x faster)"]),
+        (0.002, 0.004, ["2.00", "4.00 (2.00x slower)"]),
+        (0.0003, 0.0003, ["0.300", "0.300 (1.00x faster)"]),
+        (12.3456, 1.0, ["12,345.60", "1,000.00 (12.35x faster)"]),
+    ],
+)
+def test_rows_of_the_table(timed: PruningStep, before: float, after: float, cells: list[str]) -> None:
+    step = dataclasses.replace(timed, latency=(comparison(32, before, after, "cuda:0"),))
+    table = step_table(step)
+    assert cells_of(table, "latency, batch 32 (cuda, ms)") == cells
+    assert max(map(len, table.splitlines())) <= 80
+    summary = summary_table([step], step.after, None)
+    assert cells_of(summary, "latency, batch 32 (cuda, ms)") == [*cells, "-"]
+    assert max(map(len, summary.splitlines())) <= 80
+    assert "latency" not in summary_table([step, step], step.after, None)
+
+
+# -- in a fit ------------------------------------------------------------------------------------
+@pytest.fixture
+def _brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acsp_lightning.pipeline, "compare_latency", partial(compare_latency, **BRIEF))
+
+
+@pytest.fixture
+def timed(_brief: None, fit: Fit) -> PruningStep:
+    """The cut of a fit that times it."""
+    pruning = callback(latency_batch_sizes=[1, 4])
+    fit(Classifier(), [pruning], max_epochs=2)
+    return pruning.steps[0]

@@ -1,0 +1,110 @@
+"""Budgets against networks that were really cut."""
+
+from typing import Any
+
+import pytest
+import torch
+from fvcore.nn import FlopCountAnalysis
+from helpers.fits import (
+    conv_net,
+    noisy_images,
+)
+from torch import nn
+
+from acsp_lightning import SelectionConfig, apply_plan, measure_complexity
+from acsp_lightning.capture.hooks import ActivationCapture
+from acsp_lightning.capture.statistics import Activations
+from acsp_lightning.functional import select_channels
+from acsp_lightning.selection.allocation import check_reachable, halved_widths, select_groups
+from acsp_lightning.structure.groups import ChannelGroup
+from acsp_lightning.structure.plan import build_plan
+from acsp_lightning.structure.tracing import trace_groups
+
+IMAGES, LABELS = noisy_images(18, seed=2).tensors
+
+
+def captured(model: nn.Module, **options: Any) -> tuple[dict[str, ChannelGroup], Activations]:
+    model.eval()
+    groups = trace_groups(model, (IMAGES[:2],), **options).groups
+    capture = ActivationCapture(model, groups, None, num_classes=3)
+    capture.attach()
+    capture.expect(LABELS)
+    model(IMAGES)
+    capture.detach()
+    return {group.name: group for group in groups}, capture.finish()
+
+
+def flops(model: nn.Module) -> int:
+    counter = FlopCountAnalysis(model.eval(), torch.zeros(1, 1, 6, 6))
+    return int(counter.unsupported_ops_warnings(False).total())
+
+
+@pytest.mark.parametrize(("minimum", "round_to"), [(2, 1), (3, 1), (2, 4), (5, 2), (100, 1)])
+def test_what_is_in_reach_is_a_network_cut_as_far_as_it_may_be(minimum: int, round_to: int) -> None:
+    model = conv_net().eval()
+    groups = trace_groups(model, (IMAGES[:2],)).groups
+    config = SelectionConfig(min_channels=minimum, flops=0.1)
+    whole = measure_complexity(model, IMAGES[:1])
+    width = -(-minimum // round_to) * round_to
+    plan = build_plan(groups, {g.name: range(min(g.width, width)) for g in groups})
+    apply_plan(model, plan)
+    check_reachable(groups, config, round_to, whole, flops(model))
+    with pytest.raises(ValueError, match=r"flops=0\.1 cannot be reached"):
+        check_reachable(groups, config, round_to, whole, flops(model) - 1)
+
+
+@pytest.mark.parametrize("curve", ["damage", "coverage", "mss"])
+@pytest.mark.parametrize("share", [0.2, 0.4, 0.7, 1.0])
+def test_a_budget_is_met_by_the_network_that_comes_out(share: float, curve: Any) -> None:
+    model = conv_net()
+    groups, activations = captured(model)
+    whole = flops(model)
+    allocation = select_groups(
+        model,
+        tuple(groups.values()),
+        activations,
+        SelectionConfig(flops=share, curve=curve),
+        layer_flops=measure_complexity(model, IMAGES[:1]).by_layer,
+        budget=share * whole,
+    )
+    assert (allocation.network is None) is (curve != "damage")
+    kept = {name: selection.kept.tolist() for name, selection in allocation.selections.items()}
+    apply_plan(model, build_plan(tuple(groups.values()), kept))
+    assert flops(model) <= share * whole
+    if share == 1.0:
+        assert flops(model) == whole
+
+
+@pytest.mark.parametrize("curve", ["damage", "coverage"])
+def test_a_budget_out_of_reach(curve: Any) -> None:
+    model = conv_net()
+    groups, activations = captured(model)
+    with pytest.raises(ValueError, match=r"flops=0\.5 asks for at most 10 FLOPs, .* Raise flops"):
+        select_groups(
+            model,
+            tuple(groups.values()),
+            activations,
+            SelectionConfig(flops=0.5, curve=curve),
+            layer_flops=measure_complexity(model, IMAGES[:1]).by_layer,
+            budget=10,
+        )
+
+
+def test_weighting_none_counts_all_channels_alike() -> None:
+    model = conv_net()
+    groups, activations = captured(model)
+    for weighting, alike in (("none", True), ("contribution", False)):
+        config = SelectionConfig(keep=0.5, weighting=weighting)
+        found = select_groups(model, (groups["conv1"],), activations, config, layer_flops={})
+        weights = found.selections["conv1"].weights
+        assert bool((weights == weights[0]).all()) is alike
+
+
+@pytest.mark.parametrize(
+    ("kept", "round_to", "expected"),
+    [(4, 1, 6), (5, 1, 7), (2, 1, 5), (7, 1, None), (8, 1, None), (4, 4, None), (2, 3, 6), (2, 8, None)],
+)
+def test_half_the_depth(kept: int, round_to: int, expected: int | None) -> None:
+    points = torch.rand(8, 3, generator=torch.Generator().manual_seed(0))
+    chosen = select_channels(torch.cdist(points, points), SelectionConfig(), k=kept)
+    assert halved_widths({"layer": chosen}, round_to) == ({"layer": expected} if expected else {})

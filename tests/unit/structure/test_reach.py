@@ -1,0 +1,74 @@
+import pytest
+import torch
+from helpers.networks import CUT, Wired
+from helpers.oracle import built, inputs_of, offered
+from torch import nn
+from torch.nn import functional
+
+X = (torch.randn(2, 3, 8, 8),)
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_every_producer_of_the_output_stays(name):
+    """Cutting all groups to one channel leaves the shape of the output."""
+    case = CUT[name]
+    model, inputs = built(case), inputs_of(case)
+    last = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
+    groups = offered(model, inputs, residual=case.residual).groups
+    assert groups
+    assert last not in {side.layer for g in groups for side in g.sides if side.side == "out"}
+
+
+def two_outputs(second):
+    def forward(net, x):
+        hidden = net.b(functional.relu(net.a(x)))
+        return net.head(hidden.mean((2, 3))), second(hidden)
+
+    return Wired(forward, a=nn.Conv2d(3, 6, 3), b=nn.Conv2d(6, 8, 3), head=nn.Linear(8, 4))
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        lambda h: h,
+        lambda h: h.relu(),
+        lambda h: h.flatten(1),
+        lambda h: h.mean(1),
+        lambda h: h.detach(),
+        lambda h: h.detach().mean(1),
+        lambda h: {"deep": [h.mean((2, 3))]},
+    ],
+)
+def test_channels_that_leave_as_a_second_output_stay(second):
+    tracing = offered(two_outputs(second), X)
+    assert [group.name for group in tracing.groups] == ["a"]
+    assert "output" in tracing.left_whole["b"]
+
+
+def test_left_whole_names_only_what_was_asked_for():
+    model = Wired(
+        lambda net, x: net.c(net.b(net.a(x))).mean((2, 3)),
+        a=nn.Conv2d(3, 8, 3),
+        b=nn.Conv2d(8, 8, 3, groups=2),
+        c=nn.Conv2d(8, 4, 1),
+    )
+    assert set(offered(model, X).left_whole) == {"a", "b"}
+    assert set(offered(model, X, exclude=["b"]).left_whole) == {"a"}
+
+
+def test_layers_behind_no_grad_are_named():
+    def forward(net, x):
+        with torch.no_grad():
+            x = net.b(net.a(x))
+        return net.d(net.c(x))
+
+    model = Wired(
+        forward,
+        a=nn.Conv2d(3, 6, 3),
+        b=nn.Conv2d(6, 6, 3),
+        c=nn.Conv2d(6, 5, 3),
+        d=nn.Conv2d(5, 2, 1),
+    )
+    tracing = offered(model, X)
+    assert [group.name for group in tracing.groups] == ["c"]
+    assert set(tracing.left_whole) == {"a", "b"}

@@ -1,0 +1,38 @@
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from acsp_lightning.progress import shown_by, step, tracked
+
+
+class Recorder:
+    """Notes every step, and how far it came."""
+
+    def __init__(self) -> None:
+        self.steps: list[list[Any]] = []
+
+    @contextmanager
+    def __call__(self, name: str, parts: int) -> Iterator[Callable[[], None]]:
+        entry = [name, parts, 0]
+        self.steps.append(entry)
+
+        def advance() -> None:
+            entry[2] += 1
+
+        yield advance
+
+
+def test_nobody_looks_by_default() -> None:
+    with step("anything", 3) as advance:
+        advance()
+    assert list(tracked([1, 2], "anything")) == [1, 2]
+
+
+def test_the_display_hears_of_every_part_and_only_inside() -> None:
+    recorder = Recorder()
+    with shown_by(recorder):
+        assert list(tracked("abc", "letters")) == ["a", "b", "c"]
+        with step("left early", 2) as advance:
+            advance()
+    list(tracked("de", "later"))
+    assert recorder.steps == [["letters", 3, 3], ["left early", 2, 1]]
