@@ -1,7 +1,7 @@
 """The conductor: when to capture, when to cut, what to log. It holds no formula and cuts no weight."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,7 +20,15 @@ from acsp_lightning.progress import shown_by
 from acsp_lightning.report import PruningStep
 from acsp_lightning.settings import PruningSettings, check_epochs, with_options
 from acsp_lightning.structure.example import Example
-from acsp_lightning.trainer.averaging import averaged_copies
+from acsp_lightning.structure.verification import unseen_layers
+from acsp_lightning.trainer.averaging import (
+    Copies,
+    NetworkCopy,
+    averaged_copies,
+    ends_averaged,
+    warn_of_lookalikes,
+    without_copies,
+)
 from acsp_lightning.trainer.checks import (
     check_schedule,
     check_step_schedule,
@@ -31,7 +39,7 @@ from acsp_lightning.trainer.checks import (
     survey_fit,
     warn_of_tracing,
 )
-from acsp_lightning.trainer.cut import FitSite, refresh_trainer
+from acsp_lightning.trainer.cut import FitSite
 from acsp_lightning.trainer.guard import GuardMonitor, check_judged
 from acsp_lightning.trainer.progress_bars import display_of
 from acsp_lightning.trainer.ranks import check_ranks_agree, run_on_all_ranks
@@ -92,6 +100,7 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
         self._settled: set[int] = set()  # epochs in which no layer was left to capture
         self._initial: Complexity | None = None
         self._example: Example | None = None
+        self._copies: Iterable[NetworkCopy] = ()
         self._num_classes = 0
         self._capture: ActivationCapture | None = None
         self._captured: Captured | None = None
@@ -137,17 +146,24 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
         if example is None:
             raise ValueError(NO_BATCH)
         self._example = example.to(pl_module.device)
-        run_on_all_ranks(lambda: self._examine(pl_module, self._held_example))
+        run_on_all_ranks(lambda: self._examine(trainer, self._held_example))
 
     @property
     def _held_example(self) -> Example:
         assert self._example is not None, "on_train_start comes first"
         return self._example
 
-    def _examine(self, pl_module: pl.LightningModule, example: Example) -> None:
-        found = examine(pl_module, example, self, self._initial)
-        warn_of_tracing(pl_module, example, found.tracing)
+    def _examine(self, trainer: pl.Trainer, example: Example) -> None:
+        module = trainer.lightning_module
+        found = examine(module, example, self, self._initial)
         self._initial = self._initial or found.complexity
+        idle = unseen_layers(module, example.traced)
+        self._copies = Copies(trainer, self, idle)
+        warn_of_tracing(found.tracing, without_copies(module, idle, self._copies))
+        warn_of_lookalikes(trainer, self._copies)
+
+    def _site(self, trainer: pl.Trainer, before_cut: Callable[[], None] = lambda: None) -> FitSite:
+        return FitSite(trainer, self, self._copies, before_cut)
 
     # -- capture, in the validation loop of a chosen epoch -------------------------------------------
 
@@ -238,6 +254,7 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
         self._captured = None  # or the next fit would cut by it
         self._monitor.forget()
         self._example = None
+        self._copies = ()
         for handle in self._load_hooks:
             handle.remove()
         self._load_hooks.clear()
@@ -264,7 +281,7 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
                 self._cut(trainer, replace(self._captured, activations=activations))
 
     def _cut(self, trainer: pl.Trainer, captured: Captured) -> None:
-        site = FitSite(trainer, self, before_cut=lambda: self._monitor.open(trainer, captured))
+        site = self._site(trainer, lambda: self._monitor.open(site, trainer.current_epoch, captured))
         try:
             step = make_cut(site, captured, self, self._held_example, self._initial)
         finally:
@@ -276,9 +293,9 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
 
     def _judge(self, trainer: pl.Trainer, next_epoch: int | None) -> None:
         """Keep the last cut, or undo it and have it made again, at half the depth, in the next epoch."""
-        self.steps[-1], again = self._monitor.judge(trainer, self.steps[-1], next_epoch, self.round_to)
+        site, step = self._site(trainer), self.steps[-1]
+        self.steps[-1], again = self._monitor.judge(trainer, site, step, next_epoch, self.round_to)
         if self.steps[-1].rolled_back:
-            refresh_trainer(trainer, forget_monitors=self.reset_monitors)
             self._captured = again  # what else was captured is of a network that is no more
         announce_verdict(trainer, self.steps[-1], self)
 
@@ -297,8 +314,9 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
         announce_missed(set(self.epochs) - self._settled - {step.epoch for step in steps})
         if steps:
             final = measure_complexity(pl_module, self._example.counted)
-            accuracy = measure_accuracy(FitSite(trainer, self), pl_module, self)
-            announce_end(steps, final, accuracy)
+            site = self._site(trainer)
+            accuracy = measure_accuracy(site, site.network, self)
+            announce_end(steps, final, accuracy, averaged=ends_averaged(trainer))
 
     # -- checkpoints ---------------------------------------------------------------------------------
 

@@ -46,6 +46,10 @@ class Site(Protocol):
         """The network before the cut."""
 
     @property
+    def is_averaged(self) -> bool:
+        """Whether the network has averaged weights instead of those in training."""
+
+    @property
     def is_rank_zero(self) -> bool:
         """Whether this process decides."""
 
@@ -337,6 +341,7 @@ def make_cut(
         network=proposal.network,
         latency=_timed(site, uncut, smaller, example, settings),
         maps=proposal.maps,
+        averaged=site.is_averaged,
     )
 
 

@@ -78,6 +78,7 @@ class CopySite:
         captured: labelled batches on the device of the network; read several times.
     """
 
+    is_averaged = False
     is_rank_zero = True
 
     def __init__(self, network: nn.Module, captured: Iterable[Any]) -> None:

@@ -1,11 +1,13 @@
 """Every option of a cut, declared and checked once; callback, preview and command line share it."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import cleandoc
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
+
+from torch import nn
 
 from acsp_lightning.capture.batches import BatchReader, read_batch
 from acsp_lightning.functional import SelectionConfig
@@ -96,6 +98,8 @@ class PruningSettings:
             W&B. False: the record alone, from which ``acsp-lightning report`` draws them later.
         latency_batch_sizes: batch sizes at which the network is timed before and after a cut, eagerly,
             on the device of the module; takes seconds, and memory for a copy. Empty: not timed.
+        copies: a function of the module that returns copies of it, or of parts of it, that nobody finds
+            (in globals, in closures); they are cut along. In YAML its import path.
         reset_monitors: EarlyStopping, ReduceLROnPlateau and ModelCheckpoint forget at a cut how good
             the larger network was.
         guard: rolls back a cut that costs too much, see :class:`Guard`; a dict of its fields will do.
@@ -119,6 +123,7 @@ class PruningSettings:
     report_dir: str | Path | None = None
     report_plots: bool = True
     latency_batch_sizes: Sequence[int] = ()
+    copies: Callable[[nn.Module], Iterable[nn.Module]] | None = None
     reset_monitors: bool = True
     guard: Guard | None = None
 
@@ -141,6 +146,11 @@ class PruningSettings:
             raise ValueError(
                 f"read_batch is {self.read_batch!r}; it must be a function of a batch that returns "
                 "(inputs, labels)."
+            )
+        if self.copies is not None and not callable(self.copies):
+            raise ValueError(
+                f"copies is {self.copies!r}; it must be a function of the module that returns copies "
+                "of it, or None."
             )
         self.include = _patterns("include", self.include)
         self.exclude = _patterns("exclude", self.exclude)

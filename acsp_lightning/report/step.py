@@ -66,6 +66,8 @@ class PruningStep:
         verdict: what the accuracy guard found; None without a guard, and while it waits.
         latency: the network before the cut and straight after it, timed in turns in one run, for each
             batch size that was asked for.
+        averaged: whether the accuracies are those of averaged weights (WeightAveraging), as validation
+            sees them, and not of the weights in training.
         maps: maps of the channels and the classes that they separate, by group name, of the groups that
             lost channels; empty where nobody looks at them.
     """
@@ -84,6 +86,7 @@ class PruningStep:
     verdict: Verdict | None = None
     latency: Sequence[LatencyComparison] = ()
     maps: Mapping[str, GroupMap] = field(default_factory=dict)
+    averaged: bool = False
 
     @property
     def again(self) -> bool:

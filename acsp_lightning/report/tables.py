@@ -38,11 +38,17 @@ def step_table(step: PruningStep) -> str:
     _add_layers(table, step.layers)
     _add_counts(table, (step.before, step.after))
     _add_latency(table, step.latency)
-    _add_accuracies(table, (step.accuracy_before, step.accuracy_after))
+    _add_accuracies(table, (step.accuracy_before, step.accuracy_after), averaged=step.averaged)
     return _text(table, step.after, comparison_notes(step.comparison))
 
 
-def summary_table(steps: Sequence[PruningStep], final: Complexity, final_accuracy: float | None) -> str:
+def summary_table(
+    steps: Sequence[PruningStep],
+    final: Complexity,
+    final_accuracy: float | None,
+    *,
+    ends_averaged: bool = False,
+) -> str:
     """All cuts of a run as text: before the first, straight after the last, and at the end.
 
     Latencies are those of a single cut; of several, first and last were not measured in one run.
@@ -51,6 +57,7 @@ def summary_table(steps: Sequence[PruningStep], final: Complexity, final_accurac
         steps: the cuts that were not undone, at least one.
         final: complexity of the network at the end.
         final_accuracy: its top-1 accuracy, as in :class:`PruningStep`.
+        ends_averaged: whether that is of averaged weights where the other accuracies are not.
     """
     first, last = steps[0], steps[-1]
     layers: dict[str, tuple[int, int]] = {}
@@ -65,8 +72,10 @@ def summary_table(steps: Sequence[PruningStep], final: Complexity, final_accurac
     _add_counts(table, (first.before, last.after, final))
     if single:
         _add_latency(table, first.latency)
-    _add_accuracies(table, (first.accuracy_before, last.accuracy_after, final_accuracy))
-    return _text(table, final)
+    accuracies = (first.accuracy_before, last.accuracy_after, final_accuracy)
+    _add_accuracies(table, accuracies, averaged=last.averaged)
+    notes = ["the accuracy at the end is that of averaged weights"] if ends_averaged else []
+    return _text(table, final, notes)
 
 
 def verdict_line(step: PruningStep) -> str:
@@ -116,8 +125,9 @@ def milliseconds(seconds: float) -> str:
     return f"{1000 * seconds:,.{2 if seconds >= 0.001 else 3}f}"
 
 
-def _add_accuracies(table: Table, accuracies: Sequence[float | None]) -> None:
-    table.add_row("accuracy", *("-" if a is None else f"{a:.2%}" for a in accuracies))
+def _add_accuracies(table: Table, accuracies: Sequence[float | None], *, averaged: bool) -> None:
+    name = "accuracy (averaged weights)" if averaged else "accuracy"
+    table.add_row(name, *("-" if a is None else f"{a:.2%}" for a in accuracies))
 
 
 def comparison_notes(comparison: Comparison) -> list[str]:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -74,6 +74,16 @@ class PruningPlan:
             for group in groups
             for side in group.producers
         }
+
+    def part(self, prefix: str) -> "PruningPlan":
+        """The cuts of the layers whose names begin with ``prefix``, under the rest of their names."""
+        return PruningPlan(
+            tuple(
+                replace(cut, layer=cut.layer.removeprefix(prefix))
+                for cut in self.cuts
+                if cut.layer.startswith(prefix)
+            )
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, strings and integers, as JSON and ``weights_only`` checkpoints take them."""

@@ -1,21 +1,285 @@
-"""Averaged copies of the network that callbacks of the Trainer hold."""
+"""Copies of the network that somebody else holds: averaged ones, and those in the user's own hands."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import (
-    StochasticWeightAveraging,
-    WeightAveraging,
-)
-from torch import nn
+import torch
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
 
+from acsp_lightning.settings import PruningSettings
+from acsp_lightning.structure.layers import is_producer
+from acsp_lightning.structure.surgery import SlicedParameter
 from acsp_lightning.trainer.checks import callbacks_of
+
+# Of a part that counts as a copy; single layers are often alike.
+LEAST_LAYERS = 2
+
+# What belongs to frameworks leads everywhere.
+FRAMEWORKS = {"acsp_lightning", "builtins", "lightning", "torch"}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NetworkCopy:
+    """A copy of the LightningModule, or of a part of it.
+
+    Attributes:
+        owner: who holds it, for messages.
+        module: the copy.
+        prefix: name of the part in the LightningModule with a dot at its end; "" for a whole copy.
+        is_certain: whether somebody said that it is a copy that follows training.
+    """
+
+    owner: str
+    module: nn.Module
+    prefix: str = ""
+    is_certain: bool = False
 
 
 def averaged_copies(trainer: pl.Trainer) -> Iterator[nn.Module]:
-    """The copies of the module whose weights the Trainer's callbacks average (EMA, SWA)."""
+    """The copies of the module whose weights Lightning's own callbacks average (EMA, SWA)."""
     for callback in callbacks_of(trainer):
         if isinstance(callback, WeightAveraging) and callback._average_model is not None:
             yield callback._average_model.module
         if isinstance(callback, StochasticWeightAveraging) and callback._average_model is not None:
             yield callback._average_model
+
+
+def evaluated_network(trainer: pl.Trainer) -> nn.Module:
+    """The network whose weights validation sees: the average that WeightAveraging swaps in, if any."""
+    for callback in callbacks_of(trainer):
+        if isinstance(callback, WeightAveraging) and callback._average_model is not None:
+            average: nn.Module = callback._average_model.module
+            return average
+    return trainer.lightning_module
+
+
+def ends_averaged(trainer: pl.Trainer) -> bool:
+    """Whether the weights that a fit leaves behind are averaged, though validation saw others."""
+    return any(
+        isinstance(callback, StochasticWeightAveraging) and callback._average_model is not None
+        for callback in callbacks_of(trainer)
+    )
+
+
+class Copies:
+    """The copies that cuts of one fit have to follow.
+
+    Found are modules in the attributes of callbacks, and submodules of the LightningModule that forward
+    never calls, with the names and shapes of the whole network or of a part of it. What is frozen and
+    has not changed since the fit began is no average but a teacher, which stays as it is.
+
+    Args:
+        trainer: of the fit, before its first step.
+        settings: may name further copies, which are followed in any case.
+        idle: names of layers with parameters that forward calls neither in eval nor in train mode.
+
+    Raises:
+        ValueError: if ``settings.copies`` returns something that is no copy.
+    """
+
+    def __init__(
+        self, trainer: pl.Trainer, settings: PruningSettings, idle: Collection[str] = ()
+    ) -> None:
+        self._trainer = trainer
+        self._settings = settings
+        self._idle = frozenset(idle)
+        self._begun = {id(copy.module): _fingerprint(copy.module) for copy in self._candidates()}
+
+    def __iter__(self) -> Iterator[NetworkCopy]:
+        """The copies to follow now."""
+        return (copy for copy in self._candidates() if not self._is_teacher(copy))
+
+    def teachers(self) -> list[NetworkCopy]:
+        """Copies that are frozen and have not changed since the fit began."""
+        return [copy for copy in self._candidates() if self._is_teacher(copy)]
+
+    def _is_teacher(self, copy: NetworkCopy) -> bool:
+        frozen = not any(parameter.requires_grad for parameter in copy.module.parameters())
+        still = self._begun.get(id(copy.module)) == _fingerprint(copy.module)
+        return frozen and still and not copy.is_certain
+
+    def _candidates(self) -> list[NetworkCopy]:
+        trainer = self._trainer
+        live = trainer.lightning_module
+        originals = _originals(live, self._idle)
+        found = [
+            NetworkCopy("an averaging callback", copy, is_certain=True)
+            for copy in averaged_copies(trainer)
+        ]
+        seen = {id(part) for copy in found for part in copy.module.modules()}
+        for module in () if self._settings.copies is None else self._settings.copies(live):
+            named = next(_matches(originals, "copies", module), None)
+            if named is None:
+                raise ValueError(
+                    f"copies returned a {type(module).__name__} whose parameters do not have the names "
+                    f"and shapes of {type(live).__name__} or of a part of it; only copies can follow."
+                )
+            if id(named.module) not in seen:
+                seen |= {id(part) for part in named.module.modules()}
+                found.append(replace(named, is_certain=True))
+        held = [(type(live).__name__, child) for child in live.children()]
+        for callback in callbacks_of(trainer):
+            if not isinstance(callback, WeightAveraging | StochasticWeightAveraging):
+                modules = _modules_in(vars(callback).values())
+                held += [(type(callback).__name__, module) for module in modules]
+        for owner, module in held:
+            for copy in _matches(originals, owner, module):
+                if id(copy.module) not in seen:
+                    seen |= {id(part) for part in copy.module.modules()}
+                    found.append(copy)
+        return found
+
+
+def _fingerprint(module: nn.Module) -> float:
+    return sum(float(parameter.detach().double().sum()) for parameter in module.parameters())
+
+
+Originals = Mapping[int, tuple[str, dict[str, torch.Size]]]
+
+
+def _originals(live: nn.Module, idle: Collection[str]) -> Originals:
+    """Name and shapes of every part of the network that is in use, by identity, from the outside in."""
+    return {
+        id(part): (name, _shapes(part))
+        for name, part in live.named_modules()
+        if not (idle and _layers(name, part) <= set(idle))
+    }
+
+
+def _layers(root: str, module: nn.Module) -> set[str]:
+    """Names of the layers with parameters in a part of the network."""
+    return {
+        f"{root}.{name}".strip(".")
+        for name, layer in module.named_modules()
+        if next(layer.parameters(recurse=False), None) is not None
+    }
+
+
+def _modules_in(values: Iterable[Any]) -> Iterator[nn.Module]:
+    """Modules among values or in their lists and dicts, but for a LightningModule that is in a fit."""
+    for value in values:
+        entries = value.values() if isinstance(value, Mapping) else value
+        for entry in entries if isinstance(value, list | tuple | Mapping) else [value]:
+            in_fit = isinstance(entry, pl.LightningModule) and entry._trainer is not None
+            if isinstance(entry, nn.Module) and not in_fit:
+                yield entry
+
+
+def _matches(originals: Originals, owner: str, module: nn.Module) -> Iterator[NetworkCopy]:
+    """Outermost parts of a module that are copies of outermost parts of the network."""
+    taken: set[int] = set()
+    for part in module.modules():
+        if id(part) in taken or id(part) in originals:
+            continue
+        if sum(is_producer(layer) for layer in part.modules()) < LEAST_LAYERS:
+            continue
+        shapes = _shapes(part)
+        for name, wanted in originals.values():
+            if shapes == wanted:
+                taken |= {id(inner) for inner in part.modules()}
+                yield NetworkCopy(owner, part, f"{name}." if name else "")
+                break
+
+
+def _shapes(module: nn.Module) -> dict[str, torch.Size]:
+    return {name: parameter.shape for name, parameter in module.named_parameters()}
+
+
+def without_copies(
+    live: nn.Module, idle: Iterable[str], copies: Iterable[NetworkCopy]
+) -> tuple[str, ...]:
+    """Names of layers that forward never calls, less those of copies, which are cut along."""
+    copied = {id(layer) for copy in copies for layer in copy.module.modules()}
+    return tuple(name for name in idle if id(live.get_submodule(name)) not in copied)
+
+
+def warn_of_lookalikes(trainer: pl.Trainer, copies: Iterable[NetworkCopy]) -> None:
+    """Name the modules of callbacks that have the layers of the network in other shapes."""
+    known = {id(part) for copy in copies for part in copy.module.modules()}
+    own = [set(_shapes(part)) for part in trainer.lightning_module.modules()]
+    for callback in callbacks_of(trainer):
+        for module in _modules_in(vars(callback).values()):
+            names = set(_shapes(module))
+            if id(module) not in known and len(names) > 2 and names in own:
+                rank_zero_warn(
+                    f"{type(callback).__name__} holds a {type(module).__name__} with the layers of the "
+                    "network in other shapes, so it is not cut along. If it has to follow, adapt it in "
+                    "on_pruned."
+                )
+
+
+def held_tensors(trainer: pl.Trainer) -> list[tuple[Any, Any, nn.Parameter]]:
+    """Where callbacks or the module hold a tensor for a parameter: in dicts by name, and in lists.
+
+    Looked at are the attributes of callbacks and of the LightningModule, and one level below them those
+    of objects (``torch_ema``'s averages). A dict counts if all of its keys are names of parameters, of
+    the module or of a child, and a list if it is as long as the parameters of one of these and has their
+    shapes.
+
+    Returns:
+        Container, key, and the parameter that the tensor stands for.
+    """
+    live = trainer.lightning_module
+    roots = [dict(live.named_parameters()), *(dict(c.named_parameters()) for c in live.children())]
+    roots = [root for root in roots if root]
+    found = []
+    for holder in (live, *callbacks_of(trainer)):
+        for container in _containers(holder):
+            found += _places(container, roots)
+    return found
+
+
+def _containers(holder: object) -> Iterator[Any]:
+    for value in vars(holder).values():
+        if isinstance(value, list | MutableMapping):
+            yield value
+        elif hasattr(value, "__dict__") and type(value).__module__.partition(".")[0] not in FRAMEWORKS:
+            yield from (v for v in vars(value).values() if isinstance(v, list | MutableMapping))
+
+
+def _places(container: Any, roots: list[dict[str, nn.Parameter]]) -> list[tuple[Any, Any, nn.Parameter]]:
+    for root in roots:
+        pairs: list[tuple[Any, nn.Parameter | None]]
+        if isinstance(container, MutableMapping):
+            pairs = [(key, root.get(key)) for key in container if isinstance(key, str)]
+            whole = bool(pairs) and len(pairs) == len(container)
+        else:
+            pairs = list(enumerate(root.values()))
+            whole = len(container) == len(root)
+        if whole and all(_stands_for(container[key], parameter) for key, parameter in pairs):
+            return [(container, key, parameter) for key, parameter in pairs if parameter is not None]
+    return []
+
+
+def _stands_for(value: Any, parameter: nn.Parameter | None) -> bool:
+    return (
+        isinstance(value, Tensor)
+        and parameter is not None
+        and value is not parameter
+        and value.shape == parameter.shape
+    )
+
+
+def slice_held(
+    places: Iterable[tuple[Any, Any, nn.Parameter]],
+    sliced: Iterable[SlicedParameter],
+    corrections: Mapping[int, Tensor],
+) -> None:
+    """Cut the tensors that stand for parameters, as these were cut.
+
+    Args:
+        places: from :func:`held_tensors`, asked before the cut.
+        sliced: what the cut made smaller.
+        corrections: what recovery added to a parameter, by its identity.
+    """
+    by_parameter = {id(entry.parameter): entry for entry in sliced}
+    for container, key, parameter in places:
+        entry = by_parameter.get(id(parameter))
+        if entry is not None:
+            container[key] = entry.slice(container[key])
+        if id(parameter) in corrections:
+            container[key] = container[key] + corrections[id(parameter)].to(container[key])

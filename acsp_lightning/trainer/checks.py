@@ -13,7 +13,6 @@ from acsp_lightning.pipeline import NO_BATCH, survey
 from acsp_lightning.settings import PruningSettings
 from acsp_lightning.structure.example import Example
 from acsp_lightning.structure.groups import Tracing
-from acsp_lightning.structure.verification import unseen_layers
 from acsp_lightning.trainer.loaders import validation_batches
 
 
@@ -142,12 +141,11 @@ def survey_fit(trainer: pl.Trainer, settings: PruningSettings) -> tuple[Example 
     return survey(trainer.lightning_module, batches, settings.read_batch)
 
 
-def warn_of_tracing(module: pl.LightningModule, example: Example, tracing: Tracing) -> None:
+def warn_of_tracing(tracing: Tracing, unseen: Sequence[str]) -> None:
     """Name the layers that are left whole, and those that forward never calls."""
     if tracing.left_whole:
         reasons = "; ".join(f"{name!r}: {why}" for name, why in tracing.left_whole.items())
         rank_zero_warn(f"Some layers are left whole. {reasons}.")
-    unseen = unseen_layers(module, example.traced)
     if unseen:
         rank_zero_warn(
             f"forward calls {', '.join(map(repr, unseen))} neither in eval nor in train mode. If "

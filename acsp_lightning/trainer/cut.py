@@ -1,6 +1,6 @@
 """The network of a running fit changes its shape: the cut, the way back, and all who have to know."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import nn
+from torch import Tensor, nn
 
 from acsp_lightning.pipeline import Recovery, prune_network
 from acsp_lightning.selection.proposal import Proposal
@@ -18,8 +18,14 @@ from acsp_lightning.structure.forward import eager_copy, random_state_restored
 from acsp_lightning.structure.optimizer import nested_optimizers, slice_optimizer_state
 from acsp_lightning.structure.plan import PruningPlan
 from acsp_lightning.structure.refit import prepare_refit
-from acsp_lightning.structure.surgery import check_plan
-from acsp_lightning.trainer.averaging import averaged_copies
+from acsp_lightning.structure.surgery import SlicedParameter, apply_plan, check_plan
+from acsp_lightning.trainer.averaging import (
+    NetworkCopy,
+    evaluated_network,
+    held_tensors,
+    slice_held,
+)
+from acsp_lightning.trainer.checks import callbacks_of
 from acsp_lightning.trainer.loaders import training_batches, validation_batches
 from acsp_lightning.trainer.monitors import reset_monitors
 from acsp_lightning.trainer.ranks import broadcast_, is_rank_zero, on_rank_zero, run_on_all_ranks
@@ -45,6 +51,7 @@ class FitSite:
     Args:
         trainer: of the fit.
         settings: what is cut, and how.
+        copies: of the network, which a cut has to follow.
         before_cut: called when all is decided and nothing is changed yet.
 
     Attributes:
@@ -55,17 +62,24 @@ class FitSite:
         self,
         trainer: pl.Trainer,
         settings: PruningSettings,
+        copies: Iterable[NetworkCopy] = (),
         before_cut: Callable[[], None] = lambda: None,
     ) -> None:
         self.is_cut = False
         self._trainer = trainer
         self._settings = settings
+        self._copies = copies
         self._before_cut = before_cut
 
     @property
     def network(self) -> nn.Module:
-        """The LightningModule."""
-        return self._trainer.lightning_module
+        """The LightningModule, or the averaged copy that takes its place in validation."""
+        return evaluated_network(self._trainer)
+
+    @property
+    def is_averaged(self) -> bool:
+        """Whether :attr:`network` is an averaged copy."""
+        return self.network is not self._trainer.lightning_module
 
     @property
     def is_rank_zero(self) -> bool:
@@ -93,40 +107,77 @@ class FitSite:
         rank_zero_info(message)
 
     def prune(self, proposal: Proposal, recovery: Recovery) -> nn.Module:
-        """Cut the network and its averaged copies; optimizers, wrappers and monitors follow."""
-        trainer = self._trainer
+        """Cut the network and its copies; optimizers, wrappers, monitors and hooks follow."""
+        trainer, copies = self._trainer, list(self._copies)
         self._before_cut()
-        run_on_all_ranks(lambda: _cut(trainer, proposal, recovery))
+        sliced: list[SlicedParameter] = []
+        run_on_all_ranks(lambda: sliced.extend(_cut(trainer, proposal, recovery, copies)))
         if recovery.refits:
-            broadcast_consumers(trainer, proposal.plan)
+            _broadcast_consumers(trainer, proposal.plan, copies)
         if self._settings.batchnorm_batches and proposal.plan:
             run_on_all_ranks(self._recalibrate)
         self.is_cut = True
         refresh_trainer(trainer, forget_monitors=self._settings.reset_monitors)
+        _tell(trainer, proposal.plan, sliced)
         return self.network
 
     def _recalibrate(self) -> None:
         with random_state_restored():
             batches = training_batches(self._trainer)
             inputs = (self._settings.read_batch(batch)[0] for batch in batches)
-            recalibrate_batchnorm(self.network, inputs, self._settings.batchnorm_batches)
+            recalibrate_batchnorm(
+                self._trainer.lightning_module, inputs, self._settings.batchnorm_batches
+            )
+
+    def snapshot(self) -> Snapshot:
+        """The network, its copies and its optimizers as they are now."""
+        trainer = self._trainer
+        copies = [copy.module for copy in self._copies]
+        return take_snapshot(trainer.lightning_module, copies, trainer.optimizers, held_tensors(trainer))
+
+    def roll_back(self, snapshot: Snapshot) -> None:
+        """Put the network, its copies and its optimizers back, on every process."""
+        trainer = self._trainer
+
+        def work() -> None:
+            copies = [copy.module for copy in self._copies]
+            restore_snapshot(
+                snapshot, trainer.lightning_module, copies, trainer.optimizers, held_tensors(trainer)
+            )
+
+        run_on_all_ranks(work)
+        refresh_trainer(trainer, forget_monitors=self._settings.reset_monitors)
+        _tell(trainer, None, [])
 
 
-def _cut(trainer: pl.Trainer, proposal: Proposal, recovery: Recovery) -> None:
-    """Cut the network and its averaged copies, and let the optimizers follow.
+def _cut(
+    trainer: pl.Trainer, proposal: Proposal, recovery: Recovery, copies: Sequence[NetworkCopy]
+) -> tuple[SlicedParameter, ...]:
+    """Cut the network and its copies, and let optimizers and whoever holds tensors of it follow.
 
     Raises:
         ValueError: if the plan does not fit the network or one of its copies; nothing is cut then.
         RuntimeError: if forward does not work after the cut; the network is as it was then.
     """
-    copies = list(averaged_copies(trainer))
+    live, evaluated = trainer.lightning_module, evaluated_network(trainer)
     for copy in copies:
-        check_plan(copy, proposal.plan)
-    sliced = prune_network(trainer.lightning_module, proposal, recovery)
-    refit = recovery.refit
+        check_plan(copy.module, proposal.plan.part(copy.prefix))
+    held, biases = held_tensors(trainer), _biases(live, proposal.plan)
+
+    def own(network: nn.Module) -> Recovery:
+        refit = recovery.refit
+        if refit is None or network is evaluated:
+            return recovery
+        return replace(recovery, refit=prepare_refit(network, refit.targets, refit.inputs))
+
+    sliced = prune_network(live, proposal, own(live))
+    corrections = _corrections(live, proposal.plan, sliced, biases)
     for copy in copies:
-        own = refit and prepare_refit(copy, refit.targets, refit.inputs)
-        prune_network(copy, proposal, replace(recovery, refit=own), tried=False)
+        if copy.prefix:
+            _cut_part(copy, live, proposal.plan, corrections)
+        else:
+            prune_network(copy.module, proposal, own(copy.module), tried=False)
+    slice_held(held, sliced, corrections)
     dropped = [
         name
         for optimizer in nested_optimizers(trainer.optimizers)
@@ -135,31 +186,67 @@ def _cut(trainer: pl.Trainer, proposal: Proposal, recovery: Recovery) -> None:
     if dropped:
         rank_zero_warn(
             f"The optimizer's state of {', '.join(dropped)} has another shape than the parameter "
-            "and cannot be cut with it; it was dropped and starts afresh."
+            "and cannot be cut with it; it was dropped and starts again."
         )
+    return sliced
 
 
-def broadcast_consumers(trainer: pl.Trainer, plan: PruningPlan) -> None:
+def _biases(network: nn.Module, plan: PruningPlan) -> dict[int, Tensor]:
+    """Biases of the consumers before a cut, by identity of the parameter."""
+    layers = [network.get_submodule(cut.layer) for cut in plan if cut.side == "in"]
+    biases = [bias for layer in layers if (bias := layer._parameters.get("bias")) is not None]
+    return {id(bias): bias.detach().clone() for bias in biases}
+
+
+def _corrections(
+    network: nn.Module,
+    plan: PruningPlan,
+    sliced: Sequence[SlicedParameter],
+    biases: Mapping[int, Tensor],
+) -> dict[int, Tensor]:
+    """What recovery added to weights and biases of the consumers, by identity of the parameter."""
+    by_parameter = {id(entry.parameter): entry for entry in sliced}
+    found = {}
+    for layer in (network.get_submodule(cut.layer) for cut in plan if cut.side == "in"):
+        for parameter in layer.parameters(recurse=False):
+            entry = by_parameter.get(id(parameter))
+            old = biases.get(id(parameter)) if entry is None else entry.slice(entry.old)
+            if old is not None:
+                found[id(parameter)] = parameter.detach() - old
+    return found
+
+
+def _cut_part(
+    copy: NetworkCopy, network: nn.Module, plan: PruningPlan, corrections: Mapping[int, Tensor]
+) -> None:
+    """Cut a copy of a part, whose own inputs nobody knows, and correct it as the network was."""
+    apply_plan(copy.module, plan.part(copy.prefix))
+    original = dict(network.get_submodule(copy.prefix.rstrip(".")).named_parameters())
+    with torch.no_grad():
+        for name, parameter in copy.module.named_parameters():
+            correction = corrections.get(id(original[name]))
+            if correction is not None:
+                parameter.add_(correction.to(parameter))
+
+
+def _broadcast_consumers(trainer: pl.Trainer, plan: PruningPlan, copies: Sequence[NetworkCopy]) -> None:
     """Let every process have the first one's weights in the layers whose inputs a plan has cut."""
-    layers = [cut.layer for cut in plan if cut.side == "in"]
-    networks = (trainer.lightning_module, *averaged_copies(trainer))
-    for network in networks:
-        for layer in layers:
-            broadcast_(network.get_submodule(layer).parameters())
+    for network, own in (
+        (trainer.lightning_module, plan),
+        *((copy.module, plan.part(copy.prefix)) for copy in copies),
+    ):
+        for cut in own:
+            if cut.side == "in":
+                broadcast_(network.get_submodule(cut.layer).parameters())
 
 
-def take_fit_snapshot(trainer: pl.Trainer) -> Snapshot:
-    """The network, its averaged copies and its optimizers as they are now."""
-    return take_snapshot(trainer.lightning_module, averaged_copies(trainer), trainer.optimizers)
-
-
-def roll_back(trainer: pl.Trainer, snapshot: Snapshot) -> None:
-    """Put the network, its averaged copies and its optimizers back, on every process."""
-    run_on_all_ranks(
-        lambda: restore_snapshot(
-            snapshot, trainer.lightning_module, averaged_copies(trainer), trainer.optimizers
-        )
-    )
+def _tell(trainer: pl.Trainer, plan: PruningPlan | None, sliced: Sequence[SlicedParameter]) -> None:
+    """Call ``on_pruned`` of the module and of every callback that has it."""
+    module = trainer.lightning_module
+    for holder, arguments in ((module, ()), *((c, (trainer, module)) for c in callbacks_of(trainer))):
+        hook = getattr(holder, "on_pruned", None)
+        if callable(hook):
+            hook(*arguments, plan, tuple(sliced))
 
 
 def refresh_trainer(trainer: pl.Trainer, *, forget_monitors: bool) -> None:

@@ -16,7 +16,7 @@ from acsp_lightning.report.step import Outcome, Verdict
 from acsp_lightning.selection.allocation import as_decisions, halved_widths
 from acsp_lightning.settings import Guard
 from acsp_lightning.trainer.checks import check_alone
-from acsp_lightning.trainer.cut import roll_back, take_fit_snapshot
+from acsp_lightning.trainer.cut import FitSite
 from acsp_lightning.trainer.ranks import on_rank_zero, run_on_all_ranks
 from acsp_lightning.trainer.snapshot import Snapshot
 
@@ -111,26 +111,32 @@ class GuardMonitor:
             self.trial = replace(self.trial, after=value)
         return value
 
-    def open(self, trainer: pl.Trainer, captured: Captured) -> None:
-        """Keep all that it takes to undo the cut that is about to be made."""
+    def open(self, site: FitSite, epoch: int, captured: Captured) -> None:
+        """Keep all that it takes to roll back the cut that is about to be made in ``epoch``."""
         if self._guard is None or captured.metric is None:
             return
         self.trial = Trial(
             monitor=self._guard.monitor,
             mode=self._guard.mode,
             captured=captured,
-            snapshot=take_fit_snapshot(trainer),
+            snapshot=site.snapshot(),
             before=captured.metric,
-            due=trainer.current_epoch + self.patience - 1,
+            due=epoch + self.patience - 1,
         )
 
     def judge(
-        self, trainer: pl.Trainer, step: PruningStep, next_epoch: int | None, round_to: int
+        self,
+        trainer: pl.Trainer,
+        site: FitSite,
+        step: PruningStep,
+        next_epoch: int | None,
+        round_to: int,
     ) -> tuple[PruningStep, Captured | None]:
-        """Keep the cut on trial, or undo it.
+        """Keep the cut on trial, or roll it back.
 
         Args:
             trainer: in the fit, between two epochs or at its end.
+            site: the same fit.
             step: the record of the cut.
             next_epoch: the epoch in which it could be made again; None: there is none.
             round_to: widths are multiples of this.
@@ -150,7 +156,7 @@ class GuardMonitor:
             outcome = Outcome.RECOVERED if accepted else Outcome.LEFT
         again: Captured | None = None
         if outcome is Outcome.LEFT:
-            roll_back(trainer, trial.snapshot)
+            site.roll_back(trial.snapshot)
             widths = halved_widths(step.selections, round_to)
             if widths and not step.again and self._leaves_time(trainer, next_epoch):
                 outcome = Outcome.HALVED

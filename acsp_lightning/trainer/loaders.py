@@ -6,37 +6,76 @@ from itertools import islice
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
 
 def validation_batches(trainer: pl.Trainer, max_batches: int | None = None) -> Iterator[Any]:
-    """Batches of the first validation loader, on the module's device.
+    """What the validation loop hands to ``validation_step``, on the module's device.
+
+    Of several loaders that come one after the other, the batches of the first; of loaders that are
+    combined (``CombinedLoader`` of another mode than "sequential"), the combined batches.
 
     Args:
         trainer: inside ``fit``, after ``on_fit_start``; or inside ``validate``.
         max_batches: at most this many, besides the Trainer's own limit.
     """
-    alone = trainer.state.fn is TrainerFn.VALIDATING
-    loop = trainer.validate_loop if alone else trainer.fit_loop.epoch_loop.val_loop
+    loop = _validation_loop(trainer)
     if trainer.val_dataloaders is None:
         # The Trainer sets the loop up only when its first validation is due.
         with _in_stage(trainer, RunningStage.VALIDATING):
             loop.setup_data()
-    limits = [loop.max_batches[0], *([] if max_batches is None else [max_batches])]
-    return _prepared(trainer, trainer.val_dataloaders, min(limits), RunningStage.VALIDATING)
+    loader: CombinedLoader = loop._combined_loader
+    batches = _combined(loader, loop.max_batches, first_only=True)
+    return _prepared(trainer, loader, islice(batches, max_batches), RunningStage.VALIDATING)
 
 
 def training_batches(trainer: pl.Trainer) -> Iterator[Any]:
-    """Batches of the first training loader of a fit, on the module's device."""
-    loaders, limit = trainer.train_dataloader, trainer.num_training_batches
-    return _prepared(trainer, loaders, limit, RunningStage.TRAINING)
+    """What the training loop hands to ``training_step`` in an epoch, on the module's device."""
+    loader: CombinedLoader = trainer.fit_loop._combined_loader
+    batches = _combined(loader, loader.limits, first_only=False)
+    return _prepared(trainer, loader, batches, RunningStage.TRAINING)
 
 
-def _prepared(trainer: pl.Trainer, loaders: Any, limit: float, stage: RunningStage) -> Iterator[Any]:
-    loader = CombinedLoader(loaders, "sequential").flattened[0]
-    with _generator_restored(loader):
-        for batch in islice(loader, None if limit == float("inf") else int(limit)):
+def combines_validation(trainer: pl.Trainer) -> bool:
+    """Whether a validation batch is made of the batches of several loaders."""
+    loader = _validation_loop(trainer)._combined_loader
+    return loader is not None and _is_combined(loader)
+
+
+def _validation_loop(trainer: pl.Trainer) -> Any:
+    alone = trainer.state.fn is TrainerFn.VALIDATING
+    return trainer.validate_loop if alone else trainer.fit_loop.epoch_loop.val_loop
+
+
+def _is_combined(loader: CombinedLoader) -> bool:
+    return loader._mode != "sequential"
+
+
+def _combined(
+    loader: CombinedLoader, limits: list[int | float] | None, *, first_only: bool
+) -> Iterator[Any]:
+    """Batches as the loader makes them, by an iterator of its own: the Trainer's may be under way."""
+    if not limits:
+        return
+    own: CombinedLoader
+    if first_only and not _is_combined(loader):
+        own, limits = CombinedLoader(loader.flattened[0], "sequential"), limits[:1]
+    else:
+        own = CombinedLoader(loader.iterables, loader._mode)
+    own.limits = limits
+    iter(own)
+    # Past the limit only the Trainer's fetcher stops.
+    for batch, _, _ in islice(own, sized_len(own)):
+        yield batch
+
+
+def _prepared(
+    trainer: pl.Trainer, loader: CombinedLoader, batches: Iterator[Any], stage: RunningStage
+) -> Iterator[Any]:
+    with _generators_restored(loader):
+        for batch in batches:
             with _in_stage(trainer, stage):
                 batch = trainer.precision_plugin.convert_input(batch)
                 batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
@@ -45,14 +84,14 @@ def _prepared(trainer: pl.Trainer, loaders: Any, limit: float, stage: RunningSta
 
 
 @contextmanager
-def _generator_restored(loader: Any) -> Iterator[None]:
+def _generators_restored(loader: CombinedLoader) -> Iterator[None]:
     """The order of the batches to come is not to depend on these extra passes."""
-    generator = getattr(loader, "generator", None)
-    state = None if generator is None else generator.get_state()
+    generators = [getattr(part, "generator", None) for part in loader.flattened]
+    states = [(generator, generator.get_state()) for generator in generators if generator is not None]
     try:
         yield
     finally:
-        if generator is not None:
+        for generator, state in states:
             generator.set_state(state)
 
 

@@ -64,11 +64,20 @@ def announce_verdict(trainer: pl.Trainer, step: PruningStep, settings: PruningSe
         log_rolled_back(trainer, step)
 
 
-def announce_end(steps: Sequence[PruningStep], final: Complexity, accuracy: float | None) -> None:
-    """Sum up the cuts of a fit that were not undone, as a table."""
+def announce_end(
+    steps: Sequence[PruningStep], final: Complexity, accuracy: float | None, *, averaged: bool
+) -> None:
+    """Sum up the cuts of a fit that were not rolled back, as a table.
+
+    Args:
+        steps: the cuts.
+        final: complexity of the network at the end.
+        accuracy: its accuracy.
+        averaged: whether a fit ended with averaged weights, though validation saw others.
+    """
     standing = [step for step in steps if not step.rolled_back]
     if standing:
-        rank_zero_info("\n" + summary_table(standing, final, accuracy))
+        rank_zero_info("\n" + summary_table(standing, final, accuracy, ends_averaged=averaged))
 
 
 def announce_missed(epochs: Collection[int]) -> None:

@@ -56,26 +56,43 @@ class Snapshot:
         weights: all parameters and buffers of the network, by name.
         copies: the same of every averaged copy of it.
         optimizers: one for each optimizer, those that others hold included.
+        held: tensors that callbacks or the module hold for parameters.
     """
 
     weights: Mapping[str, Tensor]
     copies: Sequence[Mapping[str, Tensor]]
     optimizers: Sequence[OptimizerSnapshot]
+    held: Sequence[Tensor] = ()
 
 
 def take_snapshot(
-    model: nn.Module, copies: Iterable[nn.Module], optimizers: Iterable[Optimizer]
+    model: nn.Module,
+    copies: Iterable[nn.Module],
+    optimizers: Iterable[Optimizer],
+    held: Iterable[tuple[Any, Any, nn.Parameter]] = (),
 ) -> Snapshot:
-    """Copy what a cut and the training after it will change; tensors stay on their devices."""
+    """Copy what a cut and the training after it will change; tensors stay on their devices.
+
+    Args:
+        model: the network.
+        copies: its averaged copies.
+        optimizers: of the fit.
+        held: from :func:`acsp_lightning.trainer.averaging.held_tensors`.
+    """
     return Snapshot(
         _cloned(model),
         [_cloned(copy) for copy in copies],
         [_remembered(optimizer) for optimizer in nested_optimizers(optimizers)],
+        [container[key].clone() for container, key, _ in held],
     )
 
 
 def restore_snapshot(
-    snapshot: Snapshot, model: nn.Module, copies: Iterable[nn.Module], optimizers: Iterable[Optimizer]
+    snapshot: Snapshot,
+    model: nn.Module,
+    copies: Iterable[nn.Module],
+    optimizers: Iterable[Optimizer],
+    held: Iterable[tuple[Any, Any, nn.Parameter]] = (),
 ) -> None:
     """Put the network, its copies and its optimizers back, in place.
 
@@ -86,7 +103,10 @@ def restore_snapshot(
         model: the network.
         copies: in the order in which the snapshot was taken.
         optimizers: in the order in which the snapshot was taken.
+        held: in the order in which the snapshot was taken.
     """
+    for (container, key, parameter), tensor in zip(held, snapshot.held, strict=True):
+        container[key] = tensor.to(parameter.device, copy=True)
     for module, weights in zip([model, *copies], [snapshot.weights, *snapshot.copies], strict=True):
         _put_back(module, weights)
     for optimizer, kept in zip(nested_optimizers(optimizers), snapshot.optimizers, strict=True):
