@@ -17,13 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from acsp_lightning.serialization import encode
 from helpers import fits
-from helpers.fits import (
-    Classifier,
-    ResumableLoader,
-    callback,
-    equal,
-    widths,
-)
+from helpers.fits import Classifier, ResumableLoader, callback, equal, widths
 
 KILLS = 20
 STEPS = 12  # three epochs of four batches

@@ -2,15 +2,18 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from acsp_lightning import ACSPPruningCallback, SelectionConfig, apply_plan
+from acsp_lightning.serialization import encode
 
 Fit = Callable[..., pl.Trainer]
 
@@ -234,3 +237,78 @@ def cut_network(state: dict[str, Tensor], plan: Any) -> dict[str, Tensor]:
     module.load_state_dict(state)
     apply_plan(module, plan)
     return snapshot(module)
+
+
+class Saver(pl.Callback):
+    """Writes a checkpoint at every moment of a fit; stands after the pruning callback."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def save(self, trainer: pl.Trainer, moment: str) -> None:
+        if not trainer.sanity_checking:
+            trainer.save_checkpoint(self.folder / f"epoch{trainer.current_epoch}-{moment}.ckpt")
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        self.save(trainer, "start")
+
+    def on_train_batch_end(self, trainer: Any, module: Any, out: Any, batch: Any, idx: int) -> None:
+        self.save(trainer, f"batch{idx}")
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        self.save(trainer, f"step{trainer.global_step}-validation")
+
+    def on_validation_batch_end(
+        self, trainer: Any, module: Any, out: Any, batch: Any, idx: int, loader: int = 0
+    ) -> None:
+        self.save(trainer, f"step{trainer.global_step}-validation{idx}")
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        self.save(trainer, f"step{trainer.global_step}-validated")
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self.save(trainer, "end")
+
+
+def sgd(module: nn.Module) -> dict[str, Any]:
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9)
+    return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)}
+
+
+def job(
+    make_trainer: Fit,
+    pruning: ACSPPruningCallback,
+    *others: pl.Callback,
+    module: Classifier | None = None,
+    ckpt_path: Path | str | None = None,
+    configure: Any = sgd,
+    quality: Callable[[int], float] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """A fit of a fresh module; all that it leaves behind, as plain data."""
+    trainer = make_trainer(pruning, *others, **options)
+    if module is None:
+        module = Scripted(quality, configure=configure) if quality else Classifier(configure=configure)
+    trainer.fit(
+        module,
+        ResumableLoader(noisy_images(24, seed=1), batch_size=6),
+        val_loader(),
+        ckpt_path=ckpt_path,
+        weights_only=True,
+    )
+    averaged = [c._average_model for c in others if isinstance(c, EMAWeightAveraging)]
+    return encode(
+        {
+            "widths": widths(trainer.lightning_module),
+            "weights": snapshot(trainer.lightning_module),
+            "averaged": [snapshot(copy) for copy in averaged if copy is not None],
+            "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
+            "schedulers": [c.scheduler.state_dict() for c in trainer.lr_scheduler_configs],
+            "steps": pruning.steps,
+            "progress": (trainer.current_epoch, trainer.global_step),
+        }
+    )
+
+
+def ordered(pruning: pl.Callback, other: pl.Callback, ours_first: bool) -> list[pl.Callback]:
+    return [pruning, other] if ours_first else [other, pruning]

@@ -8,7 +8,7 @@ from torch import nn
 
 from acsp_lightning import apply_plan
 from acsp_lightning.structure.groups import Tracing
-from acsp_lightning.structure.plan import PruningPlan, build_plan
+from acsp_lightning.structure.plan import PruningPlan, SideCut, build_plan
 from acsp_lightning.structure.tracing import trace_groups
 from acsp_lightning.structure.verification import verify_groups
 from helpers.networks import Case, randomized
@@ -71,3 +71,42 @@ def assert_cut_is_masked(model: nn.Module, plan: PruningPlan, inputs, tolerance=
     for a, b in zip(expected, found if isinstance(found, tuple) else [found], strict=True):
         assert torch.linalg.vector_norm(a - b) <= tolerance * (1 + torch.linalg.vector_norm(a))
     return cut
+
+
+def portrait(model):
+    """Everything about a model that inspection could disturb."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    modules = [
+        (name, id(m), type(m), m.training, [list(getattr(m, hook)) for hook in hooks])
+        for name, m in model.named_modules()
+    ]
+    sizes = [{k: v for k, v in vars(m).items() if type(v) is int} for m in model.modules()]
+    tensors = [
+        (name, id(t), t.requires_grad, t._version if isinstance(t, nn.Parameter) else None, id(t.grad))
+        for name, t in [*model.named_parameters(), *model.named_buffers()]
+    ]
+    return modules, sizes, tensors
+
+
+def state(model):
+    """Identity, values and sizes of everything in a model."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return (
+        [(name, id(tensor), tensor.requires_grad) for name, tensor in tensors],
+        [tensor.detach().clone() for _, tensor in tensors],
+        [(m.training, {k: v for k, v in vars(m).items() if type(v) is int}) for m in model.modules()],
+    )
+
+
+def assert_same_state(a, b):
+    assert a[0] == b[0]
+    assert all(torch.equal(x, y) for x, y in zip(a[1], b[1], strict=True))
+    assert a[2] == b[2]
+
+
+def good_cuts():
+    return (
+        SideCut("0", "out", 8, (0, 1, 5)),
+        SideCut("1", "out", 8, (0, 1, 5)),
+        SideCut("3", "in", 8, (0, 1, 5)),
+    )

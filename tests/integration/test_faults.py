@@ -16,15 +16,7 @@ import pytest
 import torch
 from helpers import fault_job, fits
 from helpers.fault_job import KILLS, STEPS, batches_trained, in_child, same
-from helpers.fits import (
-    ALL_HALVED,
-    Classifier,
-    Fit,
-    callback,
-    same_state,
-    snapshot,
-    widths,
-)
+from helpers.fits import ALL_HALVED, Classifier, Fit, callback, same_state, snapshot, widths
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
@@ -36,8 +28,6 @@ pytestmark = [
     # Python 3.12 warns when a process with threads forks; the children here start none.
     pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
 ]
-
-
 TESTS = Path(fault_job.__file__).parents[1]
 
 

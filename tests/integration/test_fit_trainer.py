@@ -16,16 +16,14 @@ from helpers.fits import (
     conv_net,
     hooks,
     noisy_images,
+    ordered,
     same_state,
     snapshot,
     train_loader,
     val_loader,
     widths,
 )
-from lightning.pytorch.callbacks import (
-    BatchSizeFinder,
-    LearningRateFinder,
-)
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.tuner import Tuner
 from torch.optim import SGD
 from torch.utils.data import DataLoader, IterableDataset
@@ -191,10 +189,6 @@ def test_layers_in_nested_containers(fit: Fit) -> None:
 
 
 ORDERS = pytest.mark.parametrize("ours_first", [True, False], ids=["ours first", "theirs first"])
-
-
-def ordered(pruning: pl.Callback, other: pl.Callback, ours_first: bool) -> list[pl.Callback]:
-    return [pruning, other] if ours_first else [other, pruning]
 
 
 # -- memory format -----------------------------------------------------------------------------------

@@ -12,24 +12,13 @@ from helpers.fits import WIDTHS, Classifier, Fit, callback, same_state, snapshot
 from torch import nn
 
 import acsp_lightning.pipeline
-from acsp_lightning import (
-    ACSPPruningCallback,
-    Latency,
-    LatencyComparison,
-    compare_latency,
-)
+from acsp_lightning import ACSPPruningCallback, LatencyComparison, compare_latency
 from acsp_lightning.report import PruningStep
 from acsp_lightning.serialization import decode, encode
 
 BRIEF: dict[str, Any] = {"min_runs": 3, "min_seconds": 0}
 
 
-# -- in the report -------------------------------------------------------------------------------
-def latency(size: int, seconds: float, device: str = "cpu") -> Latency:
-    return Latency(size, device, 2, False, 20, seconds, (0.9 * seconds, 1.1 * seconds))
-
-
-# -- in a fit ------------------------------------------------------------------------------------
 @pytest.fixture
 def _brief(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(acsp_lightning.pipeline, "compare_latency", partial(compare_latency, **BRIEF))

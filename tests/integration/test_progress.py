@@ -1,11 +1,8 @@
 """Every long step of a cut is shown."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
-
 import pytest
 from helpers.fits import HALF, Classifier, val_loader
+from helpers.recorder import Recorder
 
 from acsp_lightning import SelectionConfig, preview
 from acsp_lightning.progress import shown_by
@@ -16,23 +13,6 @@ STEPS = {
     "Looking at channels": 3,
     "Refitting layers": 3,
 }
-
-
-class Recorder:
-    """Notes every step, and how far it came."""
-
-    def __init__(self) -> None:
-        self.steps: list[list[Any]] = []
-
-    @contextmanager
-    def __call__(self, name: str, parts: int) -> Iterator[Callable[[], None]]:
-        entry = [name, parts, 0]
-        self.steps.append(entry)
-
-        def advance() -> None:
-            entry[2] += 1
-
-        yield advance
 
 
 @pytest.mark.parametrize("selection", [HALF, SelectionConfig(flops=0.6)])

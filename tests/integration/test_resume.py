@@ -9,21 +9,19 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from helpers import fits
 from helpers.fits import (
     ALL_HALVED,
     Classifier,
     Fit,
-    ResumableLoader,
-    Scripted,
+    Saver,
     at_least_six,
     callback,
     equal,
+    job,
     only_whole,
-    snapshot,
+    sgd,
     train_loader,
     val_loader,
-    widths,
 )
 from lightning.pytorch.callbacks import (
     EMAWeightAveraging,
@@ -33,90 +31,14 @@ from lightning.pytorch.callbacks import (
 )
 from torch import nn
 
-from acsp_lightning import (
-    ACSPPruningCallback,
-    Guard,
-    SelectionConfig,
-    load_pruned,
-)
+from acsp_lightning import ACSPPruningCallback, Guard, SelectionConfig, load_pruned
 from acsp_lightning.serialization import encode
-
-
-class Saver(pl.Callback):
-    """Writes a checkpoint at every moment of a fit; stands after the pruning callback."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def save(self, trainer: pl.Trainer, moment: str) -> None:
-        if not trainer.sanity_checking:
-            trainer.save_checkpoint(self.folder / f"epoch{trainer.current_epoch}-{moment}.ckpt")
-
-    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        self.save(trainer, "start")
-
-    def on_train_batch_end(self, trainer: Any, module: Any, out: Any, batch: Any, idx: int) -> None:
-        self.save(trainer, f"batch{idx}")
-
-    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        self.save(trainer, f"step{trainer.global_step}-validation")
-
-    def on_validation_batch_end(
-        self, trainer: Any, module: Any, out: Any, batch: Any, idx: int, loader: int = 0
-    ) -> None:
-        self.save(trainer, f"step{trainer.global_step}-validation{idx}")
-
-    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        self.save(trainer, f"step{trainer.global_step}-validated")
-
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        self.save(trainer, "end")
-
-
-def sgd(module: nn.Module) -> dict[str, Any]:
-    optimizer = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9)
-    return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)}
 
 
 def adam(module: nn.Module) -> dict[str, Any]:
     optimizer = torch.optim.Adam(module.parameters(), lr=0.01)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-
-def job(
-    make_trainer: Fit,
-    pruning: ACSPPruningCallback,
-    *others: pl.Callback,
-    module: Classifier | None = None,
-    ckpt_path: Path | str | None = None,
-    configure: Any = sgd,
-    quality: Callable[[int], float] | None = None,
-    **options: Any,
-) -> dict[str, Any]:
-    """A fit of a fresh module; all that it leaves behind, as plain data."""
-    trainer = make_trainer(pruning, *others, **options)
-    if module is None:
-        module = Scripted(quality, configure=configure) if quality else Classifier(configure=configure)
-    trainer.fit(
-        module,
-        ResumableLoader(fits.noisy_images(24, seed=1), batch_size=6),
-        fits.val_loader(),
-        ckpt_path=ckpt_path,
-        weights_only=True,
-    )
-    averaged = [c._average_model for c in others if isinstance(c, EMAWeightAveraging)]
-    return encode(
-        {
-            "widths": widths(trainer.lightning_module),
-            "weights": snapshot(trainer.lightning_module),
-            "averaged": [snapshot(copy) for copy in averaged if copy is not None],
-            "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
-            "schedulers": [c.scheduler.state_dict() for c in trainer.lr_scheduler_configs],
-            "steps": pruning.steps,
-            "progress": (trainer.current_epoch, trainer.global_step),
-        }
-    )
 
 
 def differences(a: Any, b: Any, path: str = "") -> list[str]:

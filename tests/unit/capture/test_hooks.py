@@ -6,13 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.fits import (
-    CLASSES,
-    conv_net,
-    hooks,
-    noisy_images,
-    val_loader,
-)
+from helpers.fits import CLASSES, conv_net, hooks, noisy_images, val_loader
+from helpers.saved import Saved, check_moments, positions, uneven
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 from torch.utils.data import DataLoader, TensorDataset
@@ -21,38 +16,6 @@ from acsp_lightning.capture.hooks import ActivationCapture, _some_positions
 from acsp_lightning.capture.statistics import Activations
 from acsp_lightning.functional import reconstruction_map
 from acsp_lightning.structure.tracing import trace_groups
-
-
-class Saved:
-    """Everything that goes into and comes out of the layers named, as numpy arrays."""
-
-    def __init__(self, model: nn.Module, layers: list[str]) -> None:
-        self.inputs: dict[str, list[np.ndarray]] = {name: [] for name in layers}
-        self.outputs: dict[str, list[np.ndarray]] = {name: [] for name in layers}
-        for name in layers:
-            model.get_submodule(name).register_forward_hook(self.hook(name))
-
-    def hook(self, name: str) -> Any:
-        def save(_: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
-            self.inputs[name].append(arguments[0].detach().double().numpy())
-            self.outputs[name].append(output.detach().double().numpy())
-
-        return save
-
-
-def positions(values: np.ndarray, tokens: bool = False) -> np.ndarray:
-    """Outputs as (B, N, P)."""
-    if tokens:
-        values = np.moveaxis(values, -1, 1)
-    return values.reshape(*values.shape[:2], -1)
-
-
-def check_moments(found: Any, values: np.ndarray, labels: np.ndarray) -> None:
-    for label in range(found.num_classes):
-        rows = values[labels == label]
-        assert int(found.count[label]) == len(rows)
-        np.testing.assert_allclose(found.mean[label], rows.mean(0), rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(found.m2[label], rows.var(0) * len(rows), rtol=1e-4, atol=1e-5)
 
 
 def check_products(found: Tensor, rows: np.ndarray) -> None:
@@ -75,10 +38,6 @@ def capture(model: nn.Module, batches: Any, grid: int | None = None) -> tuple[Ac
             capturing.pause()
     capturing.detach()
     return capturing.finish(), saved
-
-
-def uneven() -> Any:
-    return val_loader(17, batch_size=5)  # batches of 5, 5, 5 and 2
 
 
 LABELS = noisy_images(17, seed=2).tensors[1].numpy()

@@ -7,34 +7,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
 import pytest
 import torch
 import yaml
+from helpers.commands import RECIPE
+from helpers.exported import outputs, run_onnx
 from helpers.fits import same_state
-from torch import Tensor, nn
+from torch import Tensor
 
 from acsp_lightning import load_pruned, zoo
 from acsp_lightning.cli import main
 from acsp_lightning.cli.export import FORMATS
 
-
-def run_onnx(path: Path, *arrays: Tensor) -> list[Tensor]:
-    session = onnxruntime.InferenceSession(path)
-    names = [entry.name for entry in session.get_inputs()]
-    found = session.run(None, dict(zip(names, (a.numpy() for a in arrays), strict=True)))
-    return [torch.from_numpy(array) for array in found]
-
-
-def outputs(network: nn.Module, images: Tensor) -> Tensor:
-    with torch.no_grad():
-        found: Tensor = network.eval()(images)
-    assert found.std() > 0.01  # or any file would do
-    return found
-
-
 # -- acsp-lightning export ---------------------------------------------------------------------------
-RECIPE = Path(__file__).parents[3] / "recipes" / "digits_vgg.yaml"
 
 
 class Letters(zoo.DigitsDataModule):

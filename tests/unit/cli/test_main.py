@@ -1,13 +1,8 @@
 import pytest
-
-from acsp_lightning.cli import main
+from helpers.commands import run
 
 # LightningCLI would rather have sys.argv than arguments.
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
-
-
-def run(*words: object) -> None:
-    main([*map(str, words)])
 
 
 @pytest.mark.parametrize("words", [["report", "--help"], ["recipe", "--help"], ["--help"]])

@@ -1,39 +1,13 @@
 import json
-import sys
 from pathlib import Path
 
 import pytest
-
-from acsp_lightning.cli import main
+from helpers.commands import RECIPE, SHORT
 
 # LightningCLI 2.6 calls methods of jsonargparse that 4.49 deprecates.
 pytestmark = pytest.mark.filterwarnings(
     r"ignore:\s*(By default only one Jsonargparse|[\s\S]*was\s+deprecated\s+in\s+v4\.49)"
 )
-RECIPE = Path(__file__).parents[3] / "recipes" / "digits_vgg.yaml"
-
-
-@pytest.fixture
-def acsp(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """Runs the command in an empty directory, as the shell would."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: object) -> None:
-        monkeypatch.setattr(sys, "argv", ["acsp-lightning", *map(str, words)])
-        main()
-
-    return run
-
-
-SHORT = [
-    "--trainer.callbacks=null",
-    "--trainer.accelerator=cpu",
-    "--trainer.max_epochs=1",
-    "--trainer.limit_train_batches=2",
-    "--trainer.limit_val_batches=2",
-    "--trainer.limit_test_batches=2",
-    "--trainer.log_every_n_steps=1",
-]
 
 
 def test_a_preview_shows_a_cut_and_leaves_nothing_else(acsp, tmp_path: Path, capsys) -> None:

@@ -2,23 +2,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-
-from acsp_lightning.cli import main
+from helpers.commands import RECIPES, refused, run
 
 # LightningCLI would rather have sys.argv than arguments.
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
-RECIPES = Path(__file__).parents[3] / "recipes"
-
-
-def run(*words: object) -> None:
-    main([*map(str, words)])
-
-
-def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
-    with pytest.raises(SystemExit) as end:
-        run(*words)
-    assert end.value.code == 2
-    return capsys.readouterr().err
 
 
 def test_all_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

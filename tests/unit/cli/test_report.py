@@ -3,25 +3,14 @@
 from pathlib import Path
 
 import pytest
+from helpers.commands import refused, run
 from helpers.fits import Classifier, Fit, callback
 from helpers.records import step
 
-from acsp_lightning.cli import main
 from acsp_lightning.report import write_step
 
 # LightningCLI would rather have sys.argv than arguments.
 pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
-
-
-def run(*words: object) -> None:
-    main([*map(str, words)])
-
-
-def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
-    with pytest.raises(SystemExit) as end:
-        run(*words)
-    assert end.value.code == 2
-    return capsys.readouterr().err
 
 
 def test_a_report_is_made_again(fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

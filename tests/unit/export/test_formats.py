@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 import torch
 import torchvision
+from helpers.exported import outputs, run_onnx
 from helpers.fits import Classifier, Fit, conv_net, hooks, same_state, snapshot
 from torch import Tensor, nn
 
@@ -58,20 +59,6 @@ def ragged(name: str) -> nn.Module:
     prune(network, build_plan(groups, kept), (images,))
     recalibrate_batchnorm(network.train(), [images], 1)
     return network
-
-
-def run_onnx(path: Path, *arrays: Tensor) -> list[Tensor]:
-    session = onnxruntime.InferenceSession(path)
-    names = [entry.name for entry in session.get_inputs()]
-    found = session.run(None, dict(zip(names, (a.numpy() for a in arrays), strict=True)))
-    return [torch.from_numpy(array) for array in found]
-
-
-def outputs(network: nn.Module, images: Tensor) -> Tensor:
-    with torch.no_grad():
-        found: Tensor = network.eval()(images)
-    assert found.std() > 0.01  # or any file would do
-    return found
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from helpers.points import many_classes, sample
 from scipy.spatial.distance import cdist
 
 from acsp_lightning.functional import (
@@ -13,15 +14,6 @@ from acsp_lightning.functional import (
     separation,
     separation_distances,
 )
-
-
-def sample(seed=0, classes=4, channels=6, positions=3, size=400):
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(size) % classes
-    centres = torch.randn(classes, channels, positions, generator=generator, dtype=torch.float64)
-    spread = 0.5 + torch.rand(classes, channels, positions, generator=generator).double()
-    noise = torch.randn(size, channels, positions, generator=generator, dtype=torch.float64)
-    return centres[labels] + spread[labels] * noise, labels
 
 
 @pytest.mark.parametrize("block", [1, 400, 2**25])
@@ -59,16 +51,6 @@ def test_unseen_classes_are_left_out():
     gaps = torch.tensor([0, 2, 3, 6])[labels]
     with_gaps = separation_distances(class_moments(values, gaps, 9))
     assert torch.equal(with_gaps, separation_distances(class_moments(values, labels)))
-
-
-def many_classes(classes=40, channels=24, positions=2, seed=0):
-    """Moments of channels that respond to a few directions in common, as those of a network do."""
-    generator = torch.Generator().manual_seed(seed)
-    directions = torch.randn(classes, 6, positions, generator=generator, dtype=torch.float64)
-    mixing = torch.randn(6, channels, generator=generator, dtype=torch.float64)
-    mean = torch.einsum("cdp,dn->cnp", directions, mixing) / 2
-    variance = 0.5 + torch.rand(classes, channels, positions, generator=generator, dtype=torch.float64)
-    return ClassMoments(torch.full((classes,), 50), mean, variance * 50)
 
 
 @pytest.mark.parametrize("block", [1, 3000, 2**25])

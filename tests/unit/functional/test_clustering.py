@@ -3,17 +3,10 @@ from itertools import combinations
 import kmedoids
 import pytest
 import torch
+from helpers.points import some_weights
 
-from acsp_lightning.functional import (
-    coverage,
-    mean_simplified_silhouette,
-    sweep_k_medoids,
-)
+from acsp_lightning.functional import coverage, mean_simplified_silhouette, sweep_k_medoids
 from acsp_lightning.functional._medoid_search import WIDE
-
-
-def some_weights(n, seed):
-    return 3 * torch.rand(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def deviation_of(distances, weights, medoids):

@@ -2,9 +2,7 @@ import math
 
 import pytest
 
-from acsp_lightning.functional import (
-    SelectionConfig,
-)
+from acsp_lightning.functional import SelectionConfig
 
 
 @pytest.mark.parametrize(

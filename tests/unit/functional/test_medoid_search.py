@@ -1,15 +1,10 @@
 import numpy as np
 import pytest
 import torch
+from helpers.points import some_weights
 
-from acsp_lightning.functional import (
-    _medoid_search,
-)
+from acsp_lightning.functional import _medoid_search
 from acsp_lightning.functional._medoid_search import Clustering
-
-
-def some_weights(n, seed):
-    return 3 * torch.rand(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 @pytest.mark.parametrize("kind", ["jm", "duplicates"])

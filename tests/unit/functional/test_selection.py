@@ -12,11 +12,6 @@ from acsp_lightning.functional import (
 
 
 @pytest.fixture(scope="module")
-def distances(distances_of):
-    return distances_of("clustered", 32)
-
-
-@pytest.fixture(scope="module")
 def magnitudes():
     return torch.rand(32, generator=torch.Generator().manual_seed(5))
 

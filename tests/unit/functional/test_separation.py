@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers.points import many_classes, sample
 from scipy.integrate import quad
 from scipy.stats import norm
 
@@ -16,15 +17,6 @@ from acsp_lightning.functional import (
     separability_vectors,
     separation_distances,
 )
-
-
-def sample(seed=0, classes=4, channels=6, positions=3, size=400):
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(size) % classes
-    centres = torch.randn(classes, channels, positions, generator=generator, dtype=torch.float64)
-    spread = 0.5 + torch.rand(classes, channels, positions, generator=generator).double()
-    noise = torch.randn(size, channels, positions, generator=generator, dtype=torch.float64)
-    return centres[labels] + spread[labels] * noise, labels
 
 
 def moments_of(mean, variance, count=10):
@@ -167,16 +159,6 @@ def test_non_finite_activations(value):
     values[0, 3, 1] = values[1, 5, 0] = value
     with pytest.raises(ValueError, match=r"2 of 6 channels .* first is channel 3"):
         separation_distances(class_moments(values, labels))
-
-
-def many_classes(classes=40, channels=24, positions=2, seed=0):
-    """Moments of channels that respond to a few directions in common, as those of a network do."""
-    generator = torch.Generator().manual_seed(seed)
-    directions = torch.randn(classes, 6, positions, generator=generator, dtype=torch.float64)
-    mixing = torch.randn(6, channels, generator=generator, dtype=torch.float64)
-    mean = torch.einsum("cdp,dn->cnp", directions, mixing) / 2
-    variance = 0.5 + torch.rand(classes, channels, positions, generator=generator, dtype=torch.float64)
-    return ClassMoments(torch.full((classes,), 50), mean, variance * 50)
 
 
 def test_sampled_distances_are_as_wrong_as_they_say():

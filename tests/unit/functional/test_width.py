@@ -13,11 +13,6 @@ from acsp_lightning.functional import (
 )
 
 
-@pytest.fixture(scope="module")
-def distances(distances_of):
-    return distances_of("clustered", 32)
-
-
 def test_no_knee_keeps_everything():
     # All channels equally far apart: MSS is k / N and coverage (k - 1) / (N - 1), straight lines.
     selection = select_channels(1 - torch.eye(20))

@@ -13,11 +13,7 @@ import torch
 from helpers.fits import same_state
 from torch import Tensor, nn
 
-from acsp_lightning import (
-    Latency,
-    compare_latency,
-    measure_latency,
-)
+from acsp_lightning import Latency, compare_latency, measure_latency
 
 BRIEF: dict[str, Any] = {"min_runs": 3, "min_seconds": 0}
 

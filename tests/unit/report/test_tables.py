@@ -2,20 +2,11 @@
 
 import dataclasses
 import re
-from functools import partial
-from typing import Any
 
 import pytest
-from helpers.fits import Classifier, Fit, callback
 from helpers.records import complexity, step
 
-import acsp_lightning.pipeline
-from acsp_lightning import (
-    Complexity,
-    Latency,
-    LatencyComparison,
-    compare_latency,
-)
+from acsp_lightning import Complexity, Latency, LatencyComparison
 from acsp_lightning.report import PruningStep, headline, step_table, summary_table
 
 
@@ -99,10 +90,6 @@ def test_a_preview_says_that_nothing_was_cut() -> None:
     assert headline(found).startswith("Preview: what a cut would do")
 
 
-BRIEF: dict[str, Any] = {"min_runs": 3, "min_seconds": 0}
-
-
-# -- in the report -------------------------------------------------------------------------------
 def latency(size: int, seconds: float, device: str = "cpu") -> Latency:
     return Latency(size, device, 2, False, 20, seconds, (0.9 * seconds, 1.1 * seconds))
 
@@ -125,26 +112,12 @@ def cells_of(table: str, row: str) -> list[str]:
         (12.3456, 1.0, ["12,345.60", "1,000.00 (12.35x faster)"]),
     ],
 )
-def test_rows_of_the_table(timed: PruningStep, before: float, after: float, cells: list[str]) -> None:
-    step = dataclasses.replace(timed, latency=(comparison(32, before, after, "cuda:0"),))
-    table = step_table(step)
+def test_latencies_in_the_tables(before: float, after: float, cells: list[str]) -> None:
+    timed = dataclasses.replace(step(), latency=(comparison(32, before, after, "cuda:0"),))
+    table = step_table(timed)
     assert cells_of(table, "latency, batch 32 (cuda, ms)") == cells
     assert max(map(len, table.splitlines())) <= 80
-    summary = summary_table([step], step.after, None)
+    summary = summary_table([timed], timed.after, None)
     assert cells_of(summary, "latency, batch 32 (cuda, ms)") == [*cells, "-"]
     assert max(map(len, summary.splitlines())) <= 80
-    assert "latency" not in summary_table([step, step], step.after, None)
-
-
-# -- in a fit ------------------------------------------------------------------------------------
-@pytest.fixture
-def _brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(acsp_lightning.pipeline, "compare_latency", partial(compare_latency, **BRIEF))
-
-
-@pytest.fixture
-def timed(_brief: None, fit: Fit) -> PruningStep:
-    """The cut of a fit that times it."""
-    pruning = callback(latency_batch_sizes=[1, 4])
-    fit(Classifier(), [pruning], max_epochs=2)
-    return pruning.steps[0]
+    assert "latency" not in summary_table([timed, timed], timed.after, None)

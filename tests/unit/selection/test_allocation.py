@@ -5,33 +5,15 @@ from typing import Any
 import pytest
 import torch
 from fvcore.nn import FlopCountAnalysis
-from helpers.fits import (
-    conv_net,
-    noisy_images,
-)
+from helpers.captured import IMAGES, captured
+from helpers.fits import conv_net
 from torch import nn
 
 from acsp_lightning import SelectionConfig, apply_plan, measure_complexity
-from acsp_lightning.capture.hooks import ActivationCapture
-from acsp_lightning.capture.statistics import Activations
 from acsp_lightning.functional import select_channels
 from acsp_lightning.selection.allocation import check_reachable, halved_widths, select_groups
-from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.plan import build_plan
 from acsp_lightning.structure.tracing import trace_groups
-
-IMAGES, LABELS = noisy_images(18, seed=2).tensors
-
-
-def captured(model: nn.Module, **options: Any) -> tuple[dict[str, ChannelGroup], Activations]:
-    model.eval()
-    groups = trace_groups(model, (IMAGES[:2],), **options).groups
-    capture = ActivationCapture(model, groups, None, num_classes=3)
-    capture.attach()
-    capture.expect(LABELS)
-    model(IMAGES)
-    capture.detach()
-    return {group.name: group for group in groups}, capture.finish()
 
 
 def flops(model: nn.Module) -> int:

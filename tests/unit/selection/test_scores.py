@@ -1,32 +1,16 @@
 """Scores of channels against sums written out by hand."""
 
-from typing import Any
-
 import pytest
 import torch
-from helpers.fits import CLASSES, conv_net, noisy_images
+from helpers.captured import IMAGES, LABELS, captured
+from helpers.fits import CLASSES, conv_net
 from torch import Tensor, nn
 
 from acsp_lightning import SelectionConfig
 from acsp_lightning.capture.hooks import ActivationCapture
-from acsp_lightning.capture.statistics import Activations
 from acsp_lightning.functional import separability_vectors
 from acsp_lightning.selection.scores import score_channels
-from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.tracing import trace_groups
-
-IMAGES, LABELS = noisy_images(18, seed=2).tensors
-
-
-def captured(model: nn.Module, **options: Any) -> tuple[dict[str, ChannelGroup], Activations]:
-    model.eval()
-    groups = trace_groups(model, (IMAGES[:2],), **options).groups
-    capture = ActivationCapture(model, groups, None, num_classes=3)
-    capture.attach()
-    capture.expect(LABELS)
-    model(IMAGES)
-    capture.detach()
-    return {group.name: group for group in groups}, capture.finish()
 
 
 def test_contribution_is_the_power_read_times_the_weights_that_read_it() -> None:

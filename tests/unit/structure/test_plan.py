@@ -3,19 +3,11 @@ import json
 import pytest
 import torch
 from helpers.networks import CUT
-from helpers.oracle import built, inputs_of, offered, random_plan
+from helpers.oracle import built, good_cuts, inputs_of, offered, random_plan
 
 from acsp_lightning import PruningPlan
 from acsp_lightning.structure.groups import ChannelGroup, LayerSide
 from acsp_lightning.structure.plan import SideCut, build_plan
-
-
-def good_cuts():
-    return (
-        SideCut("0", "out", 8, (0, 1, 5)),
-        SideCut("1", "out", 8, (0, 1, 5)),
-        SideCut("3", "in", 8, (0, 1, 5)),
-    )
 
 
 @pytest.mark.parametrize("kept", [(), (1, 0), (1, 1), (-1, 2), (3, 8)])

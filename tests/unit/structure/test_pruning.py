@@ -3,28 +3,13 @@ import copy
 import pytest
 import torch
 from helpers.networks import Wired
+from helpers.oracle import assert_same_state, state
 from torch import nn
 
 from acsp_lightning import PruningPlan
 from acsp_lightning.structure.groups import ChannelGroup, LayerSide
 from acsp_lightning.structure.plan import SideCut
 from acsp_lightning.structure.pruning import prune
-
-
-def state(model):
-    """Identity, values and sizes of everything in a model."""
-    tensors = [*model.named_parameters(), *model.named_buffers()]
-    return (
-        [(name, id(tensor), tensor.requires_grad) for name, tensor in tensors],
-        [tensor.detach().clone() for _, tensor in tensors],
-        [(m.training, {k: v for k, v in vars(m).items() if type(v) is int}) for m in model.modules()],
-    )
-
-
-def assert_same_state(a, b):
-    assert a[0] == b[0]
-    assert all(torch.equal(x, y) for x, y in zip(a[1], b[1], strict=True))
-    assert a[2] == b[2]
 
 
 def hard_coded(check):

@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 from helpers.networks import CUT, plain, three_dimensional
-from helpers.oracle import built, inputs_of, offered, random_plan
+from helpers.oracle import assert_same_state, built, good_cuts, inputs_of, offered, random_plan, state
 from torch import nn
 
 from acsp_lightning import PruningPlan, apply_plan
@@ -188,30 +188,6 @@ def test_sizes_are_what_layers_say():
     assert (model[1].in_channels, model[1].out_channels, model[1].groups) == (2, 2, 2)
     assert (model[2].num_groups, model[2].num_channels) == (2, 2)
     assert "Conv2d(2, 2, kernel_size=(1, 1)" in repr(model[3])
-
-
-def state(model):
-    """Identity, values and sizes of everything in a model."""
-    tensors = [*model.named_parameters(), *model.named_buffers()]
-    return (
-        [(name, id(tensor), tensor.requires_grad) for name, tensor in tensors],
-        [tensor.detach().clone() for _, tensor in tensors],
-        [(m.training, {k: v for k, v in vars(m).items() if type(v) is int}) for m in model.modules()],
-    )
-
-
-def assert_same_state(a, b):
-    assert a[0] == b[0]
-    assert all(torch.equal(x, y) for x, y in zip(a[1], b[1], strict=True))
-    assert a[2] == b[2]
-
-
-def good_cuts():
-    return (
-        SideCut("0", "out", 8, (0, 1, 5)),
-        SideCut("1", "out", 8, (0, 1, 5)),
-        SideCut("3", "in", 8, (0, 1, 5)),
-    )
 
 
 BAD = {

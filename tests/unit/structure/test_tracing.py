@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 from helpers.networks import CUT, Wired, plain, residual, squeeze_excitation
-from helpers.oracle import offered
+from helpers.oracle import offered, portrait
 from torch import nn
 from torch.nn import functional
 
@@ -11,21 +11,6 @@ from acsp_lightning import UnsupportedStructureError
 from acsp_lightning.structure.tracing import trace_groups
 
 X = (torch.randn(2, 3, 8, 8),)
-
-
-def portrait(model):
-    """Everything about a model that inspection could disturb."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    modules = [
-        (name, id(m), type(m), m.training, [list(getattr(m, hook)) for hook in hooks])
-        for name, m in model.named_modules()
-    ]
-    sizes = [{k: v for k, v in vars(m).items() if type(v) is int} for m in model.modules()]
-    tensors = [
-        (name, id(t), t.requires_grad, t._version if isinstance(t, nn.Parameter) else None, id(t.grad))
-        for name, t in [*model.named_parameters(), *model.named_buffers()]
-    ]
-    return modules, sizes, tensors
 
 
 def disturbed(model):

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers.networks import CUT, WHOLE, Wired, residual, sliced
-from helpers.oracle import assert_cut_is_masked, built, inputs_of, offered, random_plan
+from helpers.oracle import assert_cut_is_masked, built, inputs_of, offered, portrait, random_plan
 from torch import nn
 from torch.nn import functional
 
@@ -158,21 +158,6 @@ def test_layers_that_forward_never_calls_are_known() -> None:
 
 
 X = (torch.randn(2, 3, 8, 8),)
-
-
-def portrait(model):
-    """Everything about a model that inspection could disturb."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    modules = [
-        (name, id(m), type(m), m.training, [list(getattr(m, hook)) for hook in hooks])
-        for name, m in model.named_modules()
-    ]
-    sizes = [{k: v for k, v in vars(m).items() if type(v) is int} for m in model.modules()]
-    tensors = [
-        (name, id(t), t.requires_grad, t._version if isinstance(t, nn.Parameter) else None, id(t.grad))
-        for name, t in [*model.named_parameters(), *model.named_buffers()]
-    ]
-    return modules, sizes, tensors
 
 
 class HeadWhileTraining(nn.Module):

@@ -14,6 +14,7 @@ from helpers.fits import (
     Probe,
     callback,
     cut_network,
+    ordered,
     same_state,
     snapshot,
     train_loader,
@@ -29,10 +30,6 @@ from lightning.pytorch.callbacks import (
 from torch import Tensor
 
 ORDERS = pytest.mark.parametrize("ours_first", [True, False], ids=["ours first", "theirs first"])
-
-
-def ordered(pruning: pl.Callback, other: pl.Callback, ours_first: bool) -> list[pl.Callback]:
-    return [pruning, other] if ours_first else [other, pruning]
 
 
 # -- averaged copies ---------------------------------------------------------------------------------

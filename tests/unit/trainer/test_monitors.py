@@ -6,15 +6,8 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from helpers.fits import (
-    Classifier,
-    Fit,
-    callback,
-)
-from lightning.pytorch.callbacks import (
-    EarlyStopping,
-    ModelCheckpoint,
-)
+from helpers.fits import Classifier, Fit, callback
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import ReduceLROnPlateau

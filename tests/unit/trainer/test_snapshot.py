@@ -13,9 +13,7 @@ from helpers.fits import (
     snapshot,
     widths,
 )
-from lightning.pytorch.callbacks import (
-    ModelCheckpoint,
-)
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from acsp_lightning import load_pruned
 
