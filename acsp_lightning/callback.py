@@ -19,7 +19,7 @@ from acsp_lightning.pipeline import NO_BATCH, examine, groups_due, make_cut, mea
 from acsp_lightning.progress import shown_by
 from acsp_lightning.report import PruningStep
 from acsp_lightning.settings import PruningSettings, check_epochs, with_options
-from acsp_lightning.structure.example import Example
+from acsp_lightning.structure.example import Example, as_arguments
 from acsp_lightning.structure.verification import unseen_layers
 from acsp_lightning.trainer.averaging import (
     Copies,
@@ -34,6 +34,7 @@ from acsp_lightning.trainer.checks import (
     check_step_schedule,
     check_trainable,
     check_trainer,
+    check_training_batch,
     is_fast_dev_run,
     parameter_shapes,
     survey_fit,
@@ -41,6 +42,7 @@ from acsp_lightning.trainer.checks import (
 )
 from acsp_lightning.trainer.cut import FitSite
 from acsp_lightning.trainer.guard import GuardMonitor, check_judged
+from acsp_lightning.trainer.loaders import combines_validation
 from acsp_lightning.trainer.progress_bars import display_of
 from acsp_lightning.trainer.ranks import check_ranks_agree, run_on_all_ranks
 from acsp_lightning.trainer.reporting import (
@@ -98,6 +100,7 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
         self._earlier = 0
         self._visited: list[str] = []
         self._settled: set[int] = set()  # epochs in which no layer was left to capture
+        self._tried = False  # the first training batch
         self._initial: Complexity | None = None
         self._example: Example | None = None
         self._copies: Iterable[NetworkCopy] = ()
@@ -126,7 +129,7 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
             return
         # Every fit is counted by itself: the next one may be of another network.
         self._visited, self._initial, self._earlier = [], None, len(self.steps)
-        self._settled = set()
+        self._settled, self._tried = set(), False
         check_schedule(self.epochs, trainer)
         self._monitor.begin(self, trainer, self.epochs)
         # DistributedDataParallel would tell one rank of a mismatch, and let the others hang.
@@ -164,6 +167,14 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
 
     def _site(self, trainer: pl.Trainer, before_cut: Callable[[], None] = lambda: None) -> FitSite:
         return FitSite(trainer, self, self._copies, before_cut)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Try the first batch of a fit, if such are to serve BatchNorm after a cut."""
+        if self.batchnorm_batches and not self._tried and self._example is not None:
+            run_on_all_ranks(lambda: check_training_batch(pl_module, batch, self))
+        self._tried = True
 
     # -- capture, in the validation loop of a chosen epoch -------------------------------------------
 
@@ -204,7 +215,13 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
         enough = self.max_batches is not None and batch_idx >= self.max_batches
         if self._capture is not None and dataloader_idx == 0 and not enough:
             try:
-                self._capture.expect(check_labels(self.read_batch(batch)[1]))
+                inputs, found = self.read_batch(batch)
+                labels = check_labels(found)
+                if combines_validation(trainer):
+                    # validation_step may run the network on other parts of the batch, of other labels.
+                    self._capture.run(as_arguments(pl_module, inputs), labels)
+                else:
+                    self._capture.expect(labels)
             except Exception as error:
                 self._capture.fail(error)
 

@@ -10,6 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from acsp_lightning.capture.statistics import Activations, InputMoments, check_positions
 from acsp_lightning.functional import ClassSums
+from acsp_lightning.structure.forward import evaluation_state, run_forward
 from acsp_lightning.structure.groups import ChannelGroup, features_per_channel
 from acsp_lightning.structure.layers import channel_dim
 
@@ -67,8 +68,8 @@ class ActivationCapture:
     A layer's own output is read, before normalisation and activation: the separation of two classes
     is unchanged by the affine map of a BatchNorm, and what a ReLU cuts off counts.
 
-    Usage: :meth:`attach`; before each forward pass :meth:`expect` its labels, after it :meth:`pause`;
-    then :meth:`detach` and :meth:`finish`.
+    Usage: :meth:`attach`; before each forward pass :meth:`expect` its labels, after it :meth:`pause`, or
+    both by :meth:`run`; then :meth:`detach` and :meth:`finish`.
 
     Args:
         model: the network; held only while attached, so that layers may be exchanged in between.
@@ -123,6 +124,15 @@ class ActivationCapture:
             self._num_classes = max(self._num_classes, int(labels.max()) + 1)
         self._samples += len(labels)
         self._batches += 1
+
+    def run(self, inputs: tuple[Any, ...], labels: Tensor) -> None:
+        """Capture a forward pass of our own, ``inputs`` being the arguments of forward."""
+        self.expect(labels)
+        try:
+            with evaluation_state(self._model):
+                run_forward(self._model, inputs)
+        finally:
+            self.pause()
 
     def fail(self, error: Exception) -> None:
         """Give up; :meth:`finish` raises ``error``.

@@ -1,6 +1,7 @@
 """When cuts happen, and whether they can."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
@@ -11,7 +12,8 @@ from torch.nn.parameter import is_lazy
 
 from acsp_lightning.pipeline import NO_BATCH, survey
 from acsp_lightning.settings import PruningSettings
-from acsp_lightning.structure.example import Example
+from acsp_lightning.structure.example import Example, as_arguments
+from acsp_lightning.structure.forward import evaluation_state, random_state_restored, run_forward
 from acsp_lightning.structure.groups import Tracing
 from acsp_lightning.trainer.loaders import validation_batches
 
@@ -139,6 +141,21 @@ def survey_fit(trainer: pl.Trainer, settings: PruningSettings) -> tuple[Example 
         raise ValueError(NO_BATCH)
     batches = validation_batches(trainer, settings.max_batches)
     return survey(trainer.lightning_module, batches, settings.read_batch)
+
+
+def check_training_batch(module: pl.LightningModule, batch: Any, settings: PruningSettings) -> None:
+    """Raise ``ValueError`` if BatchNorm statistics could not be estimated from such batches."""
+    try:
+        inputs, _ = settings.read_batch(batch)
+        with random_state_restored(), evaluation_state(module):
+            run_forward(module, as_arguments(module, inputs))
+    except Exception as error:
+        raise ValueError(
+            f"batchnorm_batches is {settings.batchnorm_batches}, so read_batch gets batches of training "
+            "too, as training_step gets them, and forward the inputs that it returns; with the first "
+            "one that failed. Pass a read_batch that reads both kinds of batches, or set "
+            f"batchnorm_batches to 0. ({type(error).__name__}: {error})"
+        ) from error
 
 
 def warn_of_tracing(tracing: Tracing, unseen: Sequence[str]) -> None:

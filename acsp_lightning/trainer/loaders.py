@@ -1,8 +1,8 @@
 """Batches of the Trainer's data loaders outside its loops, as the loops would hand them on."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from itertools import islice
+from contextlib import contextmanager, suppress
+from itertools import count, islice
 from typing import Any
 
 import lightning.pytorch as pl
@@ -22,19 +22,25 @@ def validation_batches(trainer: pl.Trainer, max_batches: int | None = None) -> I
         max_batches: at most this many, besides the Trainer's own limit.
     """
     loop = _validation_loop(trainer)
-    if trainer.val_dataloaders is None:
+    if loop._combined_loader is None:
         # The Trainer sets the loop up only when its first validation is due.
         with _in_stage(trainer, RunningStage.VALIDATING):
             loop.setup_data()
-    loader: CombinedLoader = loop._combined_loader
-    batches = _combined(loader, loop.max_batches, first_only=True)
+    loader = loop._combined_loader
+    if loader is None:
+        return iter(())
+    if _is_combined(loader):
+        batches = _drawn(loader.iterables, loader._mode, loop.max_batches)
+    else:
+        batches = _drawn(loader.flattened[0], loader._mode, loop.max_batches[:1])
     return _prepared(trainer, loader, islice(batches, max_batches), RunningStage.VALIDATING)
 
 
 def training_batches(trainer: pl.Trainer) -> Iterator[Any]:
     """What the training loop hands to ``training_step`` in an epoch, on the module's device."""
-    loader: CombinedLoader = trainer.fit_loop._combined_loader
-    batches = _combined(loader, loader.limits, first_only=False)
+    loader = trainer.fit_loop._combined_loader
+    assert loader is not None, "training has begun"
+    batches = _drawn(loader.iterables, loader._mode, loader.limits)
     return _prepared(trainer, loader, batches, RunningStage.TRAINING)
 
 
@@ -53,28 +59,21 @@ def _is_combined(loader: CombinedLoader) -> bool:
     return loader._mode != "sequential"
 
 
-def _combined(
-    loader: CombinedLoader, limits: list[int | float] | None, *, first_only: bool
-) -> Iterator[Any]:
-    """Batches as the loader makes them, by an iterator of its own: the Trainer's may be under way."""
-    if not limits:
-        return
-    own: CombinedLoader
-    if first_only and not _is_combined(loader):
-        own, limits = CombinedLoader(loader.flattened[0], "sequential"), limits[:1]
-    else:
-        own = CombinedLoader(loader.iterables, loader._mode)
-    own.limits = limits
-    iter(own)
-    # Past the limit only the Trainer's fetcher stops.
-    for batch, _, _ in islice(own, sized_len(own)):
-        yield batch
+def _drawn(iterables: Any, mode: Any, limits: list[int | float] | None) -> Iterator[Any]:
+    """Batches of loaders by an iterator of our own: the Trainer's may be under way."""
+    loader = CombinedLoader(iterables, mode)
+    loader.limits = limits
+    iter(loader)  # once only, since it starts the workers
+    length = sized_len(loader)  # beyond its limits a combined loader goes on
+    with suppress(StopIteration):
+        for _ in count() if length is None else range(length):
+            yield next(loader)[0]
 
 
 def _prepared(
     trainer: pl.Trainer, loader: CombinedLoader, batches: Iterator[Any], stage: RunningStage
 ) -> Iterator[Any]:
-    with _generators_restored(loader):
+    with _order_restored(loader):
         for batch in batches:
             with _in_stage(trainer, stage):
                 batch = trainer.precision_plugin.convert_input(batch)
@@ -84,14 +83,16 @@ def _prepared(
 
 
 @contextmanager
-def _generators_restored(loader: CombinedLoader) -> Iterator[None]:
-    """The order of the batches to come is not to depend on these extra passes."""
+def _order_restored(loader: CombinedLoader) -> Iterator[None]:
+    """The batches to come, and their order, are not to depend on these extra passes."""
     generators = [getattr(part, "generator", None) for part in loader.flattened]
-    states = [(generator, generator.get_state()) for generator in generators if generator is not None]
+    drawn = [(generator, generator.get_state()) for generator in generators if generator is not None]
+    places = loader._state_dicts()  # of loaders that go on where they were
     try:
         yield
     finally:
-        for generator, state in states:
+        loader._load_state_dicts(places)
+        for generator, state in drawn:
             generator.set_state(state)
 
 
