@@ -27,6 +27,7 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "report_dir": ([None], [3]),
     "report_plots": ([False], ["no", 0]),
     "latency_batch_sizes": ([[], [1]], [[0], "1", 1]),
+    "copies": ([None, lambda module: ()], ["copies", 1]),
     "reset_monitors": ([True, False], [None]),
     "guard": (
         [None, Guard(0.5, "val_loss", "min"), {"max_drop": 1, "monitor": "a"}],

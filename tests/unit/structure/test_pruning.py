@@ -91,10 +91,10 @@ def test_recovery_that_fails_is_put_back():
 def test_prune_cuts_what_works():
     model = hard_coded(lambda x: x.flatten(1))
     model.train()
-    atomic_write = prune(model, half_plan(), (torch.randn(3, 3, 8, 8),))
-    assert [r.name for r in atomic_write] == [
+    sliced = prune(model, half_plan(), (torch.randn(3, 3, 8, 8),))
+    assert [entry.name for entry in sliced] == [
         "conv.weight", "conv.bias", "norm.weight", "norm.bias", "head.weight"
     ]  # fmt: skip
-    assert all(model.get_parameter(r.name) is r.new for r in atomic_write)
+    assert all(model.get_parameter(entry.name) is entry.parameter for entry in sliced)
     assert model.training
     assert (model.conv.out_channels, model.norm.num_features, model.head.in_features) == (16, 16, 256)

@@ -9,6 +9,7 @@ from torch import nn
 from acsp_lightning import PruningPlan, apply_plan
 from acsp_lightning.structure.plan import SideCut
 from acsp_lightning.structure.pruning import prune
+from acsp_lightning.structure.surgery import reversible_cut
 
 X = (torch.randn(2, 3, 8, 8),)
 
@@ -165,18 +166,43 @@ def test_cut_under_inference_mode_can_be_trained():
     assert not torch.equal(model[1].running_mean, before["1.running_mean"])
 
 
-def test_parameters_are_leaves_without_gradient_and_the_old_ones_stay():
+def test_parameters_stay_the_same_objects_without_a_gradient():
     model = plain()
     model(*X).sum().backward()
     old = {name: (p, p.detach().clone()) for name, p in model.named_parameters()}
-    for replacement in apply_plan(model, plan_of(model)):
-        parameter, value = old[replacement.name]
-        assert replacement.old is parameter
+    for entry in apply_plan(model, plan_of(model)):
+        parameter, value = old[entry.name]
+        assert entry.parameter is parameter is model.get_parameter(entry.name)
+        assert torch.equal(entry.old, value)
+        assert parameter.is_leaf
+        assert parameter.grad is None
+        assert torch.equal(entry.slice(value), parameter)
+
+
+def test_a_trial_gives_back_data_and_gradients_to_the_bit():
+    model = plain()
+    model(*X).sum().backward()
+    before = {n: (p, p.data, p.grad, p.detach().clone()) for n, p in model.named_parameters()}
+    plan = plan_of(model)
+    with reversible_cut(model, plan, keep=False):
+        assert any(p.shape != before[n][1].shape for n, p in model.named_parameters())
+    for name, parameter in model.named_parameters():
+        same, data, gradient, value = before[name]
+        assert parameter is same
+        assert parameter.data_ptr() == data.data_ptr()
+        assert parameter.grad is gradient
         assert torch.equal(parameter, value)
-        assert parameter.grad is not None
-        assert replacement.new.is_leaf
-        assert replacement.new.grad is None
-        assert torch.equal(replacement.slice(value), replacement.new)
+
+
+def test_gradients_arrive_after_a_cut_though_somebody_holds_the_old_accumulators():
+    """As DistributedDataParallel does: an accumulator expects the shape of its first day."""
+    model = plain()
+    model(*X).sum().backward()
+    held = [p.view_as(p).grad_fn.next_functions[0][0] for p in model.parameters()]
+    apply_plan(model, plan_of(model))
+    model(*X).sum().backward()
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in model.parameters())
+    assert held
 
 
 def test_sizes_are_what_layers_say():
