@@ -11,7 +11,6 @@ from acsp_lightning.structure.tracing import trace_groups
 from helpers.fits import noisy_images
 
 IMAGES, LABELS = noisy_images(18, seed=2).tensors
-IMAGES, LABELS = noisy_images(18, seed=2).tensors
 
 
 def captured(model: nn.Module, **options: Any) -> tuple[dict[str, ChannelGroup], Activations]:

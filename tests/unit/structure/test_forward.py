@@ -1,9 +1,24 @@
+import copy
+import random
+from collections.abc import Iterator
+from contextlib import suppress
+
+import numpy as np
 import pytest
 import torch
 from helpers.networks import Wired, plain
 from torch import nn
+from torch.nn import functional
 
 from acsp_lightning import UnsupportedStructureError
+from acsp_lightning.structure.forward import (
+    call_counts,
+    evaluation_state,
+    of_batch_size,
+    random_state_restored,
+    run_forward,
+    varied,
+)
 from acsp_lightning.structure.tracing import trace_groups
 
 X = (torch.randn(2, 3, 8, 8),)
@@ -32,3 +47,125 @@ def test_outputs_without_tensors_are_refused():
     model = Wired(lambda net, x: Result(net.inner(x)), inner=plain())
     with pytest.raises(UnsupportedStructureError, match="outputs"):
         trace_groups(model, X)
+
+
+@pytest.fixture
+def _seeded() -> Iterator[None]:
+    """Another state of the generators in every test would hide what is not put back."""
+    with random_state_restored():
+        random.seed(1)
+        np.random.seed(1)
+        torch.manual_seed(1)
+        yield
+
+
+class StoppedError(Exception):
+    pass
+
+
+def stop(fails: bool) -> None:
+    if fails:
+        raise StoppedError
+
+
+def drawn() -> tuple[float, float, float]:
+    return random.random(), float(np.random.rand()), torch.rand(1).item()
+
+
+def generator_states() -> tuple[object, ...]:
+    return random.getstate(), repr(np.random.get_state()), torch.get_rng_state().tolist()
+
+
+@pytest.mark.usefixtures("_seeded")
+@pytest.mark.parametrize("fails", [False, True])
+def test_random_numbers_of_the_body_are_not_noticed_later(fails: bool) -> None:
+    before = generator_states()
+    with suppress(StoppedError), random_state_restored():
+        inside = drawn()
+        assert generator_states() != before
+        stop(fails)
+    assert generator_states() == before
+    assert drawn() == inside, "the body drew what would have come next"
+
+
+class Restless(nn.Module):
+    """Counts, averages and rebinds in every pass, in train mode and in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.drop = nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5)
+        self.register_buffer("seen", torch.zeros(()))
+        self.passes = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen = self.seen + 1
+        self.passes += 1
+        self.last = x
+        return self.drop(self.norm(self.a(x)))
+
+
+@pytest.mark.usefixtures("_seeded")
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("fails", [False, True])
+def test_evaluation_leaves_no_trace(grad: bool, fails: bool) -> None:
+    model = Restless()
+    model.a.weight.requires_grad_(False)
+    model.drop.eval()
+    values, seen = copy.deepcopy(model.state_dict()), model.seen
+    flags = [module.training for module in model.modules()]
+    before = generator_states()
+    x = torch.ones(5, 3)
+    with suppress(StoppedError), evaluation_state(model, grad=grad):
+        assert not any(module.training for module in model.modules())
+        first, second = model(x), model(x)
+        assert torch.equal(first, second)
+        assert first.requires_grad is grad
+        assert model.a.weight.requires_grad is grad
+        torch.rand(3)
+        stop(fails)
+    assert [module.training for module in model.modules()] == flags
+    assert not model.a.weight.requires_grad
+    assert model.a.bias.requires_grad
+    assert model.seen is seen
+    assert (model.passes, hasattr(model, "last")) == (0, False)
+    assert all(torch.equal(values[name], value) for name, value in model.state_dict().items())
+    assert generator_states() == before
+
+
+def test_two_passes_are_alike() -> None:
+    """Also of a network in train mode, which draws random numbers and writes to its input."""
+
+    def forward(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        x += 1
+        return functional.dropout(net.norm(x)) + torch.rand(1)
+
+    model, x = Wired(forward, norm=nn.BatchNorm1d(3)), torch.ones(4, 3)
+    first = run_forward(model, (x,))
+    assert torch.equal(run_forward(model, (x,)), first)
+    assert torch.equal(x, torch.ones(4, 3))
+    assert int(model.norm.num_batches_tracked) == 0
+
+
+@pytest.mark.parametrize(("size", "rows"), [(1, [0]), (3, [0, 1, 2]), (7, [0, 1, 2, 0, 1, 2, 0])])
+def test_batches_of_another_size_repeat_their_samples(size: int, rows: list[int]) -> None:
+    images, mask, scale = torch.arange(6.0).reshape(3, 2), torch.arange(3), torch.ones(2)
+    (found, named, factor, word) = of_batch_size((images, {"mask": mask}, scale, "a"), size)
+    assert torch.equal(found, images[rows])
+    assert torch.equal(named["mask"], mask[rows])
+    assert factor is scale
+    assert word == "a"
+
+
+def test_constant_images_become_noise_and_others_stay() -> None:
+    other, whole = torch.arange(4.0), torch.ones(4, dtype=torch.int64)
+    zeros, found, numbers = varied((torch.zeros(4, 4), other, whole))
+    assert zeros.unique().numel() == 16
+    assert found is other
+    assert numbers is whole
+
+
+def test_layers_are_counted_in_the_order_of_their_calls() -> None:
+    model = Wired(
+        lambda net, x: net.a(net.b(net.b(x))), a=nn.Linear(3, 2), b=nn.Linear(3, 3), c=nn.Linear(2, 2)
+    )
+    assert list(call_counts(model, (torch.ones(1, 3),)).items()) == [("b", 2), ("a", 1)]

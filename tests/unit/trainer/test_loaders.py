@@ -27,7 +27,9 @@ def images(batches: Any) -> torch.Tensor:
     return torch.cat([batch[0] for batch in batches])
 
 
-@pytest.mark.parametrize(("most", "limit", "count"), [(None, 1.0, 3), (2, 1.0, 2), (None, 2, 2), (3, 1, 1)])
+@pytest.mark.parametrize(
+    ("most", "limit", "count"), [(None, 1.0, 3), (2, 1.0, 2), (None, 2, 2), (3, 1, 1)]
+)
 def test_validation_batches_are_those_of_the_loader(
     fit: Fit, most: int | None, limit: float, count: int
 ) -> None:
@@ -57,7 +59,9 @@ def test_limits_of_training_hold(fit: Fit) -> None:
 
 @pytest.mark.parametrize("own_generator", [False, True])
 @pytest.mark.parametrize("whole", [True, False])
-def test_the_order_of_batches_to_come_does_not_change(fit: Fit, own_generator: bool, whole: bool) -> None:
+def test_the_order_of_batches_to_come_does_not_change(
+    fit: Fit, own_generator: bool, whole: bool
+) -> None:
     """Where Lightning seeds, and where the loader has a generator; also of a pass that is left early."""
 
     def loader() -> DataLoader[Any]:

@@ -1,0 +1,159 @@
+"""The steps of a cut, one by one, on networks that no Trainer runs."""
+
+import copy
+import random
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.captured import IMAGES, LABELS, captured
+from helpers.fits import CLASSES, conv_net, same_state, snapshot, val_loader
+from helpers.networks import plain, randomized
+from helpers.oracle import masked_outputs
+from torch import nn
+
+from acsp_lightning import PruningSettings, SelectionConfig, pipeline
+from acsp_lightning.capture.batches import read_batch
+from acsp_lightning.measure.complexity import measure_complexity
+from acsp_lightning.selection.proposal import propose
+from acsp_lightning.structure.example import Example
+
+HALF = PruningSettings(selection=SelectionConfig(keep=0.5), recovery="none")
+
+
+def groups(*names: str) -> list[Any]:
+    return [SimpleNamespace(name=name) for name in names]
+
+
+@pytest.mark.parametrize(
+    ("options", "visited", "due"),
+    [
+        ({}, (), "abc"),
+        ({}, ("a",), "abc"),
+        ({"layers_per_epoch": 1}, (), "a"),
+        ({"layers_per_epoch": 1}, ("a",), "b"),
+        ({"layers_per_epoch": 2}, ("b",), "ac"),
+        ({"layers_per_epoch": 2}, ("a", "b", "c"), ""),
+        # What is decided for the network as a whole needs all that is left of it.
+        ({"layers_per_epoch": 1, "selection": SelectionConfig(flops=0.5)}, ("a",), "bc"),
+    ],
+)
+def test_groups_that_are_due(options: dict[str, Any], visited: tuple[str, ...], due: str) -> None:
+    settings = PruningSettings(**{"selection": SelectionConfig(keep=0.5), **options})
+    found = pipeline.groups_due(groups("a", "b", "c"), settings, visited)
+    assert "".join(group.name for group in found) == due
+
+
+def test_a_survey_has_all_labels_and_the_first_batch() -> None:
+    example, labels = pipeline.survey(conv_net(), val_loader(17, batch_size=5), read_batch)
+    assert torch.equal(labels, LABELS[:17])
+    assert example is not None
+    (traced,) = example.traced
+    assert torch.equal(traced, IMAGES[: len(traced)])
+
+
+def test_a_survey_of_nothing() -> None:
+    example, labels = pipeline.survey(conv_net(), [], read_batch)
+    assert example is None
+    assert len(labels) == 0
+
+
+def test_a_survey_draws_no_random_number() -> None:
+    def augmented() -> Any:
+        for images, labels in val_loader():
+            noise = random.random() + np.random.rand() + torch.rand(1)
+            yield images + noise, labels
+
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    pipeline.survey(conv_net(), augmented(), read_batch)
+    assert random.getstate() == before[0]
+    assert all(np.array_equal(a, b) for a, b in zip(np.random.get_state(), before[1], strict=True))
+    assert torch.equal(torch.get_rng_state(), before[2])
+
+
+@pytest.mark.usefixtures("every_position")
+def test_batches_are_captured_as_one() -> None:
+    """Batch by batch as all images in one pass; the network stays as it was."""
+    model = conv_net(dropout=0.5).train()
+    before = snapshot(model)
+    example, found = pipeline.capture_network(model, val_loader(), HALF)
+    assert found.epoch is None
+    assert found.activations.samples == 18
+    assert same_state(snapshot(model), before)
+    assert model.training
+    settings = PruningSettings(selection=SelectionConfig(keep=0.5, grid=None))
+    _, found = pipeline.capture_network(model, val_loader(), settings)
+    _, expected = captured(copy.deepcopy(model))
+    for layer in expected.outputs:
+        mean = found.activations.moments(layer).mean
+        torch.testing.assert_close(mean, expected.moments(layer).mean, rtol=1e-4, atol=1e-5)
+    for layer, moments in expected.input_moments.items():
+        torch.testing.assert_close(found.activations.input_moments[layer], moments, rtol=1e-5, atol=1e-6)
+    (traced,) = example.traced
+    assert traced.shape[1:] == (1, 6, 6)
+
+
+def test_no_batch_is_told() -> None:
+    with pytest.raises(ValueError, match="no batch to capture"):
+        pipeline.capture_network(conv_net(), [], HALF)
+
+
+def test_examined_are_groups_and_size_of_the_network() -> None:
+    model = conv_net()
+    example = Example.of(model, IMAGES[:1])
+    found = pipeline.examine(model, example, HALF)
+    assert [group.name for group in found.tracing.groups] == ["conv1", "conv2", "fc1"]
+    assert found.complexity == measure_complexity(model, IMAGES[:1])
+    small = PruningSettings(selection=SelectionConfig(flops=0.01))
+    with pytest.raises(ValueError, match="flops"):
+        pipeline.examine(model, example, small)
+
+
+def test_without_recovery_the_cut_is_the_network_with_zeros_where_channels_were() -> None:
+    model = randomized(plain())
+    images = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    batch = (images, torch.arange(6) % CLASSES)
+    example, found = pipeline.capture_network(model, [batch], HALF)
+    proposal = propose(model, found, HALF, measure_complexity(model, example.counted))
+    expected = masked_outputs(model, proposal.plan, (images,))
+    recovery = pipeline.Recovery(example.traced, None, None, False)
+    sliced = pipeline.prune_network(model, proposal, recovery)
+    assert sliced
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), expected[0])
+
+
+class Several:
+    """A place of a cut with made-up counts of other processes."""
+
+    def __init__(self, *others: tuple[int, int] | None) -> None:
+        self.others = others
+
+    def batches(self) -> Any:
+        return val_loader()
+
+    def on_all_ranks(self, work: Callable[[], Any]) -> list[Any]:
+        return [work(), *self.others]
+
+
+class Constant(nn.Module):
+    """Says class 0 of everything."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.eye(CLASSES)[torch.zeros(len(images), dtype=torch.int64)]
+
+
+@pytest.mark.parametrize(
+    ("others", "accuracy"), [((), 6 / 18), (((2, 2), None), 8 / 20), (((0, 6), (6, 6)), 12 / 30)]
+)
+def test_accuracy_is_that_over_all_processes(others: tuple[Any, ...], accuracy: float) -> None:
+    site: Any = Several(*others)
+    assert pipeline.measure_accuracy(site, Constant(), HALF) == pytest.approx(accuracy)
+
+
+def test_no_accuracy_where_nobody_has_class_scores() -> None:
+    site: Any = Several(None)
+    assert pipeline.measure_accuracy(site, nn.Flatten(0), HALF) is None
