@@ -13,7 +13,7 @@ from acsp_lightning.structure.forward import evaluation_state
 
 
 def recalibrate_batchnorm(model: nn.Module, inputs: Iterable[Any], batches: int) -> None:
-    """Estimate the running statistics of the BatchNorm layers afresh, all others in eval mode.
+    """Estimate the running statistics of the BatchNorm layers again, all others in eval mode.
 
     Means and unbiased variances of the batches are averaged, every batch counting alike. Layers in
     eval mode (frozen by the user) keep theirs, and so do all if there is no batch.

@@ -38,7 +38,7 @@ class ChannelGroup:
         width: N.
         producers: sides ("out") of the layers whose filters make these channels and no others, in
             order of execution.
-        passengers: sides ("out") of the layers that pass the channels on one by one.
+        passthrough: sides ("out") of the layers that pass the channels on one by one.
         consumers: sides ("in") of the layers that mix the channels into others.
         residual: whether the channels run through a sum of several of the network's tensors.
     """
@@ -52,7 +52,7 @@ class ChannelGroup:
 
     @property
     def sides(self) -> tuple[LayerSide, ...]:
-        """All sides: producers, passengers, consumers."""
+        """All sides: producers, passthrough, consumers."""
         return self.producers + self.passthrough + self.consumers
 
 

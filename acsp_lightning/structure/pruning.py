@@ -40,7 +40,7 @@ def prune(
 
     Raises:
         ValueError: if the plan does not fit the model.
-        RuntimeError: if forward fails after the cut, or gives outputs of another shape. The model is
+        RuntimeError: if forward fails after the cut, or returns outputs of another shape. The model is
             as it was, in both cases.
     """
     check_plan(model, plan)
@@ -54,7 +54,7 @@ def prune(
                     refit_consumers(model, plan, refit)
                 found = None if inputs is None else _output_shapes(model, inputs)
                 if found != shapes:
-                    raise RuntimeError(f"it gives outputs of shape {found} instead of {shapes}")
+                    raise RuntimeError(f"it returns outputs of shape {found} instead of {shapes}")
     except Exception as error:
         layers = ", ".join(dict.fromkeys(cut.layer for cut in plan if cut.side == "out"))
         raise RuntimeError(

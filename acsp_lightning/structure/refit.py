@@ -2,7 +2,7 @@
 
 Folding what removed channels said into the layers that read them corrects every layer by itself; what
 is left of the error grows from layer to layer. Here each consumer is fitted, in the order of the
-forward pass, to the outputs of the uncut network, on the inputs that the cut network really gives it.
+forward pass, to the outputs of the uncut network, on the inputs that it really gets in the cut network.
 Where its output is added to something else (a residual sum), it also makes up for the error of that;
 of two consumers that are added to each other, one does.
 

@@ -1,7 +1,7 @@
 """Whether a cut does what it says: the same as zeroing the channels where consumers read them.
 
 The tracer follows unknown operators by guessing. Before a group is offered, it is therefore cut for
-a trial, in place and undone at once. What every consumer and the network give is compared with the
+a trial, in place, and put back at once. What every consumer and the network give is compared with the
 whole network in which the same channels were zeroed at the consumers' inputs. There they are also
 spoiled where they are made: nothing but their consumers may notice.
 """
@@ -38,7 +38,7 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2, torch.float16: 5e-2, torc
 SPOIL = 100.0
 
 # Of a forward that skips layers at random, in which each of them is likely to be called.
-TRAINING_PASSES = 4
+TRAINING_PASSES = 16
 
 
 def prunable_groups(

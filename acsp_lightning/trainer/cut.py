@@ -33,7 +33,7 @@ from acsp_lightning.trainer.snapshot import Snapshot, restore_snapshot, take_sna
 
 
 def rebuild_ddp(trainer: pl.Trainer) -> None:
-    """Build the DistributedDataParallel wrapper anew, which holds the parameters of its first day."""
+    """Build the DistributedDataParallel wrapper again: the old one expects the shapes of its first day."""
     strategy = trainer.strategy
     if isinstance(strategy, DDPStrategy):
         strategy.model = trainer.lightning_module
@@ -105,6 +105,10 @@ class FitSite:
     def inform(self, message: str) -> None:
         """Log a message."""
         rank_zero_info(message)
+
+    def warn(self, message: str) -> None:
+        """Warn on the first process."""
+        rank_zero_warn(message)
 
     def prune(self, proposal: Proposal, recovery: Recovery) -> nn.Module:
         """Cut the network and its copies; optimizers, wrappers, monitors and hooks follow."""

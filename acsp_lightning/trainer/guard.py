@@ -1,4 +1,4 @@
-"""The accuracy guard at work: the last cut of a fit is watched, and undone if it does not pay."""
+"""The accuracy guard at work: the last cut of a fit is watched, and rolled back if it costs too much."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -66,7 +66,7 @@ class GuardMonitor:
         return 0 if self._guard is None else self._guard.patience
 
     def begin(self, callback: pl.Callback, trainer: pl.Trainer, epochs: Sequence[int]) -> None:
-        """Check that the cuts after ``epochs`` can be judged, and undone without harm to others."""
+        """Check that the cuts after ``epochs`` can be judged, and rolled back without harm to others."""
         self._epochs = None if trainer.max_epochs in (None, -1) else trainer.max_epochs
         if self._guard is not None:
             check_judged(self._guard, epochs, self._epochs, trainer.check_val_every_n_epoch or 1)
@@ -214,7 +214,7 @@ def check_judged(guard: Guard, epochs: Sequence[int], max_epochs: int | None, ev
         guard: whose patience it takes.
         epochs: zero-based epochs whose validation is captured.
         max_epochs: of the fit; None: not known.
-        every: a validation comes every so many epochs.
+        every: a validation comes every ``every`` epochs.
 
     Raises:
         ValueError: names the epoch, and what is allowed.

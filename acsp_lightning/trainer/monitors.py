@@ -14,8 +14,8 @@ from acsp_lightning.trainer.checks import callbacks_of
 def reset_monitors(trainer: pl.Trainer) -> None:
     """Let nothing compare a smaller network with the larger one it was.
 
-    EarlyStopping and ReduceLROnPlateau forget their best value and start counting anew;
-    ModelCheckpoint ranks afresh, and the files it wrote before stay where they are. The values that
+    EarlyStopping and ReduceLROnPlateau forget their best value and start counting again;
+    ModelCheckpoint ranks from scratch, and the files it wrote before stay where they are. The values that
     they watch are unknown until they are logged again; till then the Trainer would offer those of the
     larger network.
     """

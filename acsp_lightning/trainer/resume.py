@@ -15,7 +15,7 @@ def verify_before_load(module: nn.Module, path: Callable[[], Any]) -> RemovableH
 
     Args:
         module: whose weights the file holds.
-        path: gives the file once it is known; None, and what is no local file, is passed over.
+        path: returns the file once it is known; None, and what is no local file, is passed over.
     """
     checked: set[str] = set()
 

@@ -400,7 +400,7 @@ def test_resumed_without_its_guard_a_cut_stays(make_trainer: Fit, tmp_path: Path
 
 def test_two_callbacks_of_which_one_may_undo(fit: Fit) -> None:
     pair = [guarded(1, include=["net.conv1"]), callback(2, include=["net.fc1"])]
-    with pytest.raises(ValueError, match="has another ACSPPruningCallback: to undo a cut of one"):
+    with pytest.raises(ValueError, match="has another ACSPPruningCallback: to roll back a cut of one"):
         fit(Scripted(only_whole), pair, max_epochs=8)
 
 

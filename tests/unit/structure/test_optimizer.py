@@ -8,7 +8,7 @@ from helpers.oracle import offered, random_plan
 from torch import nn, optim
 
 from acsp_lightning import apply_plan
-from acsp_lightning.structure.optimizer import slice_optimizer_state
+from acsp_lightning.structure.optimizer import nested_optimizers, slice_optimizer_state
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -257,3 +257,74 @@ def test_lbfgs_of_other_parameters_is_left_alone():
     optimizer.step(lambda: other(X[0, 0, :3, :3]).sum())
     assert slice_optimizer_state(optimizer, apply_plan(model, plan_of(model))) == ()
     assert len(optimizer.state) == 1
+
+
+# -- optimizers that hold others, and what they hold beside their state --------------------------------
+
+
+class Lookahead(optim.Optimizer):
+    """Slow weights in one of the forms that are in use, around SGD with momentum."""
+
+    def __init__(self, parameters, form):
+        parameters = list(parameters)
+        super().__init__(parameters, {"lr": 0.01})
+        self.fast = optim.SGD(parameters, lr=0.01, momentum=0.9)
+        slow = [p.detach().clone() for p in parameters]
+        if form == "nested lists":
+            self.slow = [slow]
+        elif form == "list":
+            self.slow = slow
+        elif form == "dict":
+            self.slow = dict(zip(parameters, slow, strict=True))
+        elif form == "group":
+            self.param_groups[0]["slow"] = slow
+        else:
+            for parameter, value in zip(parameters, slow, strict=True):
+                self.state[parameter]["slow"] = value
+        self.form = form
+
+    def slow_weights(self):
+        parameters = self.param_groups[0]["params"]
+        if self.form == "nested lists":
+            return self.slow[0]
+        if self.form == "dict":
+            return [self.slow[p] for p in parameters]
+        if self.form == "group":
+            return self.param_groups[0]["slow"]
+        return self.slow if self.form == "list" else [self.state[p]["slow"] for p in parameters]
+
+    def step(self, closure=None):
+        self.fast.step(closure)
+
+
+@pytest.mark.parametrize("form", ["nested lists", "list", "dict", "group", "state"])
+def test_slow_weights_and_the_momentum_of_a_wrapped_optimizer_are_cut_along(form):
+    torch.manual_seed(0)
+    model = randomized(plain())
+    optimizer = Lookahead(model.parameters(), form)
+    train(model, optimizer, 2)
+    kept = [value.clone() for value in optimizer.slow_weights()]
+    momenta = {
+        n: optimizer.fast.state[p]["momentum_buffer"].clone() for n, p in model.named_parameters()
+    }
+    sliced = {
+        entry.name: entry for entry in apply_plan(model, random_plan(offered(model, (X,)).groups, 0))
+    }
+    assert sliced
+    for one in nested_optimizers([optimizer]):
+        slice_optimizer_state(one, sliced.values())
+    for (name, parameter), before, after in zip(
+        model.named_parameters(), kept, optimizer.slow_weights(), strict=True
+    ):
+        entry = sliced.get(name)
+        assert torch.equal(after, before if entry is None else entry.slice(before)), name
+        found = optimizer.fast.state[parameter]["momentum_buffer"]
+        assert torch.equal(found, momenta[name] if entry is None else entry.slice(momenta[name])), name
+    train(model, optimizer, 1)
+
+
+def test_optimizers_are_found_in_attributes_lists_and_dicts_once():
+    parameters = [nn.Parameter(torch.zeros(2))]
+    outer, one, other, third = (optim.SGD(parameters, lr=0.1) for _ in range(4))
+    outer.base, outer.several, outer.named = one, [one, other], {"a": third, "b": outer}
+    assert list(nested_optimizers([outer])) == [outer, one, other, third]
