@@ -1,4 +1,4 @@
-"""Pairs of classes, as what the separation of any of them is computed from, block by block."""
+"""Pairs of classes and their JM distances, computed block by block."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -9,35 +9,35 @@ from torch import Tensor
 
 from acsp_lightning.functional.moments import ClassMoments
 
-# A class on which a component is constant (a dead pixel, a ReLU that never fires) has no variance,
-# and the logarithm in the Bhattacharyya distance explodes: with a small absolute floor that pixel
-# would look maximally separating. Both floors are relative to the component itself, which keeps JM
-# unchanged by affine maps: a tenth of the pooled standard deviation within the classes, and, where
-# every class is constant, a thousandth of the component's whole standard deviation.
+# A component that is constant within a class (a dead pixel, a ReLU that never fires) has zero variance,
+# and the logarithm in the Bhattacharyya distance diverges: with a small absolute floor that pixel would
+# look maximally separating. Both floors are relative to the component itself, so that JM is invariant
+# to affine maps: a tenth of the pooled within-class standard deviation and, where every class is
+# constant, a thousandth of the component's total standard deviation.
 WITHIN_CLASS_VARIANCE_FLOOR = 1e-2
 TOTAL_VARIANCE_FLOOR = 1e-6
 
-# Relative to the mean square. Activations arrive in float32, whose rounding is about 1e-7 of the
-# value, 1e-14 in squares; a component that varies by no more than a few such steps carries only
-# rounding noise, and noise may not separate classes.
+# Relative to the mean square. Activations are float32, with a rounding error of about 1e-7, or 1e-14 of
+# the square; a component that varies by only a few such steps is rounding noise, which must not
+# separate classes.
 CONSTANT_VARIANCE = 1e-12
 
-# Values in one block of class pairs; about four blocks are alive at once, and the (N, P * L) matrix,
-# 200 GB for a wide ImageNet layer, never exists. On the CPU a block stays in the caches, and torch works
-# on so few values in the thread that asks; accelerators want more of them at once.
+# Values in one block of class pairs. About four blocks are in memory at once; the (N, P * L) matrix,
+# 200 GB for a wide ImageNet layer, is never built. On the CPU a block fits in the caches and is small
+# enough for torch to process it in the calling thread; accelerators need larger blocks.
 BLOCK = 2**15
 BLOCK_ON_ACCELERATOR = 2**23
 
 
 @dataclass(frozen=True, slots=True)
 class ClassPairs:
-    """Pairs of classes, and what the JM of any of them is computed from.
+    """Pairs of classes, with the quantities that their JM distances are computed from.
 
     Attributes:
         mean: class means, scaled so that no factor is left in the exponent, (C, P, N).
         variance: half of the class variances, (C, P, N).
         root: fourth root of the class variances, (C, P, N).
-        partners: for every class the classes, all after it, that it is compared with; None: all.
+        partners: for every class, the later classes that it is compared with; None: all of them.
     """
 
     mean: Tensor
@@ -56,32 +56,32 @@ class ClassPairs:
         mean, variance = _floored(
             moments.count[seen], moments.mean.detach()[seen], moments.m2.detach()[seen]
         )
-        # Channels last, so that a block is a matrix of theirs.
+        # Channels last, so that a block is a matrix with one column per channel.
         mean = mean.transpose(1, 2).contiguous().mul_(8**-0.5)
         variance = variance.transpose(1, 2).contiguous()
         return cls(mean, variance / 2, variance.sqrt_().sqrt_())
 
     @property
     def room(self) -> int:
-        """Values in a block that suit the device."""
+        """Number of values in a block, by device."""
         return BLOCK if self.mean.device.type == "cpu" else BLOCK_ON_ACCELERATOR
 
     @property
     def number(self) -> int:
-        """How many pairs."""
+        """Number of pairs."""
         if self.partners is not None:
             return sum(map(len, self.partners))
         return len(self.mean) * (len(self.mean) - 1) // 2
 
     def only(self, chosen: Tensor) -> Self:
-        """Some of all pairs, by their places in lexicographic order, int64."""
+        """A subset of all pairs, by their indices in lexicographic order, int64."""
         classes = len(self.mean)
         first, second = torch.triu_indices(classes, classes, offset=1)[:, chosen.sort().values]
         counts = first.bincount(minlength=classes).tolist()
         return replace(self, partners=torch.split(second.to(self.mean.device), counts))
 
     def channels(self, chosen: Tensor) -> Self:
-        """The same pairs of classes for some channels."""
+        """The same pairs of classes for a subset of the channels."""
         return replace(
             self,
             mean=self.mean[..., chosen],
@@ -90,11 +90,11 @@ class ClassPairs:
         )
 
     def blocks(self, room: int, firsts: range | None = None) -> Iterator[Tensor]:
-        """JM of some pairs, times -1/2; each block is (pairs in the block, positions, N).
+        """Yield -JM / 2 of the pairs, in blocks of shape (pairs in the block, positions, N).
 
         Args:
-            room: values in a block, or N where that is more. With room for all classes at all positions
-                the pairs come in lexicographic order.
+            room: values in a block; N, if that is more. With room for all classes at all positions, the
+                pairs are in lexicographic order.
             firsts: first classes of the pairs; None: all.
         """
         classes, positions, num_channels = self.mean.shape
@@ -110,7 +110,7 @@ class ClassPairs:
                         yield here._block(first, seconds)
 
     def of_first(self, first: int) -> Iterator[tuple[Tensor, slice | Tensor]]:
-        """Blocks of the pairs of one class with those after it, each with the places of the others."""
+        """Yield blocks of the pairs of one class with later ones, and the indices of the latter."""
         classes, positions, num_channels = self.mean.shape
         length = min(positions, max(1, self.room // num_channels))
         step = max(1, self.room // (num_channels * length))
@@ -126,7 +126,7 @@ class ClassPairs:
                     yield here._block(first, seconds), seconds
 
     def _stretches(self, length: int) -> Iterator[Self]:
-        """The same pairs at some of the positions, one stretch after the other."""
+        """Yield the same pairs at chunks of the positions."""
         for start in range(0, self.mean.shape[1], length):
             here = slice(start, start + length)
             yield replace(
@@ -137,7 +137,7 @@ class ClassPairs:
             )
 
     def _in_tiles(self, step: int, firsts: range) -> Iterator[Tensor]:
-        # The classes of a tile stay in the caches while all that come before them pass by.
+        # The classes of a tile stay in the caches while they are paired with all earlier classes.
         for low in range(0, len(self.mean), step):
             high = min(low + step, len(self.mean))
             for first in firsts:
@@ -154,10 +154,10 @@ class ClassPairs:
 
 
 def _negated_half_jm(difference: Tensor, variance: Tensor, root_a: Tensor, root_b: Tensor) -> Tensor:
-    """exp(-B) - 1 in as few passes over the memory as possible; ``jeffries_matusita`` is the formula.
+    """exp(-B) - 1 in as few passes over memory as possible; ``jeffries_matusita`` has the formula.
 
     Args:
-        difference: of the scaled means; overwritten.
+        difference: difference of the scaled means; overwritten.
         variance: mean of the two variances; overwritten.
         root_a: fourth root of one variance.
         root_b: fourth root of the other.
@@ -169,7 +169,7 @@ def _negated_half_jm(difference: Tensor, variance: Tensor, root_a: Tensor, root_
 
 
 def _floored(count: Tensor, mean: Tensor, m2: Tensor) -> tuple[Tensor, Tensor]:
-    """Class means and floored class variances, both (C, N, P); alike where a component is constant."""
+    """Class means and floored class variances, both (C, N, P); equal where a component is constant."""
     count = count.to(torch.float64)[:, None, None]
     share = count / count.sum()
     grand_mean = (share * mean).sum(dim=0)
@@ -178,7 +178,7 @@ def _floored(count: Tensor, mean: Tensor, m2: Tensor) -> tuple[Tensor, Tensor]:
     floor = torch.maximum(WITHIN_CLASS_VARIANCE_FLOOR * within, TOTAL_VARIANCE_FLOOR * total)
     constant = total <= CONSTANT_VARIANCE * (total + grand_mean.square())
     variance = torch.maximum(m2 / count, floor)
-    # Zero and one, so that the JM of equal classes is 0 to the bit.
+    # Zero and one, so that the JM of equal classes is exactly 0.
     return mean.masked_fill(constant, 0.0), variance.masked_fill_(constant, 1.0)
 
 

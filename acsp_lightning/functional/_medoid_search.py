@@ -1,7 +1,7 @@
-"""The search behind the k-medoids sweep: greedy moves along k, swaps at every k.
+"""The search behind the k-medoids sweep: greedy steps from one k to the next, swaps at every k.
 
-In NumPy on the CPU: a sweep is thousands of small steps that depend on each other, so what counts is
-what a call costs, and that is several times more in torch and more again on a GPU.
+In NumPy on the CPU: a sweep is thousands of small dependent steps, so the overhead of a call dominates,
+which is several times higher in torch and higher still on a GPU.
 """
 
 from collections.abc import Sequence
@@ -13,36 +13,36 @@ from numpy.typing import NDArray
 Floats: TypeAlias = NDArray[np.float64]
 Integers: TypeAlias = NDArray[np.intp]
 
-# Steps along the list of k of the passes after the first. A forward pass alone can be caught in the
-# local optimum it inherits from the k before. Coming down and up by several places crosses such optima,
-# because the swaps in between act on another number of clusters, and the last pass hands on what the
-# two found. Steps of four miss some that steps of eight cross, just below k = N above all, where a
-# different pair of channels is already a percent of the deviation.
+# Strides along the list of k, in the passes after the first. An upward pass alone can be trapped in the
+# local optimum inherited from the previous k. Passes down and up in larger strides escape such optima,
+# because the swaps in between act on another number of clusters; the last pass propagates what they
+# found. Strides of four miss some optima that strides of eight escape, mostly just below k = N, where
+# another pair of channels already changes the deviation by a percent.
 STRIDES = (-8, 8, -1)
 
-# Where k are left out, each k is so far from the one before that it takes many swaps as it is. With more
-# channels than this the first pass is then the only one: the others cost several times as much, for less
-# than 0.1 % of the deviation.
+# If some k are left out, each k is far from the previous one and takes many swaps anyway. With more
+# channels than this, only the first pass is run then: the others cost several times as much and lower
+# the deviation by less than 0.1 %.
 WIDE = 256
 
-# Relative to the deviation of the best single medoid. A swap must gain more than the sums kept in
-# float64 lose, or equal clusterings could be swapped for each other for ever.
+# Relative to the deviation of the best single medoid. A swap must gain more than the rounding error of
+# the float64 sums, or equal clusterings could be swapped forever.
 SWAP_TOLERANCE = 1e-12
 
-# Slots whose least cost is kept together: a move touches a few slots, so few blocks are looked at anew.
+# Slots that share one cached minimum: a move touches a few slots, so few blocks are recomputed.
 BLOCK = 16
 
-# Distances that are looked at in one go, few enough to stay in the cache of a core.
+# Distances processed at once, few enough to fit in the cache of a core.
 CHUNK = 2**17
 
-# Share of the distances below which picking them one by one is faster than computing with all.
+# If a smaller share of the distances is needed, indexing them is faster than computing with all.
 SPARSE = 0.15
 
 
 class MedoidSearch:
-    """Local optima of weighted k-medoids on one matrix of distances.
+    """Local optima of weighted k-medoids on one distance matrix.
 
-    At every k a medoid is swapped for another channel, the best swap first, as long as that pays.
+    At every k, medoids are swapped for other channels, best swap first, until no swap improves.
     """
 
     def __init__(self, distances: Floats, weights: Floats) -> None:
@@ -52,13 +52,13 @@ class MedoidSearch:
         self.tolerance = SWAP_TOLERANCE * float(self.single.min())
 
     def run(self, ks: Sequence[int]) -> dict[int, Integers]:
-        """Search some k.
+        """Cluster for every k in ``ks``.
 
         Args:
             ks: ascending, without repeats, each in 2..N-1, at least one.
 
         Returns:
-            For each k the medoids, ascending, shape (k,).
+            The medoids for each k, ascending, shape (k,).
         """
         top = ks[-1]
         state = self._clustering(self._best_two(), top)
@@ -70,7 +70,7 @@ class MedoidSearch:
             found[k], deviation[k] = state.medoids(), state.deviation()
         for stride in self._strides(ks):
             for start in self._starts(stride, len(ks)):
-                # Steps of one chain share their state; the chains do not touch each other.
+                # The steps of a chain share one state; the chains are independent.
                 state = self._clustering(found[ks[start]], top)
                 for place in range(start + stride, len(ks) if stride > 0 else -1, stride):
                     k = ks[place]
@@ -90,7 +90,7 @@ class MedoidSearch:
         return Clustering(self.distances, self.weights, medoids, largest, self.tolerance)
 
     def _best_two(self) -> Integers:
-        """The best single medoid and the channel that helps it most."""
+        """The best single medoid, and the best second medoid beside it."""
         one = int(self.single.argmin())
         deviation = self.weights @ np.minimum(self.distances, self.distances[:, one, None])
         deviation[one] = np.inf
@@ -99,36 +99,36 @@ class MedoidSearch:
     def _strides(self, ks: Sequence[int]) -> tuple[int, ...]:
         if len(ks) == ks[-1] - 1:
             return STRIDES
-        # The way up costs an addition for each k that is left out, and the way down little.
+        # Upward, every k left out costs one addition; downward is cheap.
         narrow = len(self.distances) <= WIDE
         return tuple(stride for stride in STRIDES if stride < 0) if narrow else ()
 
     @staticmethod
     def _starts(stride: int, count: int) -> range:
-        """First place of each chain of steps that stays among ``count`` places."""
+        """First index of each chain of steps within ``count`` values of k."""
         if stride > 0:
             return range(min(stride, count - stride))
         return range(count - 1, max(count - 1 + stride, -1 - stride), -1)
 
 
 class Clustering:
-    """k medoids that can be exchanged cheaply, and what every exchange would gain.
+    """k medoids with cached sums, from which the gain of every swap is computed cheaply.
 
-    The sums of FastPAM1 are kept and corrected by those channels alone whose nearest or second nearest
-    medoid a move changes, about N / k of them, and of these only where another channel lies closer than
-    the second nearest medoid, about N / k times as well.
+    The sums of FastPAM1 are updated only for the channels whose nearest or second nearest medoid a move
+    changes, about N / k of them, and for each of these only at the channels closer than its second
+    nearest medoid, again about N / k.
 
     Attributes:
-        slots: medoids in the order they came, shape (k,).
+        slots: the medoids, unordered, shape (k,).
         label: slot of every channel's nearest medoid, shape (N,).
-        runner_up: slot of its second nearest.
+        runner_up: slot of its second nearest medoid.
         first: distance to the nearest medoid.
         second: distance to the second nearest.
         gain: by how much the deviation falls if channel j becomes an extra medoid, shape (N,).
-        saved: what j spares the members of a slot, beyond that, should the medoid of the slot leave,
+        saved: the part of the loss of removing a slot's medoid that j makes up for, beyond ``gain``,
             (slots, N); only the first k rows are in use, the others are zero.
-        lowest: least price, over the slots of a block, of having a medoid leave as j comes,
-            (blocks, N); to be made anew where ``stale``.
+        lowest: lowest cost, over the slots of a block, of removing a medoid when j is added, (blocks,
+            N); to be recomputed where ``stale``.
 
     References:
         E. Schubert, P. Rousseeuw, "Fast and eager k-medoids clustering", 2021.
@@ -144,7 +144,7 @@ class Clustering:
         self.slots = medoids.copy()
         self.label = np.zeros(num_channels, dtype=np.intp)
         self.runner_up = np.zeros(num_channels, dtype=np.intp)
-        # No distance at all yet is nothing entered in the sums.
+        # With all distances zero, nothing is in the sums yet.
         self.first, self.second, self.gain = np.zeros((3, num_channels))
         self.saved = np.zeros((blocks * BLOCK, num_channels))
         self.lowest = np.empty((blocks, num_channels))
@@ -158,14 +158,14 @@ class Clustering:
         return float(self.weights @ self.first)
 
     def add(self, number: int) -> None:
-        """Add the channels that lower the deviation most, one by one, the first of those that tie."""
+        """Add, one by one, the channels that lower the deviation most; ties go to the first."""
         if number <= 0:
             return
         k = len(self.slots)
         first, bound = self.first, self.gain.copy()
         bound[self.slots] = -np.inf
         known = np.ones(len(bound), dtype=bool)
-        comers: list[int] = []
+        added: list[int] = []
         while True:
             best = int((bound >= bound.max() - self.tolerance).argmax())
             # A medoid more can only lower what the next one gains: an old gain is a bound.
@@ -173,27 +173,27 @@ class Clustering:
                 bound[best] = self.weights @ np.maximum(first - self.distances[best], 0.0)
                 known[best] = True
                 continue
-            comers.append(best)
-            if len(comers) == number:
+            added.append(best)
+            if len(added) == number:
                 break
             bound[best] = -np.inf
             first = np.minimum(first, self.distances[best])
             known[:] = False
-        closer = self.distances[comers].min(axis=0) < self.second
-        self.slots = np.append(self.slots, comers)
+        closer = self.distances[added].min(axis=0) < self.second
+        self.slots = np.append(self.slots, added)
         self.stale[k // BLOCK : -(-(k + number) // BLOCK)] = True
         self._reassign(np.flatnonzero(closer))
 
     def drop(self, number: int) -> None:
-        """Drop the medoids that cost least to lose, each judged as if it left alone."""
+        """Remove the medoids of least loss, each computed as if it alone were removed."""
         if number <= 0:
             return
         k = len(self.slots)
         order = self._losses(k).argsort(kind="stable")
-        leavers, kept = order[:number], np.sort(order[number:])
-        self._reassign(self._served_by(leavers), kept)
+        removed, kept = order[:number], np.sort(order[number:])
+        self._reassign(self._served_by(removed), kept)
         # The last rows move into the gaps, so that few of them are copied.
-        gaps, last = leavers[leavers < k - number], kept[kept >= k - number]
+        gaps, last = removed[removed < k - number], kept[kept >= k - number]
         self.saved[gaps] = self.saved[last]
         self.saved[k - number : k] = 0.0
         self.slots[gaps] = self.slots[last]
@@ -205,7 +205,7 @@ class Clustering:
         self.stale[(k - number) // BLOCK :] = True
 
     def swap(self) -> None:
-        """Swap medoids for other channels, the best swap first, until none gains the tolerance."""
+        """Swap medoids for other channels, best swap first, until none gains more than the tolerance."""
         before = self.deviation()
         while True:
             blocks = -(-len(self.slots) // BLOCK)
@@ -217,49 +217,49 @@ class Clustering:
             self.stale[:blocks] = False
             price = self.lowest[:blocks].min(axis=0) - self.gain
             price[self.slots] = np.inf
-            comer = int(price.argmin())
-            if price[comer] >= -self.tolerance:
+            candidate = int(price.argmin())
+            if price[candidate] >= -self.tolerance:
                 return
-            first = BLOCK * int(self.lowest[:blocks, comer].argmin())
+            first = BLOCK * int(self.lowest[:blocks, candidate].argmin())
             rows = slice(first, first + BLOCK)
-            leaver = first + int((losses[rows] - self.saved[rows, comer]).argmin())
-            self._exchange(np.array([leaver]), np.array([comer]))
+            slot = first + int((losses[rows] - self.saved[rows, candidate]).argmin())
+            self._exchange(np.array([slot]), np.array([candidate]))
             reached = self.deviation()
-            # The sums say that it gained; should rounding ever make them wrong, this ends it.
+            # The sums predicted a gain; if rounding ever makes them wrong, this ends the loop.
             if reached >= before:
                 return
             before = reached
 
     def become(self, medoids: Integers) -> None:
-        """Take these medoids instead, as many as there are."""
+        """Replace the medoids by an equal number of given ones."""
         wanted = np.zeros(len(self.label), dtype=bool)
         wanted[medoids] = True
-        leavers = np.flatnonzero(~wanted[self.slots])
+        removed = np.flatnonzero(~wanted[self.slots])
         wanted[self.slots] = False
-        if len(leavers):
-            self._exchange(leavers, np.flatnonzero(wanted))
+        if len(removed):
+            self._exchange(removed, np.flatnonzero(wanted))
 
     def _losses(self, length: int) -> Floats:
-        """By how much the deviation rises if the medoid of a slot leaves; zeros up to ``length``."""
+        """Rise of the deviation if the medoid of a slot is removed; zero-padded to ``length``."""
         losses = np.bincount(self.label, self.weights * (self.second - self.first), length)
-        # A sum of floats already, which the type of bincount does not say.
+        # Already float64, which the return type of bincount does not say.
         return losses.astype(np.float64, copy=False)
 
-    def _exchange(self, leavers: Integers, comers: Integers) -> None:
-        """Put the channels ``comers`` into the slots ``leavers``."""
-        moved = self.distances[comers].min(axis=0) < self.second
-        moved[self._served_by(leavers)] = True
-        self.slots[leavers] = comers
+    def _exchange(self, removed: Integers, added: Integers) -> None:
+        """Replace the medoids in the slots ``removed`` by the channels ``added``."""
+        moved = self.distances[added].min(axis=0) < self.second
+        moved[self._served_by(removed)] = True
+        self.slots[removed] = added
         self._reassign(np.flatnonzero(moved))
 
     def _served_by(self, slots: Integers) -> Integers:
-        """The channels that have one of the slots nearest or second nearest."""
+        """Channels whose nearest or second nearest medoid is in one of the slots."""
         chosen = np.zeros(len(self.slots), dtype=bool)
         chosen[slots] = True
         return np.flatnonzero(chosen[self.label] | chosen[self.runner_up])
 
     def _reassign(self, channels: Integers, slots: Integers | None = None) -> None:
-        """Give channels their two nearest medoids, of all slots or of some, and correct the sums."""
+        """Recompute the two nearest medoids of channels, among all or some slots; update the sums."""
         slots = np.arange(len(self.slots)) if slots is None else slots
         step = max(1, CHUNK // len(self.label))
         for start in range(0, len(channels), step):
@@ -284,7 +284,7 @@ class Clustering:
     def _correct(
         self, channels: Integers, distances: Floats, label: Integers, first: Floats, second: Floats
     ) -> None:
-        """Take channels out of the sums and enter them again as they will be."""
+        """Subtract the old terms of channels from the sums and add the new ones."""
         weight = self.weights[channels]
         before = (self.label[channels], self.first[channels], self.second[channels], -weight)
         after = (label, first, second, weight)
@@ -319,7 +319,7 @@ class Clustering:
         second: Floats,
         weight: Floats,
     ) -> None:
-        """Add pairs of a channel and a ``column`` to the sums, all arguments of one shape."""
+        """Add single pairs of channels to the sums; all arguments have one shape."""
         np.add.at(self.gain, column, weight * np.maximum(first - distance, 0.0))
         spared = np.maximum(second - np.maximum(first, distance), 0.0)
         np.add.at(self.saved.reshape(-1), slot * len(self.label) + column, weight * spared)

@@ -1,4 +1,4 @@
-"""Which classes a set of channels still tells apart."""
+"""Which pairs of classes a set of channels separates."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,15 +14,15 @@ from acsp_lightning.functional.moments import ClassMoments
 class ClassSeparation:
     """How well the best channel separates each pair of classes, before and after a selection.
 
-    Pairs are gathered in G ranges of neighbouring classes, at most one class in each where there are
-    few; a cell holds the pair that is separated least, so that a lost one does not hide in a mean.
+    Classes are grouped into G ranges of neighbouring indices, of one class each if there are few; a
+    cell holds the minimum over its pairs, so that a mean cannot hide a lost pair.
 
     Attributes:
-        ranges: index of the first and of the last class of each range; classes never seen are in none.
-        before: by the best of all channels, JM in [0, 2], float64, (G, G), symmetric; NaN where a range
-            of one class meets itself.
-        after: by the best of the channels kept, never more.
-        class_pairs: pairs of classes that were looked at; of many a part, drawn at random.
+        ranges: indices of the first and last class of each range; classes never seen are in none.
+        before: JM by the best of all channels, in [0, 2], float64, (G, G), symmetric; NaN where a cell
+            has no pair, as on the diagonal for a range of one class.
+        after: the same by the best of the kept channels, at most ``before``.
+        class_pairs: number of class pairs compared; a random sample, if there are many.
     """
 
     ranges: tuple[tuple[int, int], ...]
@@ -34,18 +34,18 @@ class ClassSeparation:
 def class_separation(
     moments: ClassMoments, kept: Tensor, ranges: int = 50, class_pairs: int | None = None, seed: int = 0
 ) -> ClassSeparation:
-    """Compare what all channels separate with what some of them do.
+    """Compare how well all channels and the kept ones separate the classes.
 
-    A channel separates two classes as well as it does at its best position. One exponential for each
-    channel, position and class pair; memory grows with C * C and a block of pairs.
+    A channel counts at the position where it separates two classes best. Time: one exponential for each
+    channel, position and class pair; memory: C * C values and a block of pairs.
 
     Args:
-        moments: of N channels at P positions, at least two samples of each class seen.
-        kept: indices of the channels that stay, int64, at least one.
-        ranges: G at most, at least 1.
-        class_pairs: look at this many, at least 1; None, or as many as there are: at all. A cell of
-            which no pair is looked at is NaN.
-        seed: of the draw.
+        moments: moments of N channels at P positions, at least two samples of each class seen.
+        kept: indices of the kept channels, int64, at least one.
+        ranges: maximum of G, at least 1.
+        class_pairs: number of pairs to sample, at least 1; None, or at least as many as there are: all.
+            A cell without a sampled pair is NaN.
+        seed: seed of the sample.
 
     Raises:
         ValueError: as :func:`acsp_lightning.functional.compare_channels`.
@@ -65,13 +65,13 @@ def class_separation(
         for block, seconds in pairs.of_first(first):
             separated = block.mul_(-2).clamp_(min=0)
             found = torch.stack([separated.amax((1, 2)), separated[..., kept].amax((1, 2))])
-            # A pair comes again for other positions.
+            # A pair occurs once for every chunk of positions.
             best[:, first, seconds] = torch.maximum(best[:, first, seconds], found)
     first, second = torch.triu_indices(classes, classes, offset=1)
     cells = (owner[first] * number + owner[second]).expand(2, -1)
     least = torch.full((2, number * number), torch.inf, dtype=torch.float64)
     found = best[:, first, second].cpu()
-    found[found < 0] = torch.inf  # not looked at
+    found[found < 0] = torch.inf  # not sampled
     least.scatter_reduce_(1, cells, found, "amin")
     least = least.view(2, number, number)
     least = torch.minimum(least, least.mT)

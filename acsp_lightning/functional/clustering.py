@@ -1,4 +1,4 @@
-"""k-medoids for a whole range of k, and the two curves over k that a knee is looked for on."""
+"""k-medoids for a range of k, and the two curves over k on which a knee is located."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ class KMedoidsSweep:
 
     Attributes:
         ks: numbers of clusters, ascending, int64, shape (K,), on the CPU.
-        medoids: for each k the channels that are medoids, ascending, int64, shape (k,).
-        labels: for each k the position in ``medoids`` of every channel's medoid, int64, shape
-            (K, N). A medoid's label points to itself.
+        medoids: for each k, the medoids as channel indices, ascending, int64, shape (k,).
+        labels: for each k, the position in ``medoids`` of every channel's medoid, int64, shape (K,
+            N). A medoid's label points to itself.
         deviation: weighted sum of the distances to the medoids, float64, shape (K,).
     """
 
@@ -33,20 +33,20 @@ def sweep_k_medoids(
 ) -> KMedoidsSweep:
     """Cluster N channels around k of them, for every k, minimising sum_i w_i d(i, medoid of i).
 
-    Every k starts from the clusterings of neighbouring k and is brought to a local optimum by
-    swaps; ``MedoidSearch`` says how. No randomness: equal input gives an equal result. The search
-    runs on the CPU wherever the distances lie: they are copied there, and the clusterings back.
+    Every k starts from the clusterings of neighbouring k and is improved by swaps to a local
+    optimum, as in ``MedoidSearch``. Deterministic: equal input, equal result. The search runs on
+    the CPU; distances on another device are copied there, and the clusterings back.
 
     Args:
         distances: symmetric, non-negative, zero diagonal, shape (N, N).
         weights: importance of each channel, non-negative, shape (N,); None: all equal.
-        ks: numbers of clusters wanted, each in 2..N-1; None: all of them, none at all for N <= 2.
-            A shorter list costs less, since others are passed over on the way, and may for the same
-            reason end in slightly different local optima.
+        ks: numbers of clusters, each in 2..N-1; None: all of them, none for N <= 2. A shorter list
+            costs less, since the others are skipped, and may for the same reason end in slightly
+            different local optima.
 
     Returns:
         The clusterings, in ascending order of k, on the device of the distances (``ks`` on the
-        CPU). Among duplicates and other ties the channel that comes first is preferred.
+        CPU). Ties, as between duplicates, go to the first channel.
 
     Raises:
         ValueError: if the distances, the weights or ``ks`` are not as described.
@@ -76,13 +76,13 @@ def sweep_k_medoids(
 def mean_simplified_silhouette(distances: Tensor, sweep: KMedoidsSweep) -> Tensor:
     """Mean simplified silhouette (MSS) for every k of a sweep.
 
-    With a the distance to the own medoid and b the *mean* distance to the other medoids, a channel
+    With a the distance to its own medoid and b the *mean* distance to the other medoids, a channel
     scores (b - a) / max(a, b). Not the usual simplified silhouette, which takes the *nearest* other
-    medoid for b. Medoids score 1, so MSS would be 1 at k = N; elsewhere a = 0 < b scores 1, and
-    a = b = 0 (all medoids coincide with the channel) scores 0.
+    medoid for b. Medoids score 1, so MSS would be 1 at k = N; elsewhere a = 0 < b scores 1. If all
+    medoids coincide with the channel, a = b = 0 scores 0.
 
     Args:
-        distances: shape (N, N), those the sweep was made of.
+        distances: shape (N, N), the ones the sweep was computed from.
         sweep: clusterings for K values of k.
 
     Returns:
@@ -105,21 +105,21 @@ def mean_simplified_silhouette(distances: Tensor, sweep: KMedoidsSweep) -> Tenso
 
 
 def coverage(distances: Tensor, sweep: KMedoidsSweep, weights: Tensor | None = None) -> Tensor:
-    """Share of the weighted deviation from one medoid that k medoids take away.
+    """Share of the weighted deviation from one medoid that k medoids remove.
 
-    Coverage(k) = 1 - deviation(k) / deviation(1), where one medoid is the best single one.
+    Coverage(k) = 1 - deviation(k) / deviation(1), where the one medoid is the best single one.
 
     Args:
-        distances: shape (N, N), those the sweep was made of.
+        distances: shape (N, N), the ones the sweep was computed from.
         sweep: clusterings for K values of k.
-        weights: those the sweep was made with, shape (N,); None: all equal.
+        weights: the ones the sweep was computed with, shape (N,); None: all equal.
 
     Returns:
-        Float64, shape (K,), in [0, 1]. All 1 where one medoid leaves no deviation, that is where
-        every channel with a weight is a copy of one channel.
+        Float64, shape (K,), in [0, 1]. All 1 if one medoid leaves no deviation, i.e. if every
+        channel of positive weight is a copy of one channel.
 
     Raises:
-        ValueError: if the distances or the weights are not as ``sweep_k_medoids`` takes them.
+        ValueError: if the distances or the weights are invalid, as in ``sweep_k_medoids``.
     """
     distances = _checked_distances(distances)
     weights = _checked_weights(weights, distances)
@@ -133,9 +133,9 @@ def _assigned(
 ) -> tuple[Integers, Floats]:
     """Labels, (K, N), and deviations, (K,), of K clusterings, each given by ascending medoids.
 
-    Of medoids at equal distance the first is taken. Clusterings that follow each other share most
-    medoids, so each is compared with the one before it: O(N) for a medoid that is new, O(k) for a
-    channel that has lost its own.
+    Of medoids at equal distance the first is taken. Consecutive clusterings share most medoids, so
+    each is derived from the one before: O(N) for a new medoid, O(k) for a channel that has lost its
+    medoid.
     """
     num_channels = len(distances)
     labels = np.zeros((len(clusterings), num_channels), dtype=np.intp)
@@ -148,12 +148,12 @@ def _assigned(
         lost = np.flatnonzero(~present[own])
         own[lost] = medoids[distances[lost[:, None], medoids].argmin(axis=1)]
         paid = distances[own, np.arange(num_channels)]
-        comers = np.flatnonzero(present & ~before)
-        if len(comers):
-            offered = distances[comers].min(axis=0)
-            comer = comers[distances[comers].argmin(axis=0)]
-            better = (offered < paid) | ((offered == paid) & (comer < own))
-            own, paid = np.where(better, comer, own), np.minimum(offered, paid)
+        added = np.flatnonzero(present & ~before)
+        if len(added):
+            offered = distances[added].min(axis=0)
+            candidate = added[distances[added].argmin(axis=0)]
+            better = (offered < paid) | ((offered == paid) & (candidate < own))
+            own, paid = np.where(better, candidate, own), np.minimum(offered, paid)
         labels[row] = np.searchsorted(medoids, own)
         # Of two medoids at distance zero each must still be its own.
         labels[row, medoids] = np.arange(len(medoids))

@@ -1,4 +1,4 @@
-"""How channels are selected: every choice in one frozen record that a YAML file can hold."""
+"""How channels are selected: one frozen dataclass that a YAML file can hold."""
 
 from dataclasses import dataclass
 from typing import Literal, Self, get_args, get_type_hints
@@ -6,39 +6,39 @@ from typing import Literal, Self, get_args, get_type_hints
 
 @dataclass(frozen=True)
 class SelectionConfig:
-    """How many channels of a layer stay, and which.
+    """How many channels of a layer are kept, and which.
 
     Attributes:
-        grid: pool activation maps to at most grid x grid positions before their moments are taken;
-            None: every pixel, as in the paper.
-        weighting: "contribution" clusters with each channel weighted by what it contributes to the
-            next layer; "none" counts all channels alike, as in the paper.
-        curve: curve whose knee decides. "damage" is one curve for the whole network: what the layers
-            that read the channels lose, against the FLOPs that are kept; it spends FLOPs where they do
-            the most. "coverage", the share of the weighted deviation that k medoids take away, and
+        grid: pool activation maps to at most grid x grid positions before their moments are
+            computed; None: every pixel, as in the paper.
+        weighting: "contribution" weights each channel in the clustering by what it contributes to
+            the next layer; "none" weights all channels equally, as in the paper.
+        curve: curve whose knee sets the width. "damage" is one curve for the whole network: what
+            the consumers of the channels lose, against the FLOPs kept; FLOPs are spent where they
+            matter most. "coverage", the share of the weighted deviation that k medoids remove, and
             "mss", the paper's mean simplified silhouette, have one knee for every layer.
-        interpolation: "interp1d" looks for the knee on the curve itself; "polynomial" on a
-            polynomial fitted to it, as in the paper.
+        interpolation: "interp1d" locates the knee on the curve itself, "polynomial" on a polynomial
+            fitted to it, as in the paper.
         degree: degree of that polynomial, at least 1. Degree 2 keeps about half of every layer,
             whatever the data.
-        representative: what stays of each cluster: its "medoid", or the channel of the largest
+        representative: channel kept from each cluster: its "medoid", or the one of the largest
             "weight" (L1 norm of its filter), as in the paper.
         keep: fixed share of the channels to keep, in (0, 1], instead of the knee.
-        flops: share of the network's FLOPs to keep, in (0, 1], instead of the knee: the least damage
-            at that many FLOPs, or with the other curves one level for all layers. Not together with
-            ``keep``.
-        min_channels: channels that stay in any case, at least 2; a narrower layer stays whole.
-        criterion: "acsp" keeps the representatives of the clusters; for ablation, at the same
-            number of channels, "l1" keeps the largest filters, "mean_jm" those that separate the
-            classes best on average, "random" any.
-        class_pairs: take the distances over this many class pairs, drawn at random, at least 2; the
-            error that this makes is reported. None: all of them, exactly; at 1000 classes and many
-            positions that takes minutes.
+        flops: share of the network's FLOPs to keep, in (0, 1], instead of the knee: the least
+            damage within these FLOPs or, with the other curves, one level for all layers. Cannot be
+            combined with ``keep``.
+        min_channels: minimum number of channels to keep, at least 2; a narrower layer is not cut.
+        criterion: "acsp" keeps the representatives of the clusters; for ablations at the same
+            width, "l1" keeps the largest filters, "mean_jm" the channels that separate the classes
+            best on average, "random" a random choice.
+        class_pairs: number of class pairs, drawn at random, that the distances are computed from,
+            at least 2; the sampling error is reported. None: all pairs, exactly; with 1000 classes
+            and many positions this takes minutes.
         seed: seed of the "random" criterion and of ``class_pairs``, not negative.
 
     Raises:
-        ValueError: if a field is of the wrong type or out of its range, naming it, what was found
-            and what is allowed.
+        ValueError: if a field is of the wrong type or out of range; the message names the field,
+            its value and what is allowed.
     """
 
     grid: int | None = 1
@@ -78,7 +78,7 @@ class SelectionConfig:
 
     @classmethod
     def paper(cls) -> Self:
-        """The published recipe to the letter (arXiv 2505.13225)."""
+        """The configuration of the paper, exactly as published (arXiv 2505.13225)."""
         return cls(
             grid=None,
             weighting="none",
@@ -90,7 +90,7 @@ class SelectionConfig:
 
     def _check_integer(self, name: str, at_least: int) -> None:
         value = getattr(self, name)
-        # True is an int to Python, but never a count anyone meant.
+        # bool is a subclass of int, but never meant as a count.
         if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
             raise ValueError(f"{name} is {value!r}; it must be an integer >= {at_least}")
 

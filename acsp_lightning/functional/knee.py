@@ -1,4 +1,4 @@
-"""The knee of a curve over k, or the honest answer that there is none."""
+"""The knee of a curve over k, if there is one."""
 
 import warnings
 from typing import Literal
@@ -7,11 +7,11 @@ import numpy as np
 from kneed import KneeLocator
 from torch import Tensor
 
-# With fewer points Kneedle's sensitivity, one mean step in x, is wider than the bulge it looks for.
+# With fewer points, Kneedle's sensitivity, one mean step in x, exceeds the bulge to be detected.
 MIN_POINTS = 7
 
-# Rise of the whole curve, and bulge over its chord as a share of that rise. Below it the curve is
-# flat or straight, and what Kneedle would find there is rounding.
+# Minimum rise of the curve, and minimum bulge over its chord as a share of that rise. Below it the
+# curve is flat or straight, and a knee would be rounding noise.
 MIN_BULGE = 1e-9
 
 
@@ -22,24 +22,24 @@ def find_knee(
     interpolation: Literal["interp1d", "polynomial"] = "interp1d",
     degree: int = 2,
 ) -> int | float | None:
-    """Knee of an increasing concave curve by Kneedle.
+    """Locate the knee of an increasing concave curve with Kneedle.
 
     Kneedle scales both axes to [0, 1] and takes the first clear maximum of curve minus diagonal.
-    With a polynomial of degree 2 that is a constant, not a finding: for a concave parabola whose
-    vertex lies at or beyond the end of the range, p(x) - x is largest at x = 1/2 whatever its
-    coefficients, so that about half of every layer is kept, or all of it where the bend is too
-    small for Kneedle. Higher degrees tend to other constants
-    (3: about 0.3). "interp1d" looks at the curve itself.
+    With a polynomial of degree 2 the result is a constant, whatever the data: for a concave
+    parabola whose vertex lies at or beyond the end of the range, p(x) - x is largest at x = 1/2
+    whatever its coefficients, so that about half of every layer is kept, or all of it if the bend
+    is too small for Kneedle. Higher degrees tend to other constants (3: about 0.3). "interp1d" uses
+    the curve itself.
 
     Args:
-        ks: numbers of clusters, or whatever the curve runs over, ascending, shape (K,).
+        ks: x values of the curve, such as numbers of clusters, ascending, shape (K,).
         curve: value at each k, finite, shape (K,).
-        interpolation: "interp1d", or "polynomial" to fit a polynomial before looking.
-        degree: of that polynomial; not used by "interp1d".
+        interpolation: "interp1d", or "polynomial" to fit a polynomial first.
+        degree: degree of that polynomial; ignored by "interp1d".
 
     Returns:
-        The knee, one of ``ks``; None where there is none: fewer than 7 points, a flat curve, a
-        straight line, a curve that sags from its first point on, or no maximum that Kneedle
+        The knee, one of ``ks``; None if there is none: fewer than 7 points, a flat curve, a
+        straight line, a curve below its chord from the first point on, or no maximum that Kneedle
         accepts.
 
     Raises:
@@ -62,7 +62,7 @@ def find_knee(
     if np.abs(y - chord).max() < MIN_BULGE * np.ptp(y):
         return None
     with warnings.catch_warnings():
-        # Some releases of kneed warn where they find no knee; here that is a result, not a mishap.
+        # Some releases of kneed warn if there is no knee; here that is a valid result.
         warnings.filterwarnings("ignore", message="No knee/elbow found")
         located = KneeLocator(
             x,
@@ -72,8 +72,8 @@ def find_knee(
             interp_method=interpolation,
             polynomial_degree=degree,
         )
-    # Kneedle takes the end of a curve that sags below its chord for a maximum. The first point is
-    # on the chord by construction: nothing has been gained there, so it is no knee.
+    # For a curve below its chord, Kneedle returns an end point as the maximum. The first point is
+    # on the chord by construction, so it is no knee.
     if located.knee is None or located.knee == x[0]:
         return None
     knee: int | float = located.knee.item()

@@ -1,4 +1,4 @@
-"""Least-squares recovery: let the kept channels stand in for the removed ones, without training."""
+"""Least-squares recovery: the kept channels reconstruct the removed ones, without training."""
 
 from collections.abc import Iterator
 
@@ -6,25 +6,25 @@ import torch
 from torch import Tensor
 
 # Ridge on the unit diagonal. Exact duplicates make the kept block singular; with this ridge it is
-# always positive definite in float64. It also bounds what is folded: no coefficient (in units of
-# the channels' own sizes) exceeds 1 / (2 sqrt(1e-5)), about 160, which float32 inference carries,
-# while a removed channel that is an exact multiple of a kept one is recovered to 1e-5.
+# always positive definite in float64. It also bounds the folded coefficients: none (in units of the
+# channels' own sizes) exceeds 1 / (2 sqrt(1e-5)), about 160, which is safe in float32 inference, while
+# a removed channel that is an exact multiple of a kept one is recovered to 1e-5.
 RIDGE = 1e-5
 
 # Ridge of a refit, on the unit diagonal of its inputs: enough for directions that the samples hardly
-# show; between 1e-6 and 1e-2 the accuracy of a refitted ResNet-56 did not change.
+# cover; between 1e-6 and 1e-2 the accuracy of a refitted ResNet-56 did not change.
 REFIT_RIDGE = 1e-4
 
-CONSTANT = 1e-6  # standard deviation, as a share of its size, that a constant may have by rounding
+CONSTANT = 1e-6  # standard deviation of a constant input by rounding, as a share of its size
 
-CHUNK = 4096  # rows in double precision at a time
+CHUNK = 4096  # rows converted to float64 at a time
 
 
 def reconstruction_map(second_moments: Tensor, kept: Tensor) -> Tensor:
-    """Map from the kept channels to all channels that errs least: x ~ x[kept] @ M.
+    """Least-squares map from the kept channels to all channels: x ~ x[kept] @ M.
 
-    M = G[kept, kept]^-1 G[kept, :], the normal equations of least squares. Every channel is scaled
-    to unit size first, so that the ridge treats large and small ones alike.
+    M = G[kept, kept]^-1 G[kept, :], the normal equations of least squares. Every channel is scaled to
+    unit size first, so that the ridge treats large and small ones equally.
 
     Args:
         second_moments: G = sum or mean of x x^T over samples, uncentred, as the consumer sees x;
@@ -33,8 +33,8 @@ def reconstruction_map(second_moments: Tensor, kept: Tensor) -> Tensor:
 
     Returns:
         Float64, shape (K, D), on the device of G. The columns of kept channels are exactly the
-        identity. A dead channel (G is 0 on its diagonal) neither gives nor takes: outside the
-        identity its row and column are 0.
+        identity. For a dead channel (G is 0 on its diagonal), row and column are 0 outside the
+        identity.
 
     Raises:
         ValueError: if G is not square and finite with a diagonal >= 0, or ``kept`` is empty,
@@ -67,7 +67,7 @@ def reconstruction_map(second_moments: Tensor, kept: Tensor) -> Tensor:
     factor = torch.linalg.cholesky(rows[:, kept] + ridge)
     reconstruction = torch.cholesky_solve(rows, factor)
     reconstruction = reconstruction * inverse_size[kept, None] * size
-    # Known without error, so the ridge must not shrink them or share them out among duplicates.
+    # Known exactly, so the ridge must not shrink them or spread them over duplicates.
     reconstruction[:, kept] = torch.eye(len(kept), dtype=torch.float64, device=moments.device)
     return reconstruction
 
@@ -75,15 +75,15 @@ def reconstruction_map(second_moments: Tensor, kept: Tensor) -> Tensor:
 def fold_input(weight: Tensor, reconstruction: Tensor, *, dim: int = 1, spread: int = 1) -> Tensor:
     """Fold a reconstruction of the inputs into the weight that consumes them.
 
-    Since W x ~ W M^T x[kept], the folded weight is W'[:, k] = sum_d M[k, d] W[:, d], for every
-    kernel position on its own. For a convolution without groups, or a linear layer.
+    Since W x ~ W M^T x[kept], the folded weight is W'[:, k] = sum_d M[k, d] W[:, d], separately for
+    every kernel position. For a convolution without groups, or a linear layer.
 
     Args:
         weight: weight of the consumer, D * spread input positions along ``dim``.
-        reconstruction: M, shape (K, D), as ``reconstruction_map`` gives it.
+        reconstruction: M, shape (K, D), as returned by ``reconstruction_map``.
         dim: the axis of the inputs; 1 for Linear and Conv, 0 for transposed convolutions.
-        spread: consecutive inputs that belong to one channel: 1, or for a linear layer after
-            flattening the number of positions, channel d owning d * spread .. (d + 1) * spread - 1.
+        spread: consecutive inputs that belong to one channel: 1 or, for a linear layer after a flatten,
+            the number of positions; channel d has inputs d * spread .. (d + 1) * spread - 1.
 
     Returns:
         New weight with K * spread inputs along ``dim``, in the dtype and on the device of
@@ -108,20 +108,20 @@ def fold_input(weight: Tensor, reconstruction: Tensor, *, dim: int = 1, spread: 
 def refit_weight(
     inputs: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """Weight of a linear map that comes closest to targets: least squares, from a weight close by.
+    """Refit a linear map to targets by least squares, with a ridge towards its current weight.
 
     Minimises the mean of ||W x + b - y||^2 plus a ridge on W - ``weight``, in units of the inputs' own
-    sizes, so that what the samples do not tell stays as it was. Normal equations, in float64.
+    sizes, so that directions not covered by the samples stay unchanged. Normal equations, in float64.
 
     Args:
         inputs: x, shape (S, D).
         targets: y, shape (S, O).
-        weight: shape (O, D).
-        bias: shape (O,); None: there is none, and none is fitted.
+        weight: current weight, shape (O, D).
+        bias: current bias, shape (O,); None: no bias is fitted.
 
     Returns:
-        New weight and bias, in the dtypes of the old ones. Those of before, if the samples hold NaN or
-        infinite values.
+        New weight and bias, in the dtypes of the old ones; the old ones, if there are no samples or
+        they contain NaN or infinite values.
     """
     if not len(inputs) or not bool(inputs.isfinite().all() and targets.isfinite().all()):
         return weight, bias
@@ -130,13 +130,13 @@ def refit_weight(
     features = weight.shape[1]
     gram = torch.zeros(features, features, dtype=torch.float64, device=weight.device)
     product = gram.new_zeros(features, len(weight))
-    # Shifted before they are multiplied: differences of large products would not be positive definite.
+    # Centred before the product: a difference of large products might not be positive definite.
     for x, y in zip(_chunks(inputs), _chunks(targets), strict=True):
         x = x - x_shift
         gram.addmm_(x.T, x)
         product.addmm_(x.T, y - y_shift)
     size = (gram.diagonal() / len(inputs)).sqrt()
-    # Dead inputs, and those that are constant but for rounding, keep their weight.
+    # Dead inputs, and those that are constant up to rounding, keep their weight.
     alive = size > CONSTANT * (size.square() + x_mean.square()).sqrt()
     inverse_size = torch.where(alive, size.reciprocal(), 0.0)
     gram = gram * inverse_size[:, None] * inverse_size / len(inputs)

@@ -1,4 +1,4 @@
-"""Mean and variance of every class, summed batch by batch without cancellation."""
+"""Mean and variance of every class, accumulated batch by batch without cancellation."""
 
 from dataclasses import dataclass, fields
 from typing import Self
@@ -18,7 +18,7 @@ class ClassMoments:
             population variance is ``m2 / count``. 0 for a class never seen.
 
     Raises:
-        ValueError: if the shapes do not belong together or mean or m2 is not float64.
+        ValueError: if the shapes are inconsistent, or mean or m2 is not float64.
     """
 
     count: Tensor
@@ -31,7 +31,7 @@ class ClassMoments:
             raise ValueError(f"moments have shapes {shapes}; mean and m2 must both be (C, N, P)")
         if self.count.shape != self.mean.shape[:1]:
             raise ValueError(f"moments have shapes {shapes}; count must be (C,), one per class")
-        # Merging hundreds of batches and differences of near-equal channels need the digits.
+        # Merging hundreds of batches and differences of near-equal channels need the precision.
         if self.mean.dtype != torch.float64 or self.m2.dtype != torch.float64:
             raise ValueError(
                 f"mean is {self.mean.dtype} and m2 is {self.m2.dtype}; "
@@ -56,16 +56,16 @@ class ClassMoments:
 
 @dataclass(frozen=True, slots=True)
 class ClassSums:
-    """Sums over the samples of every class: what batches are added to, and ranks are merged by.
+    """Running sums over the samples of every class, to which batches are added and ranks merged.
 
-    They are taken about an origin, a typical value of every component, so that what is summed is small
-    and the digits of a small variance on a large mean survive. Half the memory of ``ClassMoments`` for
-    activations in float32, whose rounding then stays: a class whose mean lies d standard deviations from
-    the origin has a variance that is right to about 1e-6 (1 + d^2) of itself.
+    Values are shifted by an origin, a typical value of every component, so that a small variance on a
+    large mean keeps its precision. Float32 activations are summed in float32, in half the memory of
+    ``ClassMoments``: for a class whose mean lies d standard deviations from the origin, the relative
+    error of the variance is about 1e-6 (1 + d^2).
 
     Attributes:
         count: samples seen of each class, int64, shape (C,).
-        origin: shape (N, P), of the dtype of the activations, at least float32.
+        origin: shape (N, P), in the dtype of the activations, at least float32.
         total: sums of the deviations from the origin, shape (C, N, P), same dtype.
         squares: sums of their squares, shape (C, N, P), same dtype.
     """
@@ -77,7 +77,7 @@ class ClassSums:
 
     @classmethod
     def about(cls, values: Tensor, num_classes: int) -> Self:
-        """Sums of no sample yet, about the mean of some.
+        """Empty sums, with the mean of some samples as the origin.
 
         Args:
             values: activations of any real dtype, shape (B, N, P), B at least 1.
@@ -91,7 +91,7 @@ class ClassSums:
     def add_(self, values: Tensor, labels: Tensor) -> None:
         """Add a batch, in place. The cost does not grow with the number of classes.
 
-        Labels on an accelerator are not checked, which would take a round trip to the host.
+        The range of labels on an accelerator is not checked, which would synchronise with the host.
 
         Args:
             values: activations, shape (B, N, P); P is 1 for a linear layer.
@@ -111,7 +111,7 @@ class ClassSums:
         self.squares.index_add_(0, labels, deviations.square_())
 
     def merged(self, other: "ClassSums") -> "ClassSums":
-        """The sums of both, which are of disjoint samples, over the larger of the numbers of classes.
+        """Merge with the sums of disjoint samples, over the larger number of classes.
 
         Raises:
             ValueError: if N or P differs.
@@ -132,7 +132,7 @@ class ClassSums:
         )
 
     def widened(self, num_classes: int) -> "ClassSums":
-        """The same sums over at least so many classes."""
+        """The same sums over at least ``num_classes`` classes."""
         missing = num_classes - len(self.count)
         if missing <= 0:
             return self
@@ -149,7 +149,7 @@ class ClassSums:
         return ClassSums(*(getattr(self, field.name).to(device) for field in fields(self)))
 
     def moments(self) -> ClassMoments:
-        """Mean and sum of squared deviations from it of every class, in float64."""
+        """Mean and sum of squared deviations of every class, in float64."""
         seen = self.count.clamp(min=1).to(torch.float64)[:, None, None]
         total = self.total.double()
         offset = total / seen
@@ -181,7 +181,7 @@ def class_moments(values: Tensor, labels: Tensor, num_classes: int | None = None
 
 
 def _wide(values: Tensor) -> Tensor:
-    """Half precision has too few digits to be summed in."""
+    """At least float32: half precision is too coarse for sums."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 

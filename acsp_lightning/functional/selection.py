@@ -1,4 +1,4 @@
-"""Which channels of a layer stay."""
+"""Which channels of a layer to keep."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -18,20 +18,20 @@ from acsp_lightning.functional.width import (
 
 @dataclass(frozen=True, slots=True)
 class ChannelSelection:
-    """The channels of one layer that stay, with the evidence. All tensors are on the CPU.
+    """The channels of one layer to keep, with the data behind the choice. All tensors are on the CPU.
 
     Attributes:
-        ks: numbers of clusters looked at, int64, shape (K,); empty for N <= 2.
+        ks: numbers of clusters evaluated, int64, shape (K,); empty for N <= 2.
         coverage: weighted coverage at each k, shape (K,).
         mss: mean simplified silhouette at each k, shape (K,).
-        decided_by: the layer's own curve that decides, where one does.
-        knee: its knee; None where there is none or none was looked for.
-        k: channels that stay.
-        reason: why it is this many.
+        decided_by: the layer's own curve that sets the width, if one does.
+        knee: knee of that curve; None if there is none or it was not located.
+        k: number of channels to keep.
+        reason: why k has this value.
         medoids: medoids of the k clusters, ascending, int64, shape (k,).
         labels: position in ``medoids`` of each channel's medoid, int64, shape (N,).
-        kept: channels that stay, ascending, int64, shape (k,); the medoids unless the
-            configuration picks otherwise.
+        kept: channels to keep, ascending, int64, shape (k,); the medoids, unless the configuration
+            selects others.
         weights: importance of the channels in the clustering, shape (N,).
     """
 
@@ -54,7 +54,7 @@ class ChannelSelection:
 
     @property
     def width(self) -> int:
-        """N, the channels before the selection."""
+        """N, the number of channels before the selection."""
         return len(self.labels)
 
 
@@ -69,21 +69,21 @@ def select_channels(
     curves: ChannelCurves | None = None,
     k: int | WidthDecision | None = None,
 ) -> ChannelSelection:
-    """Select the channels of one layer that stay.
+    """Select the channels of one layer to keep.
 
     Args:
         distances: distances between the channels, shape (N, N).
-        config: how to decide and pick.
+        config: how to select.
         weights: contribution of each channel to the next layer, shape (N,); used by weighting
-            "contribution", where None counts all channels alike.
+            "contribution", where None weights all channels equally.
         magnitudes: L1 norm of each channel's filter, shape (N,); needed by representative "weight"
             and criterion "l1".
         separability: mean JM of each channel, shape (N,); needed by criterion "mean_jm".
-        round_to: the number kept is raised to a multiple of this, never above N.
-        curves: curves already traced from these distances, which are then used with the weights
-            they were traced with; None: trace them.
-        k: the number to keep, in 2..N (or N), taken as it is; or a decision already made; None:
-            decide it from the curves.
+        round_to: the number kept is rounded up to a multiple of this, never above N.
+        curves: curves traced from these distances, used with the weights they were traced with; None:
+            trace them.
+        k: the number to keep, in 2..N (or N), used as it is; or a decision; None: decide from the
+            curves.
 
     Returns:
         The selection. With k = N every channel is kept and is its own medoid.
@@ -126,7 +126,7 @@ def select_channels(
 def _pick(
     config: SelectionConfig, medoids: Tensor, labels: Tensor, scores: dict[str, Tensor | None]
 ) -> Tensor:
-    """The channels that stay, ascending, shape (k,)."""
+    """The channels to keep, ascending, shape (k,)."""
     k, width = len(medoids), len(labels)
     if config.criterion == "random":
         generator = torch.Generator().manual_seed(config.seed)
@@ -135,7 +135,7 @@ def _pick(
         return medoids
     name = "separability" if config.criterion == "mean_jm" else "magnitudes"
     score = _checked_score(name, scores[name], width)
-    # Stable: among equals the channel that comes first, on every machine.
+    # Stable: ties go to the first channel, on every machine.
     ranked = score.sort(descending=True, stable=True).indices
     if config.criterion != "acsp":
         return ranked[:k].sort().values

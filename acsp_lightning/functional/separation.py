@@ -1,4 +1,4 @@
-"""How well each channel separates each pair of classes, and how far channels are apart in that."""
+"""How well each channel separates each pair of classes, and the distances between channels in that."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,21 +14,21 @@ from torch import Tensor
 from acsp_lightning.functional._class_pairs import ClassPairs
 from acsp_lightning.functional.moments import ClassMoments
 
-# On the CPU, sums are taken in so many parts, by up to as many threads; always the same parts, so that
-# the result does not depend on the number of threads.
+# On the CPU, sums are computed in this many parts by up to as many threads. The parts are fixed, so
+# that the result does not depend on the number of threads.
 PARTS = 8
 
-# Rows of one product of matrices on the CPU: enough to hide what comes with each.
+# Rows of one matrix product on the CPU: enough to amortise its overhead.
 ROWS = 2048
 
-# Share of |x|^2 + |y|^2 below which |x|^2 + |y|^2 - 2xy, wrong by some 1e-15 of that sum, is not
-# taken for |x - y|^2. What is taken is right to about 1e-11 of itself.
+# Share of |x|^2 + |y|^2 below which |x|^2 + |y|^2 - 2xy, with an error of some 1e-15 of that sum, is
+# not used for |x - y|^2. Above it, the relative error is about 1e-11.
 CANCELLATION = 1e-4
 
-# A hundredth of the pairs of 1000 classes; fewer would mostly show what comes with each part.
+# A hundredth of the pairs of 1000 classes; with fewer, the overhead of each part would dominate.
 CLASSES_TO_TRY = 100
 
-# The number of threads of BLAS is one for the process, so one call at a time may change it.
+# The number of BLAS threads is global to the process, so one call at a time may change it.
 BLAS = Lock()
 
 
@@ -41,7 +41,7 @@ def jeffries_matusita(mean_a: Tensor, var_a: Tensor, mean_b: Tensor, var_b: Tens
 
     Args:
         mean_a: means of one class, any shape.
-        var_a: its variances, positive; the floors of this module see to that for moments.
+        var_a: its variances, positive; for moments, the variance floors ensure that.
         mean_b: means of the other class.
         var_b: its variances, positive.
 
@@ -56,15 +56,15 @@ def jeffries_matusita(mean_a: Tensor, var_a: Tensor, mean_b: Tensor, var_b: Tens
 
 @dataclass(frozen=True, slots=True)
 class Separation:
-    """How far channels are apart in what they separate, and what that was computed from.
+    """Distances between channels in what they separate, and what they were computed from.
 
     Attributes:
         distances: Euclidean distances between the channels' separability vectors, float64, (N, N),
-            symmetric, zero diagonal. Of sampled class pairs, scaled up to all of them.
+            symmetric, zero diagonal. With sampled class pairs, scaled to all of them.
         classes: classes seen, of which every two are a pair.
-        class_pairs: class pairs that were looked at.
+        class_pairs: number of class pairs compared.
         sampling_error: root mean square of the standard errors of the distances, as a share of their
-            median, estimated from two halves of the sample; 0 if all pairs were looked at.
+            median, estimated from two halves of the sample; 0 if all pairs were compared.
     """
 
     distances: Tensor
@@ -82,13 +82,13 @@ def separability_vectors(moments: ClassMoments) -> Tensor:
         moments: moments of N channels at P positions.
 
     Returns:
-        Float64 matrix, shape (N, L * P), values in [0, 2]. Pairs (a, b), a < b, of the classes seen
-        run in lexicographic order, and the positions of one pair lie side by side.
+        Float64 matrix, shape (N, L * P), values in [0, 2]. Pairs (a, b), a < b, of the classes seen run
+        in lexicographic order, with the positions of one pair adjacent.
 
     Raises:
         ValueError: as ``separation_distances``.
     """
-    everything = moments.mean.numel()  # all positions of a pair side by side
+    everything = moments.mean.numel()  # all positions of a pair adjacent
     blocks = [block.mul(-2).clamp_(min=0) for block in ClassPairs.of(moments).blocks(everything)]
     return torch.cat(blocks).permute(2, 0, 1).flatten(start_dim=1)
 
@@ -123,24 +123,24 @@ def separation_distances(moments: ClassMoments) -> Tensor:
         moments are at distance 0.
 
     Raises:
-        ValueError: as there.
+        ValueError: as :func:`compare_channels`.
     """
     return compare_channels(moments).distances
 
 
 def compare_channels(moments: ClassMoments, class_pairs: int | None = None, seed: int = 0) -> Separation:
-    """Compare what the channels separate, over all pairs of classes or some drawn at random.
+    """Distances between channels in what they separate, over all class pairs or a random sample.
 
-    Classes never seen are left out. The sum over class pairs is taken block by block; the vectors
-    themselves are never stored. Memory: ten N * N, seven times the moments, and on the CPU ``ROWS`` * N
-    for each thread. Time: one exponential for each channel, position and class pair; half the product
-    of matrices (N, L * P) by its transpose, on accelerators all of it; and L * P differences for each
-    pair of channels that nearly agree.
+    Classes never seen are left out. The sum over class pairs is computed block by block; the vectors
+    themselves are never stored. Memory: ten times N * N, seven times the moments, and on the CPU
+    ``ROWS`` * N for each thread. Time: one exponential for each channel, position and class pair; half
+    of the matrix product of (N, L * P) with its transpose, on accelerators all of it; and L * P
+    differences for each pair of nearly equal channels.
 
     Args:
         moments: moments of N channels at P positions, at least two samples of each class seen.
-        class_pairs: look at this many, at least 2; None, or as many as there are: at all.
-        seed: of the draw.
+        class_pairs: number of pairs to sample, at least 2; None, or at least as many as there are: all.
+        seed: seed of the sample.
 
     Raises:
         ValueError: if fewer than two classes were seen, a class was seen exactly once, a moment is not
@@ -159,19 +159,19 @@ def compare_channels(moments: ClassMoments, class_pairs: int | None = None, seed
     apart = distances > 0
     if not bool(apart.any()):
         return Separation(distances, classes, class_pairs, 0.0)
-    # The mean of two draws is off by half their difference; by less, the fewer pairs are left to draw.
+    # The error of the mean of two draws is half their difference, with finite population correction.
     errors = (one - two)[apart] / 2 * (1 - class_pairs / number) ** 0.5
-    # That was of squares: divided by the slope of a square.
+    # From squares to distances: divide by the derivative of the square.
     errors /= 2 * distances[apart]
     share = errors.square().mean().sqrt() / distances[apart].median()
     return Separation(distances, classes, class_pairs, float(share))
 
 
 def expected_seconds(moments: ClassMoments, class_pairs: int | None = None) -> float:
-    """How long :func:`compare_channels` will take on these moments, from a try on a few classes.
+    """Estimate the time of :func:`compare_channels` on these moments from a trial on a few classes.
 
     Raises:
-        ValueError: as there.
+        ValueError: as :func:`compare_channels`.
     """
     pairs = ClassPairs.of(moments)
     classes = slice(0, CLASSES_TO_TRY)
@@ -179,7 +179,7 @@ def expected_seconds(moments: ClassMoments, class_pairs: int | None = None) -> f
     times = []
     for _ in range(2):  # the first one also warms up
         start = time.perf_counter()
-        float(_squared_distances(few).sum())  # waits for an accelerator
+        float(_squared_distances(few).sum())  # synchronises with an accelerator
         times.append(time.perf_counter() - start)
     return min(times) * min(class_pairs or pairs.number, pairs.number) / few.number
 
@@ -190,7 +190,7 @@ def _squared_distances(pairs: ClassPairs) -> Tensor:
     norms = products.diagonal()
     scale = norms[:, None] + norms
     squared = (scale - 2 * products).triu_(diagonal=1)
-    # What separates nothing at all is zero to the bit, and so are distances between such channels.
+    # Channels that separate nothing are exactly zero, and so are the distances between them.
     near = torch.triu((squared <= CANCELLATION * scale) & (scale > 0), diagonal=1).nonzero()
     if len(near):
         squared[near[:, 0], near[:, 1]] = _squared_differences(pairs, near)
@@ -200,8 +200,8 @@ def _squared_distances(pairs: ClassPairs) -> Tensor:
 def _products(pairs: ClassPairs) -> Tensor:
     """Sums over pairs of classes and positions of products of two channels, (N, N)."""
     if pairs.mean.device.type == "cpu":
-        # One thread for each part instead of several in each operation: these are too short for that,
-        # and the threads of two libraries would wait for each other.
+        # One thread per part instead of several per operation: operations are too short for that, and
+        # the thread pools of the two libraries would block each other.
         workers = ThreadPoolExecutor(torch.get_num_threads())
         with BLAS, workers, threadpool_limits(1, user_api="blas"):
             parts = [workers.submit(_part_of_products, pairs, part) for part in range(PARTS)]
@@ -222,7 +222,7 @@ def _part_of_products(pairs: ClassPairs, part: int) -> NDArray[np.float64]:
     for block in pairs.blocks(pairs.room, range(part, classes, PARTS)):
         values = block.flatten(0, 1).numpy()
         if filled + len(values) > len(rows):
-            # NumPy sees the transpose and computes half; torch would compute all of it.
+            # NumPy recognises the product with the transpose and computes half; torch computes all.
             total += np.matmul(rows[:filled].T, rows[:filled], out=product)
             filled = 0
         rows[filled : filled + len(values)] = values
@@ -235,7 +235,7 @@ def _squared_differences(pairs: ClassPairs, channels: Tensor) -> Tensor:
     """Sums over pairs of classes and positions of squared differences, free of cancellation.
 
     Args:
-        pairs: of N channels.
+        pairs: class pairs of N channels.
         channels: indices of channels to compare, shape (R, 2).
 
     Returns:
@@ -246,7 +246,7 @@ def _squared_differences(pairs: ClassPairs, channels: Tensor) -> Tensor:
     rows = (used.cumsum(dim=0) - 1)[channels]
     step = int(used.sum())
     squared = pairs.mean.new_zeros(len(channels))
-    # So many comparisons take no more room than the block they come from.
+    # This many comparisons take no more memory than the block they come from.
     chunks = [slice(start, start + step) for start in range(0, len(channels), step)]
     for block in pairs.channels(used).blocks(pairs.room):
         values = block.flatten(0, 1)

@@ -1,4 +1,4 @@
-"""How many channels of a layer stay."""
+"""How many channels of a layer to keep."""
 
 import math
 from collections.abc import Sequence
@@ -54,7 +54,7 @@ class ChannelCurves:
 
 @dataclass(frozen=True, slots=True)
 class WidthDecision:
-    """How many channels stay: ``k``, the ``knee`` it rests on if any, and the ``reason``."""
+    """How many channels to keep: ``k``, the ``knee`` it is based on, if any, and the ``reason``."""
 
     k: int
     knee: int | None
@@ -64,12 +64,12 @@ class WidthDecision:
 def trace_curves(
     distances: Tensor, weights: Tensor | None = None, ks: Sequence[int] | None = None
 ) -> ChannelCurves:
-    """Sweep k once and take both curves.
+    """Sweep k once and compute both curves.
 
     Args:
         distances: distances between the channels, shape (N, N).
         weights: importance of the channels, shape (N,); None: all equal.
-        ks: numbers of clusters to look at, each in 2..N-1; None: all of them.
+        ks: numbers of clusters to evaluate, each in 2..N-1; None: all of them.
 
     Returns:
         Curves over ``ks``, ascending, on the device of the distances.
@@ -91,11 +91,11 @@ def trace_curves(
 def decide_width(curves: ChannelCurves, config: SelectionConfig, *, round_to: int = 1) -> WidthDecision:
     """How many channels of one layer to keep: a fixed share, or the knee of the deciding curve.
 
-    The damage to a network cannot be seen from one layer; where the configuration asks for it, the
-    coverage decides.
+    The damage to a network cannot be computed from one layer; for ``curve="damage"`` the coverage is
+    used.
 
-    Without a knee every channel is kept. The number is raised to ``config.min_channels`` and up to
-    a multiple of ``round_to``, but never above N.
+    Without a knee every channel is kept. The width is raised to ``config.min_channels`` and rounded up
+    to a multiple of ``round_to``, but never above N.
 
     Args:
         curves: curves of the layer.
@@ -131,7 +131,7 @@ def decide_width(curves: ChannelCurves, config: SelectionConfig, *, round_to: in
 
 
 def width_of_share(width: int, config: SelectionConfig, *, round_to: int = 1) -> WidthDecision:
-    """The fixed share of N channels that ``config.keep`` asks for, raised and rounded as ever.
+    """The fixed share of N channels in ``config.keep``, raised and rounded as in ``decide_width``.
 
     Args:
         width: N.
@@ -160,8 +160,8 @@ def width_at_level(
         round_to: in 1..N.
 
     Returns:
-        The smallest such k, N if there is none, raised and rounded as in ``decide_width``; the
-        level is no knee.
+        The smallest such k, N if there is none, raised and rounded as in ``decide_width``; ``knee`` is
+        None.
 
     Raises:
         ValueError: if the level is not finite or ``round_to`` is out of range.

@@ -1,1 +1,1 @@
-"""Which channels stay: scores of channels, damage, cost, allocation."""
+"""Which channels to keep: scores of channels, damage, cost, allocation."""

@@ -1,4 +1,4 @@
-"""From captured activations to the channels of every group that stay."""
+"""From captured activations to the channels of every group to keep."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,19 +29,20 @@ from acsp_lightning.structure.refit import Target
 
 BISECTION_STEPS = 40
 
-# Comparing fewer classes takes seconds, and trying it out would take longer.
+# Fewer classes are compared within seconds, and an estimate would take longer.
 MANY_CLASSES = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Allocation:
-    """What stays of every group, and why.
+    """The channels of every group to keep, and why.
 
     Attributes:
         selections: a selection for each group, by name.
-        scores: what the selections rest on, by name of the group.
-        comparison: what the distances between channels rest on, in the worst case of all groups.
-        network: the curve of the whole network; None if every group was decided by itself.
+        scores: channel scores that the selections are based on, by group name.
+        comparison: what the distances between channels were computed from, in the worst case of all
+            groups.
+        network: damage curve of the whole network; None if every group was decided on its own.
     """
 
     selections: Mapping[str, ChannelSelection]
@@ -62,20 +63,20 @@ def select_groups(
     budget: float | None = None,
     decisions: Mapping[str, WidthDecision] | None = None,
 ) -> Allocation:
-    """Select the channels of every group that stay.
+    """Select the channels of every group to keep.
 
     Args:
         model: the uncut network.
         groups: the groups to decide on.
-        activations: what was captured for them.
+        activations: captured activations of their layers.
         config: how to decide; a FLOPs target needs a ``budget``.
         layer_flops: FLOPs of every layer, as ``Complexity.by_layer``.
-        targets: outputs of consumers, by layer, which say how much an error in them matters; None:
-            every output counts by its own energy.
-        round_to: every width is raised to a multiple of this.
-        budget: FLOPs that all layers together may have after the cut; None: a knee decides.
-        decisions: already made, for at least these groups, by name, as from :func:`as_decisions`; None:
-            decide.
+        targets: outputs of consumers, by layer, which weight the errors in them; None: every output is
+            weighted by its own energy.
+        round_to: every width is rounded up to a multiple of this.
+        budget: maximum FLOPs of all layers after the cut; None: a knee decides.
+        decisions: widths of at least these groups, by name, as from :func:`as_decisions`; None: decide
+            here.
 
     Returns:
         The selections, with the curve of the network where ``config.curve`` is "damage".
@@ -96,7 +97,7 @@ def select_groups(
         group.name: candidate_widths(group.width, config.min_channels, round_to) for group in groups
     }
     by_damage = widths is None and config.is_global and config.curve == "damage"
-    # A layer's own knee wants all of its curve.
+    # A layer's own knee needs its whole curve.
     ks: dict[str, list[int] | None] = dict.fromkeys(scores)
     if by_damage:
         ks.update(candidates)
@@ -142,9 +143,9 @@ def select_groups(
 def expected_wait(
     groups: Iterable[ChannelGroup], activations: Activations, config: SelectionConfig
 ) -> float:
-    """Seconds that :func:`select_groups` will compare channels for, from a try on a few classes.
+    """Estimate the seconds of comparing channels in :func:`select_groups`, by a short trial.
 
-    0 where there are too few classes for it to matter, without a try.
+    0, without a trial, if there are too few classes for it to matter.
     """
     layers = {side.layer for group in groups for side in group.producers}
     if all(len(activations.outputs[layer].count) < MANY_CLASSES for layer in layers):
@@ -152,7 +153,7 @@ def expected_wait(
     try:
         return sum(expected_seconds(activations.moments(layer), config.class_pairs) for layer in layers)
     except ValueError:
-        return 0.0  # what is wrong with the moments is said where the layer is known
+        return 0.0  # invalid moments are reported where the layer is known
 
 
 def _least_damage(
@@ -188,9 +189,9 @@ def _unreachable(config: SelectionConfig, budget: float, least: float) -> str:
 
 
 def halved_widths(selections: Mapping[str, ChannelSelection], round_to: int) -> dict[str, int]:
-    """Channels to keep of every group if half as many are removed; empty if that would be none.
+    """Number of channels to keep in every group if half as many are removed; empty if none would be.
 
-    Raised to multiples of ``round_to``, or to the width of the group.
+    Rounded up to multiples of ``round_to``, at most to the width of the group.
     """
     widths = {}
     for name, selection in selections.items():
@@ -201,10 +202,10 @@ def halved_widths(selections: Mapping[str, ChannelSelection], round_to: int) -> 
 
 
 def flops_budget(config: SelectionConfig, initial: Complexity, current: Complexity) -> float | None:
-    """FLOPs that the layers may have to meet ``config.flops``; None if there is no such target.
+    """Maximum FLOPs of the layers that meets ``config.flops``; None without such a target.
 
-    The target is a share of the FLOPs of the ``initial`` network; what no layer of the ``current``
-    one accounts for is taken off, since no cut changes it.
+    The target is a share of the FLOPs of the ``initial`` network; FLOPs of the ``current`` one outside
+    its layers are subtracted, since no cut changes them.
     """
     if config.flops is None:
         return None
@@ -219,7 +220,7 @@ def check_reachable(
     complexity: Complexity,
     budget: float | None,
 ) -> None:
-    """Check before any training that the widths that are asked for can be had.
+    """Check, before any training, that the requested widths can be reached.
 
     Raises:
         ValueError: if a group has fewer channels than ``round_to``, or the layers need more than

@@ -8,8 +8,8 @@ from acsp_lightning.structure.groups import ChannelGroup
 class FlopsModel:
     """FLOPs of the layers as a function of the widths of groups.
 
-    Exact for layers whose cost is proportional to the channels on both sides, which all that can be
-    cut are. Never too small: others (a pooling layer) are counted as if they stayed whole.
+    Exact for layers whose cost is proportional to the channels on both sides, as is that of every layer
+    that can be cut. Never too small: others (a pooling layer) count at their full width.
 
     Args:
         groups: the groups whose widths vary.
@@ -19,7 +19,7 @@ class FlopsModel:
     def __init__(self, groups: Iterable[ChannelGroup], layer_flops: Mapping[str, int]) -> None:
         self.groups = {group.name: group for group in groups}
         self._flops = layer_flops
-        # By layer and side, the share of its channels that every group has.
+        # By layer and side: the share of the channels that belongs to every group.
         self._shares: dict[str, dict[str, dict[str, float]]] = {}
         for group in self.groups.values():
             for side in group.sides:
@@ -31,11 +31,11 @@ class FlopsModel:
         }
 
     def total(self, widths: Mapping[str, int]) -> float:
-        """FLOPs of all layers; groups that are not named have their full width."""
+        """FLOPs of all layers; groups that are not listed have their full width."""
         return sum(self._of(layer, widths) for layer in self._flops)
 
     def saved(self, widths: Mapping[str, int], group: str, k: int) -> float:
-        """FLOPs that go if, with all others at ``widths``, ``group`` keeps ``k`` channels."""
+        """FLOPs saved if ``group`` keeps ``k`` channels, with all others at ``widths``."""
         after = {**widths, group: k}
         layers = self._layers[group]
         return sum(self._of(layer, widths) - self._of(layer, after) for layer in layers)

@@ -1,4 +1,4 @@
-"""What it costs a network to keep fewer channels of a group, before anything is cut."""
+"""Damage to a network from keeping fewer channels of a group, computed before anything is cut."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,20 +13,20 @@ from acsp_lightning.structure.groups import ChannelGroup, LayerSide
 from acsp_lightning.structure.layers import side_layout
 from acsp_lightning.structure.refit import Target
 
-# Widths of a group at which the damage is computed: finer steps save next to nothing.
+# Number of widths of a group at which the damage is computed: finer steps gain next to nothing.
 STEPS = 24
 
 
 @dataclass(frozen=True, slots=True)
 class DamageCurve:
-    """What keeping the medoids of k clusters costs.
+    """Damage from keeping only the medoids of k clusters.
 
     Attributes:
         ks: numbers of channels, ascending, the last being all, (K,).
-        damage: (K,), at least 0 and falling, the last being 0: over all consumers of the group, the
-            variance of the output that the kept channels cannot explain, as a share of the variance of
-            what the output becomes part of (a residual sum, or else itself). The taps of a kernel count
-            one by one, as if they saw unrelated values.
+        damage: (K,), at least 0 and non-increasing, the last being 0: summed over the consumers of the
+            group, the variance of the output that the kept channels cannot explain, as a share of the
+            variance of the residual sum that the output is added to, or else of the output itself. The
+            taps of a kernel count separately, as if their inputs were uncorrelated.
     """
 
     ks: tuple[int, ...]
@@ -41,15 +41,15 @@ def damage_curve(
     targets: Mapping[str, Target],
     ks: Sequence[int],
 ) -> DamageCurve:
-    """The damage at some widths of one group, all other channels being there.
+    """Compute the damage at some widths of one group, with all other channels kept.
 
     Args:
         model: the uncut network.
         group: the group.
-        activations: what was captured.
+        activations: captured activations.
         curves: the clusterings of the group's channels.
-        targets: outputs of consumers, by layer; without one, an output counts by its own energy.
-        ks: numbers of channels, ascending, each one that ``curves`` were traced at.
+        targets: outputs of consumers, by layer; without one, an output is weighted by its own energy.
+        ks: numbers of channels, ascending, each one of those that ``curves`` were traced at.
     """
     readers = [_Reader.of(model, side, activations, targets.get(side.layer)) for side in group.consumers]
     damage = []
@@ -73,11 +73,11 @@ def candidate_widths(width: int, at_least: int, round_to: int) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class _Reader:
-    """One consumer, its D input channels in units of their own sizes.
+    """One consumer, with its D input channels in units of their own sizes.
 
-    ``precision`` is the inverse of their second moments, (D, D): the block of it that belongs to some
-    channels is the inverse of what the others cannot explain of them. ``sensitivity``, (D, D), says
-    how much errors in two channels weigh together.
+    ``precision`` is the inverse of their second moments, (D, D): its block of some channels is the
+    inverse of their residual moments given the others. ``sensitivity``, (D, D), is the weight of joint
+    errors in two channels.
     """
 
     precision: Tensor
@@ -94,7 +94,7 @@ class _Reader:
         moments = activations.inputs[side.layer].mean
         weight = module.get_parameter("weight").detach().to(moments).movedim(dim, 0)
         if target is not None and target.scale is not None:
-            # After the inputs come the outputs, in every layout.
+            # With the inputs on the first axis, the outputs are on the second in every layout.
             shape = (1, -1) + (1,) * (weight.ndim - 2)
             weight = weight * target.scale.to(moments).view(shape)
         size = moments.diagonal().sqrt()
@@ -113,16 +113,16 @@ class _Reader:
         )
 
     def unexplained(self, kept: Tensor) -> float:
-        """Share of the output's power that is lost if of the group only ``kept`` remain."""
+        """Share of the output's power that is lost if only ``kept`` remain of the group."""
         gone = self.positions[~torch.isin(self.channels, kept)].to(self.precision.device)
         block = self.precision[gone][:, gone]
-        # Less the ridge, which nothing can explain.
+        # The ridge is not part of the residual.
         residual = torch.linalg.inv(block) - RIDGE * torch.eye(len(gone)).to(block)
         return max(0.0, float((self.sensitivity[gone][:, gone] * residual).sum()))
 
 
 def total_damage(curves: Mapping[str, DamageCurve], widths: Mapping[str, int]) -> float:
-    """Sum over groups at given widths, each of which is on its curve."""
+    """Sum of the damage over groups at given widths, each of which is on its curve."""
     return sum(curves[name].damage[curves[name].ks.index(k)] for name, k in widths.items())
 
 

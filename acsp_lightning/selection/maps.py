@@ -1,4 +1,4 @@
-"""What people look at in a group of channels: a map of them, and the classes that they tell apart."""
+"""Data for the report on a group: a map of its channels, and the classes that they separate."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -13,25 +13,25 @@ from acsp_lightning.progress import tracked
 from acsp_lightning.selection.allocation import Allocation
 from acsp_lightning.structure.groups import ChannelGroup
 
-# A plot of more is a blot, and placing them would take longer than the cut.
+# A plot of more is unreadable, and its MDS would take longer than the cut.
 MOST_CHANNELS = 400
 
-# Exponentials for the classes that one layer tells apart: a second.
+# Exponentials for the class separation of one layer: about a second.
 MOST_EXPONENTIALS = 10**8
 
 
 @dataclass(frozen=True, slots=True)
 class GroupMap:
-    """One group of channels, to be looked at. All tensors are on the CPU.
+    """Data for the report on one group of channels. All tensors are on the CPU.
 
     Attributes:
-        channels: the S channels on the map, ascending, int64, (S,): all, or of many the heaviest of
-            those that stay and of those that go, in proportion.
-        places: where they lie in two dimensions, so that distances on the map are like those between
-            their separability vectors (classical MDS), float64, (S, 2).
-        stress: how wrong the map is, Kruskal's stress: root of the squared errors of its distances over
-            the squared distances; 0 if it is right.
-        classes: which classes the best channel of all, and the best one kept, tell apart.
+        channels: the S channels on the map, ascending, int64, (S,): all or, if there are many, those of
+            largest weight among the kept and among the removed, in proportion.
+        places: their coordinates in two dimensions, by classical MDS of the distances between their
+            separability vectors, float64, (S, 2).
+        stress: Kruskal's stress of the map: root of the sum of squared errors of its distances over the
+            sum of squared distances; 0 if it is exact.
+        classes: how well the best of all channels, and the best of the kept ones, separate the classes.
     """
 
     channels: Tensor
@@ -43,7 +43,7 @@ class GroupMap:
 def map_groups(
     groups: Iterable[ChannelGroup], allocation: Allocation, activations: Activations
 ) -> dict[str, GroupMap]:
-    """Look at the groups that lose channels, by name, through the distances that decided."""
+    """Maps of the groups that lose channels, by name, from the distances of the selection."""
     cut = [group for group in groups if allocation.selections[group.name].k < group.width]
     return {
         group.name: map_group(
@@ -59,13 +59,13 @@ def map_groups(
 def map_group(
     group: ChannelGroup, distances: Tensor, activations: Activations, selection: ChannelSelection
 ) -> GroupMap:
-    """Look at a group of the uncut network, and at what was selected of it.
+    """Map a group of the uncut network and the selection from it.
 
     Args:
-        group: N channels.
-        distances: between their separability vectors, (N, N).
-        activations: what was captured of the layers that make them.
-        selection: what stays.
+        group: group of N channels.
+        distances: distances between their separability vectors, (N, N).
+        activations: captured activations of the producers.
+        selection: channels to keep.
     """
     shown = _shown(selection)
     places, stress = _map(distances.cpu()[shown][:, shown])
@@ -91,10 +91,10 @@ def _map(distances: Tensor) -> tuple[Tensor, float]:
 
 
 def _classes(group: ChannelGroup, activations: Activations, kept: Tensor) -> ClassSeparation:
-    """Over all layers that make the channels: the best layer counts."""
+    """Class separation over all producers of the channels: the best one counts."""
     found = []
     for side in group.producers:
-        # Where in this layer's output the channels that stay are.
+        # Indices of the kept channels in this layer's output.
         stay = torch.isin(torch.tensor(side.channels), kept).nonzero().flatten()
         moments = activations.moments(side.layer)
         most = max(1, MOST_EXPONENTIALS // (moments.num_channels * moments.num_positions))

@@ -1,4 +1,4 @@
-"""From the full widths to the smallest: what every step saves and costs."""
+"""Greedy path from the full widths to the smallest: FLOPs and damage at every stage."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from acsp_lightning.selection.damage import DamageCurve, lower_hull, total_damag
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A point on the way from the full to the smallest widths.
+    """A point on the path from the full to the smallest widths.
 
     Attributes:
-        widths: channels of every group.
+        widths: number of channels of every group.
         flops: FLOPs of all layers.
-        damage: sum over the groups.
+        damage: total damage, summed over the groups.
     """
 
     widths: Mapping[str, int]
@@ -27,14 +27,14 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class NetworkCurve:
-    """The damage to the whole network against its FLOPs, on the cheapest path.
+    """The damage to the whole network against its FLOPs, along the greedy path.
 
     Attributes:
         flops: FLOPs of all layers at every stage, falling, (S,).
-        damage: sum over the groups of what their consumers lose, from 0, (S,).
-        knee: the stage at the knee of ``1 - sqrt(damage / largest)`` over the FLOPs; None where there
-            is none. The root makes it a share of amplitude: of a network with channels to spare, all of
-            them go and hardly more.
+        damage: total damage at every stage, from 0, (S,).
+        knee: the stage at the knee of ``1 - sqrt(damage / largest)`` over the FLOPs; None if there is
+            none. The root makes it a share of amplitude: a network with redundant channels loses all of
+            these and hardly more.
     """
 
     flops: tuple[float, ...]
@@ -45,7 +45,7 @@ class NetworkCurve:
     def of(cls, stages: Sequence[Stage]) -> "NetworkCurve":
         """The curve of a path."""
         flops, damage = [stage.flops for stage in stages], [stage.damage for stage in stages]
-        # Kneedle wants a rising curve; a stage that saves no FLOPs is no point of it.
+        # Kneedle needs a rising curve; a stage that saves no FLOPs is not a point of it.
         rising = [
             place
             for place in range(len(stages) - 1, -1, -1)
@@ -60,8 +60,8 @@ class NetworkCurve:
 def greedy_path(curves: Mapping[str, DamageCurve], costs: FlopsModel) -> list[Stage]:
     """From full widths to the smallest, always taking the step of least damage per FLOP saved.
 
-    Only widths on the convex hull of every curve are visited; the total damage as a function of the
-    FLOPs is then close to the least possible.
+    Only widths on the convex hull of every curve are visited; the total damage at given FLOPs is then
+    close to the least possible.
     """
     ladders = {name: list(lower_hull(curve)) for name, curve in curves.items()}
     widths = {name: curve.ks[-1] for name, curve in curves.items()}
@@ -91,7 +91,7 @@ def widths_within(
     if stage is None:
         return None
     widths, flops = dict(stage.widths), stage.flops
-    while True:  # spend what the last step left over
+    while True:  # spend the FLOPs that the last step left over
         gains = []
         for name, curve in curves.items():
             here = curve.ks.index(widths[name])

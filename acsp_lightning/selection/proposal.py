@@ -1,4 +1,4 @@
-"""What stays of a network, decided from what was captured of it; nothing is cut yet."""
+"""The decision on which channels of a network to keep; nothing is cut yet."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -18,21 +18,21 @@ from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.plan import PruningPlan, build_plan
 from acsp_lightning.structure.refit import Refit
 
-LONG_WAIT = 30.0  # seconds after which users begin to wonder
+LONG_WAIT = 30.0  # seconds that warrant a message
 
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """A cut that is decided and yet to be made; plain data and tensors on the CPU.
+    """A cut that is decided but not made; plain data and tensors on the CPU.
 
     Attributes:
         groups: the groups that are cut.
         selections: the selection for each of these groups, by name.
         plan: the kept indices.
-        before: complexity of the network as it is.
-        comparison: what the distances between channels rest on.
-        network: damage to the whole network over its FLOPs, where it decided; else None.
-        maps: what the report shows of the groups that lose channels, by name.
+        before: complexity of the uncut network.
+        comparison: what the distances between channels were computed from.
+        network: damage to the whole network over its FLOPs, if it set the widths; else None.
+        maps: data for the report on the groups that lose channels, by name.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -54,20 +54,20 @@ def propose(
     initial: Complexity | None = None,
     inform: Callable[[str], None] = lambda message: None,
 ) -> Proposal:
-    """Decide what stays; changes nothing.
+    """Decide which channels to keep; changes nothing.
 
     Args:
         model: the uncut network.
-        captured: what was captured of it.
+        captured: its captured groups and activations.
         settings: how to decide.
         before: complexity of ``model``.
-        outputs: what consumers give now, which says how much an error in them matters; None: every
-            output counts by its own energy.
+        outputs: outputs of the consumers before the cut, which weight the errors in them; None: every
+            output is weighted by its own energy.
         initial: the complexity that ``selection.flops`` is a share of; None: ``before``.
-        inform: gets a message where deciding will take long.
+        inform: called with a message if deciding will take long.
 
     Raises:
-        ValueError: if classes are missing, or the volume asked for cannot be had.
+        ValueError: if classes are missing, or the requested FLOPs cannot be reached.
     """
     selection = settings.selection
     wait = expected_wait(captured.groups, captured.activations, selection)
@@ -104,7 +104,7 @@ def propose(
 def _maps(
     groups: Iterable[ChannelGroup], allocation: Allocation, activations: Activations
 ) -> Mapping[str, GroupMap]:
-    """Empty where that fails: no cut depends on what its report shows."""
+    """Data for the report; empty if that fails, since no cut depends on its report."""
     maps = warn_on_error(
         lambda: map_groups(groups, allocation, activations),
         "The report of the cut could not be prepared",

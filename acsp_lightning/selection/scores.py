@@ -1,4 +1,4 @@
-"""What speaks for and against the channels of a group, from a capture on the uncut network."""
+"""Scores of the channels of a group, from a capture on the uncut network."""
 
 from dataclasses import dataclass
 
@@ -18,14 +18,14 @@ from acsp_lightning.structure.layers import side_layout
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What the distances between channels rest on.
+    """What the distances between channels were computed from.
 
     Attributes:
-        classes: classes seen.
-        unseen: class indices below the largest one that never appeared; they are left out.
-        class_pairs: pairs of classes that were looked at.
-        sampling_error: what drawing these at random does to the distances of the worst layer, as
-            :class:`acsp_lightning.functional.Separation` says it; 0 if all pairs were looked at.
+        classes: number of classes seen.
+        unseen: number of class indices below the largest one that never appeared; they are left out.
+        class_pairs: number of class pairs compared.
+        sampling_error: sampling error of the distances in the worst layer, as in
+            :class:`acsp_lightning.functional.Separation`; 0 if all pairs were compared.
     """
 
     classes: int
@@ -36,17 +36,17 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class ChannelScores:
-    """What speaks for and against the N channels of one group.
+    """Scores of the N channels of one group.
 
     Attributes:
-        distances: distances between the channels' separability vectors, (N, N), over the outputs of
-            all layers that make the channels.
-        contributions: (N,), mean 1 (all ones if nothing is contributed): root mean square of the
-            channel where it is read, times the norm of the weights that read it.
-        magnitudes: (N,), L1 norm of the filters that make the channel.
-        separability: (N,), mean JM distance over classes and positions, in [0, 2]; None where the
-            configuration does not ask for it.
-        comparison: what the distances rest on.
+        distances: distances between the channels' separability vectors, (N, N), over the outputs of all
+            producers of the group.
+        contributions: (N,), mean 1 (all ones if all are zero): root mean square of the channel where it
+            is read, times the norm of the weights that read it.
+        magnitudes: (N,), L1 norm of the filters that produce the channel.
+        separability: (N,), mean JM distance over classes and positions, in [0, 2]; None if the
+            configuration does not use it.
+        comparison: what the distances were computed from.
     """
 
     distances: Tensor
@@ -62,10 +62,10 @@ def score_channels(
     activations: Activations,
     config: SelectionConfig = SelectionConfig(),  # noqa: B008 - frozen, hence safe to share
 ) -> ChannelScores:
-    """Collect the evidence for one group from a capture on the uncut ``model``.
+    """Score the channels of one group from a capture on the uncut ``model``.
 
     Raises:
-        ValueError: if classes are missing or seen too rarely; names the layer.
+        ValueError: if classes are missing or have too few samples; the message names the layer.
     """
     separations: list[Separation] = []
     squares: list[Tensor] = []
@@ -111,7 +111,7 @@ def _filter_norms(model: nn.Module, side: LayerSide) -> Tensor:
 
 
 def read_channels(side: LayerSide) -> tuple[Tensor, Tensor]:
-    """Which channels of a consumer's input belong to a group, and which of the group's they are."""
+    """Indices of a group's channels in a consumer's input, and in the group."""
     spread = features_per_channel(side)
     positions = torch.tensor(side.positions)[::spread] // spread
     return positions, torch.tensor(side.channels)[::spread]
