@@ -30,7 +30,7 @@ LIMIT = 120.0  # seconds
 # Processes are forked from a clean one that has imported everything once: two imports at a time
 # would take longer than the training.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["lightning.pytorch", "acsp_lightning"])
+CONTEXT.set_forkserver_preload(["lightning.pytorch", "acsp_lightning.callback"])
 
 
 def launch(job: str, folder: Path, *arguments: str) -> tuple[list[int | None], list[str]]:
