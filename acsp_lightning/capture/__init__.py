@@ -1,1 +1,1 @@
-"""What layers do on validation batches: reading the batches, hooks, and what they gather."""
+"""Activations on validation batches: reading the batches, forward hooks, statistics."""

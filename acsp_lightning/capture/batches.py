@@ -19,10 +19,10 @@ def read_batch(batch: Any) -> tuple[Any, Tensor]:
     """Split the usual kinds of batches: ``(x, y)`` and ``{"image" or "x", "label" or "y"}``.
 
     Returns:
-        The network's inputs as they are, and the labels.
+        The network's inputs, unchanged, and the labels.
 
     Raises:
-        ValueError: if the batch is of another kind; says what it holds and how to read it.
+        ValueError: if the batch is of another kind; the message says what it holds and how to read it.
     """
     if isinstance(batch, tuple | list) and len(batch) == 2:
         return batch[0], batch[1]
@@ -64,7 +64,7 @@ def check_labels(labels: Any) -> Tensor:
 
 
 def count_classes(labels: Tensor) -> int:
-    """The number of classes to be captured, after a check that they can be told apart at all.
+    """Check that the classes can be separated, and return their number.
 
     Args:
         labels: class indices of all samples, int64, shape (samples,).

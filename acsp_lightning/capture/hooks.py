@@ -1,4 +1,4 @@
-"""What the layers do on validation batches, gathered by forward hooks as sums."""
+"""Forward hooks that accumulate activation statistics on validation batches."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -21,25 +21,25 @@ POOLS: tuple[Callable[..., Tensor], ...] = (
     adaptive_avg_pool3d,
 )
 
-# Of an input map at most so many positions enter its second moments, others in every batch: neighbours
-# tell nearly the same, and all of them would double the time of a forward pass. Of layers with more
-# than so many channels still fewer, because the products grow with the square of the channels; but not
-# before there are several vectors for each channel, or their moments would be as good as singular.
+# At most this many positions of an input map enter its second moments, other ones in every batch:
+# neighbours are nearly redundant, and all of them would double the time of a forward pass. Above
+# ``INPUT_CHANNELS`` channels still fewer, because the cost grows with the square of the channels; but
+# only once there are several vectors for each channel, or their moments would be nearly singular.
 INPUT_POSITIONS = 9
 
 INPUT_CHANNELS = 256
 
 ENOUGH_VECTORS = 4  # for each channel
 
-# Multiples of these, less their whole parts, fill the unit interval, square or cube evenly, however many
+# The fractional parts of multiples of these fill the unit interval, square or cube evenly, however many
 # there are (M. Roberts, "The unreasonable effectiveness of quasirandom sequences", 2018).
 SEQUENCES = {1: (0.6180,), 2: (0.7549, 0.5698), 3: (0.8192, 0.6711, 0.5497)}
 
 
 class _EagerStance:
-    """While anyone holds it, ``torch.compile`` stands back: compiled code runs past hooks added later.
+    """Disables ``torch.compile`` while anyone holds it: compiled code skips hooks added later.
 
-    There is one for all captures, because they may end in any order and stances nest.
+    Shared by all captures, because they may end in any order, while stances nest.
     """
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class _EagerStance:
         self._holders.add(holder)
 
     def release(self, holder: object) -> None:
-        """Harmless if ``holder`` does not hold it."""
+        """No-op if ``holder`` does not hold it."""
         if holder in self._holders:
             self._holders.remove(holder)
             if not self._holders:
@@ -63,19 +63,19 @@ _EAGER = _EagerStance()
 
 
 class ActivationCapture:
-    """Forward hooks on the layers of some groups, while they are attached.
+    """Captures activation statistics of the layers of some groups with forward hooks.
 
-    A layer's own output is read, before normalisation and activation: the separation of two classes
-    is unchanged by the affine map of a BatchNorm, and what a ReLU cuts off counts.
+    A layer's own output is read, before normalisation and activation: class separation is invariant to
+    the affine map of a BatchNorm, and negative values that a ReLU would remove still count.
 
     Usage: :meth:`attach`; before each forward pass :meth:`expect` its labels, after it :meth:`pause`, or
     both by :meth:`run`; then :meth:`detach` and :meth:`finish`.
 
     Args:
-        model: the network; held only while attached, so that layers may be exchanged in between.
-        groups: groups of channels to look at.
+        model: the network; layers are looked up in :meth:`attach`, so they may be replaced before that.
+        groups: groups of channels to capture.
         grid: pool every spatial axis to at most this many positions; None: keep every pixel.
-        num_classes: C; more, should larger labels come.
+        num_classes: C; raised if larger labels occur.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class ActivationCapture:
         self._handles: list[RemovableHandle] = []
 
     def attach(self) -> None:
-        """Install the hooks; until they are removed, nothing compiled runs."""
+        """Register the hooks; until they are removed, compiled code runs eagerly."""
         _EAGER.hold(self)
         for layer in self._producers:
             module = self._model.get_submodule(layer)
@@ -109,7 +109,7 @@ class ActivationCapture:
             self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
     def detach(self) -> None:
-        """Remove the hooks; harmless when there are none."""
+        """Remove the hooks; no-op if there are none."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -117,7 +117,7 @@ class ActivationCapture:
         self.pause()
 
     def expect(self, labels: Tensor) -> None:
-        """Say to which classes the samples of the next forward pass belong: int64, shape (B,)."""
+        """Set the class labels of the next forward pass: int64, shape (B,)."""
         self._labels = labels
         if len(labels):
             # A shuffled validation may show a class that was not among the first labels read.
@@ -135,23 +135,23 @@ class ActivationCapture:
             self.pause()
 
     def fail(self, error: Exception) -> None:
-        """Give up; :meth:`finish` raises ``error``.
+        """Stop capturing; :meth:`finish` raises ``error``.
 
-        Raised at once, on one process of several, it would leave the others waiting for this one.
+        Raised at once on one of several processes, it would leave the others waiting.
         """
         self._error = self._error or error
         self.detach()
 
     def pause(self) -> None:
-        """Pass over the forward passes that follow, until labels are expected again."""
+        """Ignore forward passes until the next :meth:`expect`."""
         self._labels = None
 
     def finish(self) -> Activations:
         """The statistics of all samples seen; empty if there were none.
 
         Raises:
-            ValueError: if a layer gave NaN or infinite activations, none at all, not one row per label,
-                or maps of several sizes; or what :meth:`fail` was given.
+            ValueError: if the activations of a layer are NaN or infinite, missing, not one row per
+                label, or maps of several sizes; or the error passed to :meth:`fail`.
         """
         if self._error is not None:
             raise self._error
@@ -219,8 +219,9 @@ class ActivationCapture:
                         channels.shape[1] // spread, 0 if known is None else known.count
                     )
                     channels = _some_positions(channels, self._batches, most).movedim(1, 0)
-                    # After a flatten a channel has several features; they are its positions. In double,
-                    # because TF32 products are too coarse for a nearly singular least-squares problem.
+                    # After a flatten a channel has several features, which are its positions. In
+                    # float64, because TF32 products are too coarse for a nearly singular least-squares
+                    # problem.
                     rows = channels.reshape(len(channels) // spread, -1).double()
                     if known is None:
                         known = InputMoments(0, rows.new_zeros(len(rows), len(rows)))
@@ -232,7 +233,7 @@ class ActivationCapture:
 
 
 def _finite(tensors: Mapping[str, Tensor]) -> dict[str, bool]:
-    """Which tensors have finite values alone, with one look for each device."""
+    """Whether each tensor is all finite, with one synchronisation per device."""
     by_device: dict[torch.device, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         by_device.setdefault(tensor.device, {})[name] = tensor.isfinite().all()
@@ -248,14 +249,14 @@ def _first_false(flags: Mapping[str, bool]) -> str:
 
 
 def _positions_of(num_channels: int, vectors: int) -> int:
-    """How many positions of a map are read, so many vectors having been read before."""
+    """Number of positions to read from a map, after ``vectors`` vectors have been read."""
     if vectors < ENOUGH_VECTORS * num_channels:
         return INPUT_POSITIONS
     return max(1, INPUT_POSITIONS * INPUT_CHANNELS // max(INPUT_CHANNELS, num_channels))
 
 
 def _some_positions(maps: Tensor, turn: int, most: int) -> Tensor:
-    """Maps (B, D, ...) on a grid of at most so many positions, another grid in every turn."""
+    """Maps (B, D, ...) on a grid of at most ``most`` positions, another grid in every ``turn``."""
     if maps.ndim - 2 > max(SEQUENCES):
         maps = maps.flatten(2)
     axes = maps.ndim - 2

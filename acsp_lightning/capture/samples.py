@@ -1,4 +1,4 @@
-"""Samples of validation batches, all at once, as arguments of forward."""
+"""Samples from validation batches, joined into one batch of arguments of forward."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -14,14 +14,14 @@ from acsp_lightning.structure.example import as_arguments
 def collect_inputs(
     model: nn.Module, batches: Iterable[Any], read_batch: BatchReader, samples: int
 ) -> tuple[Any, ...] | None:
-    """Arguments of ``model`` for samples from all over some batches, all at once.
+    """Collect evenly spaced samples from batches, as one batch of arguments of ``model``.
 
-    Evenly spaced, because loaders often give one class after the other.
+    Evenly spaced, because loaders are often sorted by class.
 
     Args:
-        model: whose arguments they are.
+        model: network that takes the arguments.
         batches: read to the end; those whose tensors are of another size than the first batch's are
-            passed over.
+            skipped.
         read_batch: splits a batch into inputs and labels.
         samples: at most this many, at least 1.
 

@@ -1,4 +1,4 @@
-"""What a capture gathers: sums by class over outputs, and second moments of inputs."""
+"""Statistics of a capture: sums by class over outputs, and second moments of inputs."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ class InputMoments:
     """Uncentred second moments of D input channels.
 
     Attributes:
-        count: vectors seen, over samples and positions.
+        count: number of vectors, over samples and positions.
         total: sum of x x^T, float64 (D, D).
     """
 
@@ -28,7 +28,7 @@ class InputMoments:
         return self.total / self.count
 
     def with_rows(self, rows: Tensor) -> "InputMoments":
-        """The moments with the vectors in the columns of (D, S), in place as far as it goes."""
+        """Add the vectors in the columns of ``rows``, (D, S); updates ``total`` in place."""
         return InputMoments(self.count + rows.shape[1], self.total.addmm_(rows, rows.T))
 
     def merged(self, other: "InputMoments") -> "InputMoments":
@@ -41,8 +41,8 @@ class Activations:
     """The statistics of one capture.
 
     Attributes:
-        outputs: sums by class over the own output of every layer that makes channels, by layer name.
-        inputs: second moments of the input of every layer that consumes channels, by layer name.
+        outputs: sums by class over the output of every producer, by layer name.
+        inputs: second moments of the input of every consumer, by layer name.
         samples: number of samples seen.
     """
 
@@ -70,14 +70,14 @@ class Activations:
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """What waits between a validation and its cut.
+    """What a validation captured for the next cut.
 
     Attributes:
         epoch: zero-based epoch of the validation; None outside of a fit.
-        groups: groups of channels that the cut may take.
-        activations: what was captured of them.
+        groups: groups of channels that may be cut.
+        activations: their captured activations.
         metric: value of the accuracy guard's metric in this validation; None without a guard.
-        decisions: how many channels of every group stay, by name; None: yet to be decided.
+        decisions: number of channels to keep in every group, by name; None: not decided yet.
     """
 
     epoch: int | None
@@ -88,12 +88,12 @@ class Captured:
 
 
 def merge_activations(parts: Iterable[Activations]) -> Activations:
-    """The statistics of several captures of the same layers, of disjoint samples.
+    """Merge the statistics of captures of the same layers on disjoint samples.
 
-    Parts without samples (a process whose share of the data was empty) add nothing.
+    Parts without samples (a process whose share of the data was empty) are skipped.
 
     Raises:
-        ValueError: if none has samples, or a layer gave maps of several sizes.
+        ValueError: if no part has samples, or the maps of a layer are of several sizes.
     """
     seen = [part for part in parts if part.samples]
     if not seen:
@@ -114,7 +114,7 @@ def _merged(layer: str, known: ClassSums, more: ClassSums) -> ClassSums:
 
 
 def check_positions(layer: str, known: ClassSums, found: int) -> None:
-    """Raise ``ValueError`` if a layer gave maps of another number of positions before."""
+    """Raise ``ValueError`` if earlier maps of a layer had another number of positions."""
     if known.origin.shape[1] != found:
         raise ValueError(
             f"Layer {layer!r} gave maps of {known.origin.shape[1]} and of {found} "

@@ -1,7 +1,7 @@
 """The search behind the k-medoids sweep: greedy steps from one k to the next, swaps at every k.
 
-In NumPy on the CPU: a sweep is thousands of small dependent steps, so the overhead of a call dominates,
-which is several times higher in torch and higher still on a GPU.
+In NumPy on the CPU: a sweep is thousands of small dependent steps, so the overhead of a call
+dominates, which is several times higher in torch and higher still on a GPU.
 """
 
 from collections.abc import Sequence
@@ -13,20 +13,20 @@ from numpy.typing import NDArray
 Floats: TypeAlias = NDArray[np.float64]
 Integers: TypeAlias = NDArray[np.intp]
 
-# Strides along the list of k, in the passes after the first. An upward pass alone can be trapped in the
-# local optimum inherited from the previous k. Passes down and up in larger strides escape such optima,
-# because the swaps in between act on another number of clusters; the last pass propagates what they
-# found. Strides of four miss some optima that strides of eight escape, mostly just below k = N, where
-# another pair of channels already changes the deviation by a percent.
+# Strides along the list of k, in the passes after the first. An upward pass alone can be trapped in
+# the local optimum inherited from the previous k. Passes down and up in larger strides escape such
+# optima, because the swaps in between act on another number of clusters; the last pass propagates
+# what they found. Strides of four miss some optima that strides of eight escape, mostly just below
+# k = N, where another pair of channels already changes the deviation by a percent.
 STRIDES = (-8, 8, -1)
 
 # If some k are left out, each k is far from the previous one and takes many swaps anyway. With more
-# channels than this, only the first pass is run then: the others cost several times as much and lower
-# the deviation by less than 0.1 %.
+# channels than this, only the first pass is run then: the others cost several times as much and
+# lower the deviation by less than 0.1 %.
 WIDE = 256
 
-# Relative to the deviation of the best single medoid. A swap must gain more than the rounding error of
-# the float64 sums, or equal clusterings could be swapped forever.
+# Relative to the deviation of the best single medoid. A swap must gain more than the rounding error
+# of the float64 sums, or equal clusterings could be swapped forever.
 SWAP_TOLERANCE = 1e-12
 
 # Slots that share one cached minimum: a move touches a few slots, so few blocks are recomputed.
@@ -114,9 +114,9 @@ class MedoidSearch:
 class Clustering:
     """k medoids with cached sums, from which the gain of every swap is computed cheaply.
 
-    The sums of FastPAM1 are updated only for the channels whose nearest or second nearest medoid a move
-    changes, about N / k of them, and for each of these only at the channels closer than its second
-    nearest medoid, again about N / k.
+    The sums of FastPAM1 are updated only for the channels whose nearest or second nearest medoid a
+    move changes, about N / k of them, and for each of these only at the channels closer than its
+    second nearest medoid, again about N / k.
 
     Attributes:
         slots: the medoids, unordered, shape (k,).
@@ -125,10 +125,10 @@ class Clustering:
         first: distance to the nearest medoid.
         second: distance to the second nearest.
         gain: by how much the deviation falls if channel j becomes an extra medoid, shape (N,).
-        saved: the part of the loss of removing a slot's medoid that j makes up for, beyond ``gain``,
-            (slots, N); only the first k rows are in use, the others are zero.
-        lowest: lowest cost, over the slots of a block, of removing a medoid when j is added, (blocks,
-            N); to be recomputed where ``stale``.
+        saved: the part of the loss of removing a slot's medoid that j makes up for, beyond
+            ``gain``, (slots, N); only the first k rows are in use, the others are zero.
+        lowest: lowest cost, over the slots of a block, of removing a medoid when j is added,
+            (blocks, N); to be recomputed where ``stale``.
 
     References:
         E. Schubert, P. Rousseeuw, "Fast and eager k-medoids clustering", 2021.
@@ -168,7 +168,7 @@ class Clustering:
         added: list[int] = []
         while True:
             best = int((bound >= bound.max() - self.tolerance).argmax())
-            # A medoid more can only lower what the next one gains: an old gain is a bound.
+            # Adding a medoid can only lower the next gains: an old gain is an upper bound.
             if not known[best]:
                 bound[best] = self.weights @ np.maximum(first - self.distances[best], 0.0)
                 known[best] = True

@@ -1,1 +1,1 @@
-"""What a network costs and how good it is: complexity, latency, accuracy."""
+"""Measurements of a network: complexity, latency, accuracy."""

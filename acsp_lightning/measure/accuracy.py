@@ -1,4 +1,4 @@
-"""How many samples a network classifies correctly."""
+"""Top-1 accuracy of a network, as counts of samples."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -13,7 +13,7 @@ from acsp_lightning.structure.forward import evaluation_state
 def count_correct(
     model: nn.Module, batches: Iterable[Any], read_batch: BatchReader
 ) -> tuple[int, int] | None:
-    """How many samples ``model`` classifies rightly (top 1), and of how many.
+    """Count the samples that ``model`` classifies correctly (top 1), and all samples.
 
     Args:
         model: ``model(inputs)`` gives logits (B, C); run in eval mode, left as it was.
@@ -21,7 +21,8 @@ def count_correct(
         read_batch: splits a batch into inputs and labels.
 
     Returns:
-        Two counts, which add up over processes; None if forward gives something else than logits.
+        Two counts, which can be summed over processes; None if forward returns something else than
+        logits.
     """
     right, seen = 0, 0
     with evaluation_state(model):

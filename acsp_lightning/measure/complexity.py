@@ -1,4 +1,4 @@
-"""How large a network is: its parameters and the operations of one forward pass."""
+"""Size of a network: its parameters and the FLOPs of one forward pass."""
 
 import warnings
 from collections.abc import Iterator, Mapping
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from acsp_lightning.structure.forward import evaluation_state, positional
 
 with warnings.catch_warnings():
-    # Importing fvcore.nn scripts a loss function that nobody here uses.
+    # Importing fvcore.nn scripts a loss function that is not used here.
     warnings.filterwarnings("ignore", message=r"`torch\.jit\.script` is deprecated")
     from fvcore.nn import FlopCountAnalysis
 
@@ -24,13 +24,12 @@ class Complexity:
 
     Attributes:
         parameters: number of scalars in all parameters, shared ones once, frozen ones included.
-        flops: operations of one forward pass on the measured inputs, whole batch. One multiply-add
-            is one, as in fvcore; many papers call this MACs and report twice as many FLOPs.
+        flops: operations of one forward pass on the whole batch of inputs. A multiply-add counts as
+            one, as in fvcore; many papers call this MACs and report twice as many FLOPs.
         by_layer: the FLOPs of every leaf module that has any, by qualified name. A module that is
             called several times has the sum, under its first name. Operations that a parent module
             runs itself are in ``flops`` only.
-        unsupported: operators that fvcore cannot count, and so counts as nothing, and how often
-            each one ran.
+        unsupported: operators that fvcore cannot count and counts as zero, with their number of calls.
     """
 
     parameters: int
@@ -42,18 +41,18 @@ class Complexity:
 def measure_complexity(
     model: nn.Module, inputs: Tensor | Mapping[str, Tensor] | tuple[object, ...]
 ) -> Complexity:
-    """Counts the parameters of a network and the operations of one forward pass.
+    """Count the parameters of a network and the FLOPs of one forward pass.
 
     The network is traced once in evaluation mode, without gradients and without autocast, and is
     left as it was: modes, parameters, hooks, and torch's random state. Its own forward hooks run.
 
     fvcore's convention: convolutions and linear layers count their multiply-adds, biases nothing;
     BatchNorm counts 2 per element (1 without scale and shift), global average pooling 1 per input
-    element; ReLU, reshaping, concatenation and dropout are free; what is left, such as additions
-    and max-pooling, is listed as unsupported.
+    element; ReLU, reshaping, concatenation and dropout are free; other operators, such as additions and
+    max-pooling, are listed as unsupported.
 
     Args:
-        model: any module, a LightningModule with or without a Trainer among them.
+        model: any module, including a LightningModule with or without a Trainer.
         inputs: a tensor or a dict of tensors, passed as ``model(inputs)``; or a tuple, passed as
             ``model(*inputs)``. On the device and in the dtype of the model.
 
@@ -90,7 +89,7 @@ def measure_complexity(
 
 @contextmanager
 def _leaked_hooks_removed(model: nn.Module) -> Iterator[None]:
-    """Undo what fvcore leaves behind when the forward pass fails: its own hooks."""
+    """Remove the hooks that fvcore leaves behind when the forward pass fails."""
     hooks = [
         (registry, set(registry))
         for module in model.modules()

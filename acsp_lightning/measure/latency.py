@@ -1,4 +1,4 @@
-"""How long a network takes: the clock beside the count of operations."""
+"""Latency of a network: the measured time of a forward pass."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,11 +22,11 @@ from acsp_lightning.structure.forward import (
 
 __all__ = ["Latency", "LatencyComparison", "compare_latency", "measure_latency"]
 
-WARM_UP_RUNS = 3  # allocations, the choice of kernels, compilation
+WARM_UP_RUNS = 3  # allocations, kernel selection, compilation
 
 WARM_UP_SHARE = 0.2  # of min_seconds; processors raise their clock rate under load
 
-TURN = 3  # timed passes before the other network has its turn
+TURN = 3  # timed passes before switching to the other network
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +34,13 @@ class Latency:
     """Time of one forward pass.
 
     Attributes:
-        batch_size: samples in the pass.
-        device: where it ran, such as "cpu" or "cuda:0".
+        batch_size: number of samples in the pass.
+        device: device it ran on, such as "cpu" or "cuda:0".
         threads: threads that torch may use for one operation on the CPU.
-        compiled: whether ``torch.compile`` made the code; else it ran eagerly.
-        runs: timed passes, without those to warm up.
-        median: of their times, in seconds.
-        quartiles: the first and the third quartile of their times, in seconds.
+        compiled: whether it was compiled with ``torch.compile``; else it ran eagerly.
+        runs: number of timed passes, without the warm-up.
+        median: median of their times, in seconds.
+        quartiles: first and third quartile of their times, in seconds.
     """
 
     batch_size: int
@@ -54,11 +54,11 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class LatencyComparison:
-    """Two networks, timed in turns in one run on the same inputs.
+    """Latencies of two networks, timed alternately in one run on the same inputs.
 
     Attributes:
-        before: of the first network.
-        after: of the second.
+        before: latency of the first network.
+        after: latency of the second.
     """
 
     before: Latency
@@ -79,28 +79,29 @@ def measure_latency(
     min_runs: int = 20,
     min_seconds: float = 0.5,
 ) -> tuple[Latency, ...]:
-    """Times the forward pass of a network in evaluation mode.
+    """Time the forward pass of a network in evaluation mode.
 
     Without gradients and without autocast, in the dtype of the weights. The network is left as it was:
-    modes, parameters, buffers and torch's random state; its own forward hooks run. Every pass gets
-    fresh copies of the inputs and begins when the last one has ended. On a GPU the time is that
-    between two events in its queue, waiting for the CPU included.
+    modes, parameters, buffers and torch's random state; its own forward hooks run. Every pass takes
+    fresh copies of the inputs and starts after the previous one has finished. On a GPU the time is that
+    between two CUDA events, including waits for the CPU.
 
     Args:
-        model: any module on the CPU or on one GPU, a LightningModule with or without a Trainer.
+        model: any module on the CPU or on one GPU, including a LightningModule with or without a
+            Trainer.
         example_inputs: a tensor or a dict of tensors, passed as ``model(inputs)``; or a tuple, passed
             as ``model(*inputs)``. On the device and in the dtype of the model. The length of the first
-            tensor is taken for its batch size; all tensors of this length are repeated or cut to
-            each of ``batch_sizes``.
-        batch_sizes: one measurement for each, at least 1.
-        compiled: time a copy that ``torch.compile`` has compiled for each batch size by itself. This
-            resets the compiler: what was compiled before is compiled anew when it is called next.
-            False: eagerly, also what the user has compiled.
-        min_runs: timed passes, at least 1.
-        min_seconds: passes go on for at least this long, at least 0.
+            tensor is its batch size; all tensors of this length are repeated or truncated to each of
+            ``batch_sizes``.
+        batch_sizes: batch sizes to measure, each at least 1.
+        compiled: time a copy that is compiled with ``torch.compile`` for each batch size separately.
+            This resets the compiler: code compiled before is compiled again at its next call. False:
+            run eagerly, even if the user has compiled it.
+        min_runs: minimum number of timed passes, at least 1.
+        min_seconds: minimum time to measure for, at least 0.
 
     Returns:
-        What was measured, in the order of ``batch_sizes``.
+        One measurement for each batch size, in the order of ``batch_sizes``.
 
     Raises:
         TypeError: if ``example_inputs`` is none of these.
@@ -122,20 +123,19 @@ def compare_latency(
     min_runs: int = 20,
     min_seconds: float = 0.5,
 ) -> tuple[LatencyComparison, ...]:
-    """Times two networks in turns in one run, so that the noise of a shared machine meets both.
+    """Time two networks alternately in one run, so that noise on a shared machine affects both.
 
     Args:
         before: a network; as in :func:`measure_latency`.
         after: another one that takes the same inputs, on the same device.
-        example_inputs: as in :func:`measure_latency`, as are all that follow; ``min_runs`` and
-            ``min_seconds`` are for each of the networks.
-        batch_sizes: see there.
-        compiled: see there.
-        min_runs: see there.
-        min_seconds: see there.
+        example_inputs: as in :func:`measure_latency`.
+        batch_sizes: as in :func:`measure_latency`.
+        compiled: as in :func:`measure_latency`.
+        min_runs: as in :func:`measure_latency`, for each of the networks.
+        min_seconds: as in :func:`measure_latency`, for each of the networks.
 
     Returns:
-        What was measured, in the order of ``batch_sizes``.
+        One measurement for each batch size, in the order of ``batch_sizes``.
 
     Raises:
         TypeError: as in :func:`measure_latency`.
@@ -147,7 +147,7 @@ def compare_latency(
 
 
 def check_batch_sizes(name: str, sizes: Sequence[int]) -> None:
-    """Raise ``ValueError`` unless ``sizes`` is a sequence of integers from 1, perhaps empty."""
+    """Raise ``ValueError`` unless ``sizes`` is a sequence of integers >= 1; it may be empty."""
     wanted = "it must be a list of integers >= 1, such as [1, 32]"
     if isinstance(sizes, str) or not isinstance(sizes, Sequence):
         raise ValueError(f"{name} is {sizes!r}; {wanted}.")
@@ -164,7 +164,7 @@ def _measure(
     min_runs: int,
     min_seconds: float,
 ) -> list[list[Latency]]:
-    """For every batch size what was measured of every model."""
+    """For every batch size, the latencies of all models."""
     check_batch_sizes("batch_sizes", batch_sizes)
     if isinstance(min_runs, bool) or not isinstance(min_runs, int) or min_runs < 1:
         raise ValueError(f"min_runs is {min_runs!r}; it must be an integer >= 1.")
@@ -177,7 +177,7 @@ def _measure(
     with ExitStack() as stack:
         for model in models:
             stack.enter_context(evaluation_state(model))
-        # On a GPU, events go to the queue of the current device.
+        # CUDA events are recorded on the current device.
         stack.enter_context(torch.cuda.device(device) if device.type == "cuda" else nullcontext())
         for size in batch_sizes:
             batch = of_batch_size(arguments, size)
@@ -201,7 +201,8 @@ def _device(models: Sequence[nn.Module], arguments: tuple[Any, ...]) -> torch.de
 
 @contextmanager
 def _compiled(models: Sequence[nn.Module]) -> Iterator[list[Any]]:
-    # After eight shapes of one function the compiler would give up, and eager code would be timed.
+    # After eight shapes of one function the compiler would fall back to eager code, which would be
+    # timed.
     torch.compiler.reset()
     try:
         with torch.compiler.set_stance("default"):
@@ -220,9 +221,9 @@ def _seconds_on_cpu(network: Callable[..., Any], arguments: tuple[Any, ...]) -> 
 
 
 def _seconds_on_cuda(network: Callable[..., Any], arguments: tuple[Any, ...]) -> float:
-    event: Any = torch.cuda.Event  # has no types
+    event: Any = torch.cuda.Event  # untyped
     start, end = event(enable_timing=True), event(enable_timing=True)
-    # Kernels that were queued while the GPU was still at the last pass would seem to need no launch.
+    # Kernels queued while the GPU is still busy with the previous pass would hide their launch time.
     torch.cuda.synchronize()
     start.record()
     network(*arguments)
@@ -241,9 +242,9 @@ def _times(
     min_runs: int,
     min_seconds: float,
 ) -> list[list[float]]:
-    """Seconds of every timed pass of every network, after warming up.
+    """Seconds of every timed pass of every network, after the warm-up.
 
-    Not by torch.utils.benchmark, whose Timer has one statement and cannot take turns between two.
+    Not by torch.utils.benchmark, whose Timer runs one statement and cannot alternate between two.
     """
     try:
         _in_turns(networks, arguments, timer, WARM_UP_RUNS, WARM_UP_SHARE * min_seconds)
@@ -267,7 +268,7 @@ def _in_turns(
     end = perf_counter() + min_seconds * len(networks)
     while len(times[0]) < min_runs or perf_counter() < end:
         for network, seconds in zip(networks, times, strict=True):
-            # Untimed: the other network has taken the caches, the larger one most of them.
+            # Untimed: the other network has filled the caches, a larger one more of them.
             timer(network, cloned(arguments))
             seconds += [timer(network, cloned(arguments)) for _ in range(TURN)]
     return times
