@@ -14,8 +14,16 @@ from acsp_lightning.capture.batches import check_labels, count_classes
 from acsp_lightning.capture.hooks import ActivationCapture
 from acsp_lightning.capture.statistics import Captured, merge_activations
 from acsp_lightning.checkpoint import resize_on_load
+from acsp_lightning.measure.accuracy import check_outputs
 from acsp_lightning.measure.complexity import Complexity, measure_complexity
-from acsp_lightning.pipeline import NO_BATCH, examine, groups_due, make_cut, measure_accuracy, trace
+from acsp_lightning.pipeline import (
+    NO_BATCH,
+    examine,
+    groups_due,
+    make_cut,
+    measure_accuracy,
+    trace,
+)
 from acsp_lightning.progress import shown_by
 from acsp_lightning.report import PruningStep
 from acsp_lightning.settings import PruningSettings, check_epochs, with_options
@@ -38,6 +46,7 @@ from acsp_lightning.trainer.checks import (
     is_fast_dev_run,
     parameter_shapes,
     survey_fit,
+    warn_of_classes,
     warn_of_tracing,
 )
 from acsp_lightning.trainer.cut import FitSite
@@ -143,13 +152,17 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
             return
         run_on_all_ranks(lambda: check_step_schedule(self.epochs, trainer, self._monitor.patience))
         surveys = run_on_all_ranks(lambda: survey_fit(trainer, self))
-        self._num_classes = count_classes(torch.cat([labels for _, labels in surveys]))
+        labels = torch.cat([found for _, found in surveys])
+        self._num_classes = count_classes(labels)
         # One example for all ranks: a network traced with another one may look different.
         example = next((example for example, _ in surveys if example is not None), None)
         if example is None:
             raise ValueError(NO_BATCH)
         self._example = example.to(pl_module.device)
         run_on_all_ranks(lambda: self._examine(trainer, self._held_example))
+        traced = self._example.traced
+        run_on_all_ranks(lambda: check_outputs(pl_module, traced, labels, self.read_outputs))
+        warn_of_classes(labels)
 
     @property
     def _held_example(self) -> Example:
@@ -309,7 +322,7 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
         announce_cut(trainer, step, self)
 
     def _judge(self, trainer: pl.Trainer, next_epoch: int | None) -> None:
-        """Keep the last cut, or undo it and have it made again, at half the depth, in the next epoch."""
+        """Keep the last cut, or roll it back and have it made again, at half the depth."""
         site, step = self._site(trainer), self.steps[-1]
         self.steps[-1], again = self._monitor.judge(trainer, site, step, next_epoch, self.round_to)
         if self.steps[-1].rolled_back:

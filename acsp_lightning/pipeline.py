@@ -4,6 +4,7 @@ A cut is made somewhere: in a running fit, with its processes, optimizers and av
 copy of a network. A :class:`Site` is what the pipeline needs of such a place.
 """
 
+import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -11,15 +12,16 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from acsp_lightning.capture.batches import BatchReader, check_labels, count_classes
+from acsp_lightning.capture.batches import BatchReader, check_labels, count_classes, rare_classes
 from acsp_lightning.capture.hooks import ActivationCapture
 from acsp_lightning.capture.samples import collect_inputs
 from acsp_lightning.capture.statistics import Captured
-from acsp_lightning.measure.accuracy import count_correct
+from acsp_lightning.measure.accuracy import check_outputs, count_correct
 from acsp_lightning.measure.complexity import Complexity, measure_complexity
 from acsp_lightning.measure.latency import LatencyComparison, compare_latency
 from acsp_lightning.progress import tracked, warn_on_error
 from acsp_lightning.report import PruningStep
+from acsp_lightning.report.concerns import concerns
 from acsp_lightning.selection.allocation import check_reachable, flops_budget
 from acsp_lightning.selection.proposal import Proposal, propose
 from acsp_lightning.settings import PruningSettings
@@ -70,6 +72,9 @@ class Site(Protocol):
 
     def inform(self, message: str) -> None:
         """Show a message to the user."""
+
+    def warn(self, message: str) -> None:
+        """Warn the user, once for all processes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +206,10 @@ def capture_network(
         raise ValueError("There is no batch to capture; pass at least one.")
     num_classes = count_classes(labels)
     groups = groups_due(examine(model, example, settings, initial).tracing.groups, settings, visited)
+    check_outputs(model, example.traced, labels, settings.read_outputs)
+    rare = rare_classes(labels)
+    if rare is not None:
+        warnings.warn(rare, stacklevel=2)
     capture = ActivationCapture(model, groups, settings.selection.grid, num_classes)
     capture.attach()
     try:
@@ -327,7 +336,7 @@ def make_cut(
     accuracy_before = measure_accuracy(site, site.network, settings)
     uncut = _kept_for_timing(site, settings)
     smaller = site.prune(proposal, recovery)
-    return PruningStep(
+    step = PruningStep(
         epoch=captured.epoch,
         plan=proposal.plan,
         selections=proposal.selections,
@@ -343,6 +352,9 @@ def make_cut(
         maps=proposal.maps,
         averaged=site.is_averaged,
     )
+    for concern in concerns(step):
+        site.warn(concern)
+    return step
 
 
 def measure_accuracy(site: Site, network: nn.Module, settings: PruningSettings) -> float | None:
@@ -350,7 +362,7 @@ def measure_accuracy(site: Site, network: nn.Module, settings: PruningSettings) 
 
     def share() -> tuple[int, int] | None:
         with random_state_restored():
-            return count_correct(network, site.batches(), settings.read_batch)
+            return count_correct(network, site.batches(), settings.read_batch, settings.read_outputs)
 
     known = [counts for counts in site.on_all_ranks(share) if counts is not None]
     seen = sum(total for _, total in known)

@@ -1,6 +1,7 @@
 """The pipeline on a copy: what a cut would do, while the network stays as it is."""
 
 import logging
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
 from itertools import islice
@@ -104,6 +105,10 @@ class CopySite:
     def inform(self, message: str) -> None:
         """Log a message under the name of the package."""
         _LOG.info(message)
+
+    def warn(self, message: str) -> None:
+        """Warn."""
+        warnings.warn(message, stacklevel=2)
 
     def prune(self, proposal: Proposal, recovery: Recovery) -> nn.Module:
         """A copy of the network, cut."""

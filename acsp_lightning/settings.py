@@ -11,6 +11,7 @@ from torch import nn
 
 from acsp_lightning.capture.batches import BatchReader, read_batch
 from acsp_lightning.functional import SelectionConfig
+from acsp_lightning.measure.accuracy import OutputReader
 from acsp_lightning.measure.latency import check_batch_sizes
 
 __all__ = ["Guard", "PruningSettings"]
@@ -90,8 +91,11 @@ class PruningSettings:
             narrowest layer.
         max_batches: up to this many validation batches are captured. None: all of them.
         read_batch: splits a batch into (inputs, labels), labels being integers of shape (B,); in YAML
-            its import path. The default understands ``(x, y)`` and dicts with ``image`` or ``x`` and
-            ``label`` or ``y``.
+            its import path. The default understands ``(x, y)`` and dicts with ``image``, ``x`` or
+            ``pixel_values`` and ``label``, ``y`` or ``labels``.
+        read_outputs: finds class scores, (B, C), in what forward returns, or None if there are none; in
+            YAML its import path. None: the outputs themselves if they are a tensor, or else their
+            ``logits``, as key or attribute; a single logit per sample tells two classes apart.
         report_dir: folder that gets a subfolder for every cut, with its record, page and plots. None:
             ``acsp`` in the logger's directory, or in the trainer's.
         report_plots: draw page and plots, a second or more for a cut, and send some to TensorBoard and
@@ -120,6 +124,7 @@ class PruningSettings:
     round_to: int = 1
     max_batches: int | None = None
     read_batch: BatchReader = read_batch
+    read_outputs: OutputReader | None = None
     report_dir: str | Path | None = None
     report_plots: bool = True
     latency_batch_sizes: Sequence[int] = ()
@@ -146,6 +151,11 @@ class PruningSettings:
             raise ValueError(
                 f"read_batch is {self.read_batch!r}; it must be a function of a batch that returns "
                 "(inputs, labels)."
+            )
+        if self.read_outputs is not None and not callable(self.read_outputs):
+            raise ValueError(
+                f"read_outputs is {self.read_outputs!r}; it must be a function of what forward returns "
+                "that returns class scores (B, C) or None, or None."
             )
         if self.copies is not None and not callable(self.copies):
             raise ValueError(

@@ -10,13 +10,20 @@ BatchReader = Callable[[Any], tuple[Any, Tensor]]
 
 """A function of one batch that returns the network's inputs and the labels, integers (B,)."""
 
-INPUT_KEYS = ("image", "x")
+INPUT_KEYS = ("image", "x", "pixel_values")
 
-LABEL_KEYS = ("label", "y")
+LABEL_KEYS = ("label", "y", "labels")
+
+MOST_CLASSES = 100_000
+
+NAMED = 10  # classes in a message
 
 
 def read_batch(batch: Any) -> tuple[Any, Tensor]:
-    """Split the usual kinds of batches: ``(x, y)`` and ``{"image" or "x", "label" or "y"}``.
+    """Split the usual kinds of batches.
+
+    These are ``(x, y)``, and dicts with one of ``image``, ``x`` and ``pixel_values``, and with one of
+    ``label``, ``y`` and ``labels``.
 
     Returns:
         The network's inputs, unchanged, and the labels.
@@ -33,8 +40,9 @@ def read_batch(batch: Any) -> tuple[Any, Tensor]:
             return batch[inputs[0]], batch[labels[0]]
     raise ValueError(
         f"Cannot tell inputs from labels in a validation batch that is {_describe(batch)}. Understood "
-        "are (x, y) and a dict with one of 'image', 'x' and one of 'label', 'y'. For any other batch "
-        "pass read_batch=, a function of the batch that returns (inputs, labels)."
+        "are (x, y) and a dict with one of 'image', 'x', 'pixel_values' and one of 'label', 'y', "
+        "'labels'. For any other batch pass read_batch=, a function of the batch that returns (inputs, "
+        "labels)."
     )
 
 
@@ -42,29 +50,73 @@ def check_labels(labels: Any) -> Tensor:
     """The labels as int64 class indices, shape (B,).
 
     Raises:
-        ValueError: if they are not one non-negative integer for each sample (floats, one-hot rows,
-            several labels for a sample, or a negative index that marks samples to be ignored).
+        ValueError: if they are not one integer in [0, ``MOST_CLASSES``) for each sample: says which
+            other kind of labels they seem to be, and how to come by classes.
     """
-    wanted = "Pruning needs one integer class index per sample, shape (B,)"
+    wanted = "Pruning needs one integer class index per sample, shape (B,), counted from 0"
     if not isinstance(labels, Tensor):
-        raise ValueError(f"Labels are a {type(labels).__name__}. {wanted}.")
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise ValueError(
-            f"Labels are {labels.dtype} of shape {tuple(labels.shape)}. {wanted}; for regression and "
-            "multi-label targets classes are not defined. Pass read_batch= to derive them."
+            f"Labels are a {type(labels).__name__}. {wanted}: return them as a tensor from read_batch=."
         )
+    shape = tuple(labels.shape)
     if labels.ndim != 1:
+        raise ValueError(f"Labels have shape {shape}, {_of_other_shape(labels)}. {wanted}.")
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ValueError(f"Labels are {labels.dtype} of shape {shape}. {wanted}: {_cast(labels)}.")
+    labels = labels.long()
+    if not len(labels):
+        return labels
+    least, largest = int(labels.min()), int(labels.max())
+    if least < 0:
         raise ValueError(
-            f"Labels have shape {tuple(labels.shape)} (one-hot, or several per sample?). {wanted}; "
-            "pass read_batch= to derive it, for example labels.argmax(dim=1)."
+            f"Labels contain {least} (a mark of samples to be ignored?). {wanted}, and every sample "
+            "that the network sees has to have one: leave those without a class out of the validation "
+            "data."
         )
-    if labels.numel() and int(labels.min()) < 0:
-        raise ValueError(f"Labels contain {int(labels.min())}. {wanted}, counted from 0.")
-    return labels.long()
+    if largest >= MOST_CLASSES:
+        raise ValueError(
+            f"Labels contain {largest:,} (an identifier?). {wanted} and below {MOST_CLASSES:,}, since "
+            "all numbers up to the largest have a row in memory: number the classes 0, 1, 2, ... in the "
+            "data set or in read_batch=."
+        )
+    return labels
+
+
+def _of_other_shape(labels: Tensor) -> str:
+    """What labels may be that have not one axis, and what to do with them."""
+    if labels.ndim == 0:
+        return "a single number for the whole batch: return one for each sample from read_batch="
+    if labels.ndim > 2:
+        return (
+            "a class for every pixel (a segmentation mask?): return one for the whole image from "
+            "read_batch=, such as the class of most of its pixels"
+        )
+    if labels.shape[1] == 1:
+        cast = "" if _is_integer(labels) else ".long()"
+        return f"a column: return labels.squeeze(1){cast} from read_batch="
+    if bool(((labels.sum(1) - 1).abs() < 1e-3).all()) and bool((labels >= 0).all()):
+        return "one-hot rows, or probabilities: return labels.argmax(dim=1) from read_batch="
+    return (
+        "several for each sample: of multi-label and multi-task targets return those of one task from "
+        "read_batch="
+    )
+
+
+def _cast(labels: Tensor) -> str:
+    """How numbers of another type become class indices."""
+    if labels.dtype == torch.bool or (not labels.is_complex() and torch.equal(labels, labels.round())):
+        return "return labels.long() from read_batch="
+    return "targets of a regression have no classes; return some of your own from read_batch="
+
+
+def _is_integer(labels: Tensor) -> bool:
+    return not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
 
 
 def count_classes(labels: Tensor) -> int:
     """Check that the classes can be separated, and return their number.
+
+    A class with a single sample, which has no variance, counts as absent.
 
     Args:
         labels: class indices of all samples, int64, shape (samples,).
@@ -73,23 +125,39 @@ def count_classes(labels: Tensor) -> int:
         C, the largest index plus one.
 
     Raises:
-        ValueError: if there are fewer than two classes, or a class has a single sample.
+        ValueError: if fewer than two classes have two samples.
     """
     counts = labels.bincount()
-    if int((counts > 0).sum()) < 2:
-        found = f"only class {int(counts.argmax())}" if len(labels) else "no sample"
+    usable = (counts > 1).nonzero().flatten().tolist()
+    if len(usable) < 2:
+        seen = int((counts > 0).sum())
+        if not seen:
+            found = "no sample"
+        elif seen == 1:
+            found = f"only class {int(counts.argmax())}"
+        elif usable:
+            found = f"two samples or more of class {usable[0]} alone, one of {seen - 1} others"
+        else:
+            found = f"one sample of each of {seen} classes"
         raise ValueError(
             f"The validation batches to be captured hold {found}; separation needs at least two "
-            "classes. Validate on more of the data, or raise max_batches."
-        )
-    single = (counts == 1).nonzero().flatten().tolist()
-    if single:
-        raise ValueError(
-            f"The validation batches to be captured hold one sample of class {single[0]} "
-            f"({len(single)} such classes); a variance needs at least 2. Validate on more of the data, "
-            "or raise max_batches."
+            "classes, of two samples each. Validate on more of the data, or raise max_batches."
         )
     return len(counts)
+
+
+def rare_classes(labels: Tensor) -> str | None:
+    """A warning that names the classes with a single sample; None if there are none."""
+    single = (labels.bincount() == 1).nonzero().flatten().tolist()
+    if not single:
+        return None
+    names = ", ".join(map(str, single[:NAMED]))
+    more = f" and {len(single) - NAMED} more" if len(single) > NAMED else ""
+    return (
+        "Classes with a single sample in the validation batches to be captured count as absent, since a "
+        f"variance needs two: class {names}{more}. Validate on more of the data, or raise max_batches, "
+        "to have them compared."
+    )
 
 
 def _describe(batch: Any) -> str:

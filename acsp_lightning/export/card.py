@@ -146,7 +146,7 @@ def _data(standing: Sequence[PruningStep], data: str | None) -> list[str]:
     facts = [f"validation samples: {whose}"]
     for step in standing:
         seen = step.comparison
-        unseen = f"; {seen.unseen} more never appeared" if seen.unseen else ""
+        unseen = f"; {seen.unseen} more had fewer than two" if seen.unseen else ""
         facts.append(
             f"captured for the {_name(step)}: {step.samples:,} of {seen.classes} classes{unseen}"
         )

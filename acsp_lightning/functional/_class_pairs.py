@@ -47,12 +47,12 @@ class ClassPairs:
 
     @classmethod
     def of(cls, moments: ClassMoments) -> Self:
-        """All pairs of the classes that were seen.
+        """All pairs of the classes that were seen twice or more.
 
         Raises:
             ValueError: as :func:`acsp_lightning.functional.separation_distances`.
         """
-        seen = _seen_classes(moments)
+        seen = _checked_classes(moments)
         mean, variance = _floored(
             moments.count[seen], moments.mean.detach()[seen], moments.m2.detach()[seen]
         )
@@ -182,20 +182,19 @@ def _floored(count: Tensor, mean: Tensor, m2: Tensor) -> tuple[Tensor, Tensor]:
     return mean.masked_fill(constant, 0.0), variance.masked_fill_(constant, 1.0)
 
 
-def _seen_classes(moments: ClassMoments) -> Tensor:
-    """Indices of the classes seen, after the checks that every caller needs."""
-    counts = moments.count.tolist()
-    seen = [index for index, count in enumerate(counts) if count > 0]
+def seen_classes(moments: ClassMoments) -> Tensor:
+    """Indices of the classes that can be compared, int64: a variance needs at least two samples."""
+    return torch.nonzero(moments.count > 1).flatten()
+
+
+def _checked_classes(moments: ClassMoments) -> Tensor:
+    """Indices of the classes that can be compared, after the checks that every caller needs."""
+    seen = seen_classes(moments)
     if len(seen) < 2:
         raise ValueError(
-            f"{len(seen)} of {len(counts)} classes were seen; separability compares classes, "
-            "so at least 2 are needed: capture more batches"
-        )
-    single = [index for index in seen if counts[index] == 1]
-    if single:
-        raise ValueError(
-            f"class {single[0]} has 1 sample (as {len(single)} of {len(seen)} classes do); "
-            "a variance needs at least 2 samples: capture more batches"
+            f"{len(seen)} of {moments.num_classes} classes have 2 samples or more; separability "
+            "compares classes by their variances, so at least 2 such classes are needed: capture more "
+            "batches"
         )
     finite = (moments.mean.isfinite() & moments.m2.isfinite()).all(dim=2).all(dim=0)
     broken = torch.nonzero(~finite).flatten().tolist()
@@ -205,4 +204,4 @@ def _seen_classes(moments: ClassMoments) -> Tensor:
             f"the first is channel {broken[0]}; the network's activations must be finite: "
             "check the learning rate and the precision it runs in"
         )
-    return torch.tensor(seen, device=moments.mean.device)
+    return seen

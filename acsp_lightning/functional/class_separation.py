@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from acsp_lightning.functional._class_pairs import ClassPairs
+from acsp_lightning.functional._class_pairs import ClassPairs, seen_classes
 from acsp_lightning.functional.moments import ClassMoments
 
 
@@ -18,7 +18,8 @@ class ClassSeparation:
     cell holds the minimum over its pairs, so that a mean cannot hide a lost pair.
 
     Attributes:
-        ranges: indices of the first and last class of each range; classes never seen are in none.
+        ranges: indices of the first and last class of each range; classes with fewer than two samples
+            are in none.
         before: JM by the best of all channels, in [0, 2], float64, (G, G), symmetric; NaN where a cell
             has no pair, as on the diagonal for a range of one class.
         after: the same by the best of the kept channels, at most ``before``.
@@ -40,7 +41,7 @@ def class_separation(
     channel, position and class pair; memory: C * C values and a block of pairs.
 
     Args:
-        moments: moments of N channels at P positions, at least two samples of each class seen.
+        moments: moments of N channels at P positions; classes with fewer than two samples are left out.
         kept: indices of the kept channels, int64, at least one.
         ranges: maximum of G, at least 1.
         class_pairs: number of pairs to sample, at least 1; None, or at least as many as there are: all.
@@ -55,7 +56,7 @@ def class_separation(
         drawn = torch.randperm(pairs.number, generator=torch.Generator().manual_seed(seed))
         pairs = pairs.only(drawn[:class_pairs])
     classes = len(pairs.mean)
-    seen = torch.nonzero(moments.count).flatten().tolist()
+    seen = seen_classes(moments).tolist()
     number = min(ranges, classes)
     edges = [place * classes // number for place in range(number + 1)]
     owner = torch.bucketize(torch.arange(classes), torch.tensor(edges[1:]), right=True)

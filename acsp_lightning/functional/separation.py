@@ -61,7 +61,7 @@ class Separation:
     Attributes:
         distances: Euclidean distances between the channels' separability vectors, float64, (N, N),
             symmetric, zero diagonal. With sampled class pairs, scaled to all of them.
-        classes: classes seen, of which every two are a pair.
+        classes: classes with two samples or more, of which every two are a pair.
         class_pairs: number of class pairs compared.
         sampling_error: root mean square of the standard errors of the distances, as a share of their
             median, estimated from two halves of the sample; 0 if all pairs were compared.
@@ -82,8 +82,8 @@ def separability_vectors(moments: ClassMoments) -> Tensor:
         moments: moments of N channels at P positions.
 
     Returns:
-        Float64 matrix, shape (N, L * P), values in [0, 2]. Pairs (a, b), a < b, of the classes seen run
-        in lexicographic order, with the positions of one pair adjacent.
+        Float64 matrix, shape (N, L * P), values in [0, 2]. Pairs (a, b), a < b, of the classes that
+        have two samples run in lexicographic order, with the positions of one pair adjacent.
 
     Raises:
         ValueError: as ``separation_distances``.
@@ -131,20 +131,20 @@ def separation_distances(moments: ClassMoments) -> Tensor:
 def compare_channels(moments: ClassMoments, class_pairs: int | None = None, seed: int = 0) -> Separation:
     """Distances between channels in what they separate, over all class pairs or a random sample.
 
-    Classes never seen are left out. The sum over class pairs is computed block by block; the vectors
-    themselves are never stored. Memory: ten times N * N, seven times the moments, and on the CPU
-    ``ROWS`` * N for each thread. Time: one exponential for each channel, position and class pair; half
-    of the matrix product of (N, L * P) with its transpose, on accelerators all of it; and L * P
-    differences for each pair of nearly equal channels.
+    Classes with fewer than two samples are left out. The sum over class pairs is computed block by
+    block; the vectors themselves are never stored. Memory: ten times N * N, seven times the moments,
+    and on the CPU ``ROWS`` * N for each thread. Time: one exponential for each channel, position and
+    class pair; half of the matrix product of (N, L * P) with its transpose, on accelerators all of it;
+    and L * P differences for each pair of nearly equal channels.
 
     Args:
-        moments: moments of N channels at P positions, at least two samples of each class seen.
+        moments: moments of N channels at P positions.
         class_pairs: number of pairs to sample, at least 2; None, or at least as many as there are: all.
         seed: seed of the sample.
 
     Raises:
-        ValueError: if fewer than two classes were seen, a class was seen exactly once, a moment is not
-            finite, or ``class_pairs`` is less than 2.
+        ValueError: if fewer than two classes have two samples, a moment is not finite, or
+            ``class_pairs`` is less than 2.
     """
     if class_pairs is not None and class_pairs < 2:
         raise ValueError(f"class_pairs is {class_pairs}; it must be at least 2, or None for all")

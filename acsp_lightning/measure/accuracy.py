@@ -1,37 +1,130 @@
 """Top-1 accuracy of a network, as counts of samples."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from acsp_lightning.capture.batches import BatchReader, check_labels
 from acsp_lightning.structure.example import as_arguments
-from acsp_lightning.structure.forward import evaluation_state
+from acsp_lightning.structure.forward import evaluation_state, run_forward
+
+OutputReader = Callable[[Any], Tensor | None]
+
+"""A function of what forward returns that returns class scores, (B, C), or None."""
+
+
+def class_scores(
+    outputs: Any, read_outputs: OutputReader | None = None, largest: int = 1
+) -> Tensor | None:
+    """Class scores (B, C) in what ``forward`` returned; None if there are none.
+
+    Without ``read_outputs`` they are the outputs themselves, if these are a tensor, or else what stands
+    under ``logits``, as key or attribute. A single score per sample, shape (B,) or (B, 1), is the logit
+    of class 1 against class 0, where there are no more classes.
+
+    Args:
+        outputs: what forward returned.
+        read_outputs: finds the scores in them; None: as above.
+        largest: the largest label, to tell a logit from other numbers.
+
+    Raises:
+        ValueError: if ``read_outputs`` returns something else than such scores or None.
+    """
+    found = _logits(outputs) if read_outputs is None else read_outputs(outputs)
+    if found is None:
+        return None
+    fits = (
+        isinstance(found, Tensor)
+        and found.is_floating_point()
+        and found.ndim in (1, 2)
+        and found.numel() >= len(found) > 0
+    )
+    if fits and (found.ndim == 1 or found.shape[1] == 1):
+        logit = found.flatten()
+        return torch.stack([torch.zeros_like(logit), logit], 1) if largest <= 1 else None
+    if fits:
+        return found
+    if read_outputs is not None:
+        kind = (
+            f"{found.dtype} of shape {tuple(found.shape)}" if isinstance(found, Tensor) else "no tensor"
+        )
+        raise ValueError(
+            f"read_outputs returned a {type(found).__name__} ({kind}); it must return a floating-point "
+            "tensor, class scores (B, C) or one logit for each sample (B,), or None if there is none."
+        )
+    return None
+
+
+def _logits(outputs: Any) -> Any:
+    if isinstance(outputs, Tensor):
+        return outputs
+    if isinstance(outputs, Mapping):
+        return outputs.get("logits")
+    return getattr(outputs, "logits", None)
+
+
+def check_outputs(
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    labels: Tensor,
+    read_outputs: OutputReader | None = None,
+) -> None:
+    """Raise ``ValueError`` if forward gives class scores, and there are labels that have none.
+
+    Args:
+        model: left as it was.
+        inputs: arguments of forward.
+        labels: class indices of all samples, int64, at least one.
+        read_outputs: finds class scores in the outputs; None: as :func:`class_scores`.
+    """
+    least, largest = int(labels.min()), int(labels.max())
+    with evaluation_state(model):
+        scores = class_scores(run_forward(model, inputs), read_outputs, largest)
+    classes = largest + 1 if scores is None else scores.shape[1]
+    if largest < classes:
+        return
+    if least >= 1 and largest == classes:
+        raise ValueError(
+            f"Labels run from {least} to {largest}, and forward gives scores of {classes} classes, "
+            "which are counted from 0. Return labels - 1 from read_batch=, and train with the same."
+        )
+    raise ValueError(
+        f"Labels contain {largest}, and forward gives scores of {classes} classes, 0 to {classes - 1}. "
+        "Give the network an output for every class, or map the labels in read_batch=. If these are no "
+        "class scores (an embedding), pass read_outputs=, a function of what forward returns that "
+        "returns class scores (B, C), or None if there are none."
+    )
 
 
 def count_correct(
-    model: nn.Module, batches: Iterable[Any], read_batch: BatchReader
+    model: nn.Module,
+    batches: Iterable[Any],
+    read_batch: BatchReader,
+    read_outputs: OutputReader | None = None,
 ) -> tuple[int, int] | None:
     """Count the samples that ``model`` classifies correctly (top 1), and all samples.
 
     Args:
-        model: ``model(inputs)`` gives logits (B, C); run in eval mode, left as it was.
+        model: run in eval mode, left as it was.
         batches: on the device of the model.
         read_batch: splits a batch into inputs and labels.
+        read_outputs: finds class scores in the outputs; None: as :func:`class_scores`.
 
     Returns:
         Two counts, which can be summed over processes; None if forward returns something else than
-        logits.
+        class scores.
     """
-    right, seen = 0, 0
+    right, seen, largest = 0, 0, 1
     with evaluation_state(model):
         for batch in batches:
             inputs, labels = read_batch(batch)
             labels = check_labels(labels)
-            logits = model(*as_arguments(model, inputs))
-            if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < 2:
+            largest = max(largest, int(labels.max()) if len(labels) else 0)
+            scores = class_scores(model(*as_arguments(model, inputs)), read_outputs, largest)
+            if scores is None or len(scores) != len(labels):
                 return None
-            right += int((logits.argmax(1) == labels).sum())
+            right += int((scores.argmax(1) == labels).sum())
             seen += len(labels)
     return right, seen

@@ -3,11 +3,18 @@
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from acsp_lightning.structure.forward import evaluation_state, positional
+from acsp_lightning.structure.forward import (
+    CHECKPOINTED,
+    evaluation_state,
+    is_checkpointed,
+    output_tensors,
+    positional,
+)
+from acsp_lightning.structure.usage import unused_parameters
 
 with warnings.catch_warnings():
     # Importing fvcore.nn scripts a loss function that is not used here.
@@ -17,25 +24,34 @@ with warnings.catch_warnings():
 
 __all__ = ["Complexity", "measure_complexity"]
 
+ADVICE = (
+    "Check that model(*inputs) runs by itself, on the model's device and dtype, and that it calls no "
+    "compiled functions but its own methods."
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Complexity:
     """Size of a network, and what the count left out.
 
     Attributes:
-        parameters: number of scalars in all parameters, shared ones once, frozen ones included.
+        parameters: number of scalars in the parameters that forward uses, in eval or train mode, shared
+            ones once, frozen ones included.
         flops: operations of one forward pass on the whole batch of inputs. A multiply-add counts as
             one, as in fvcore; many papers call this MACs and report twice as many FLOPs.
-        by_layer: the FLOPs of every leaf module that has any, by qualified name. A module that is
-            called several times has the sum, under its first name. Operations that a parent module
-            runs itself are in ``flops`` only.
+        by_layer: the FLOPs that every module runs itself, without its submodules, by qualified name,
+            "" being the whole network; modules without any are left out, and the sum is ``flops``. A
+            module that is called several times has the sum, under its first name.
         unsupported: operators that fvcore cannot count and counts as zero, with their number of calls.
+        unused: number of scalars that forward does not use, by the outermost submodule that holds them:
+            a teacher, a loss with weights, an averaged copy.
     """
 
     parameters: int
     flops: int
     by_layer: Mapping[str, int]
     unsupported: Mapping[str, int]
+    unused: Mapping[str, int] = field(default_factory=dict)
 
 
 def measure_complexity(
@@ -68,23 +84,33 @@ def measure_complexity(
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     try:
         with evaluation_state(model), _leaked_hooks_removed(model):
+            # torch.jit knows tensors, tuples and dicts alone.
+            model.register_forward_hook(lambda _module, _inputs, outputs: tuple(output_tensors(outputs)))
             by_module: Mapping[str, float] = analysis.by_module()
     except Exception as error:
+        cause = CHECKPOINTED if is_checkpointed(model, arguments) else ADVICE
         raise ValueError(
             f"Counting the operations of {type(model).__name__} needs a forward pass that "
             f"torch.jit can trace, called with ({', '.join(map(_describe, arguments))}); it raised "
-            f"{type(error).__name__}: {error}. Check that model(*inputs) runs by itself, on the "
-            "model's device and dtype, and that it calls no compiled functions but its own methods."
+            f"{type(error).__name__}: {error}. {cause}"
         ) from error
-    parents = {name.rpartition(".")[0] for name in by_module if name}
+    unused = unused_parameters(model, arguments)
     return Complexity(
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=sum(p.numel() for p in model.parameters()) - sum(unused.values()),
         flops=int(by_module[""]),
-        by_layer={
-            name: int(flops) for name, flops in by_module.items() if flops and name not in parents
-        },
+        by_layer=_own_flops(by_module),
         unsupported=dict(analysis.unsupported_ops()),
+        unused=unused,
     )
+
+
+def _own_flops(by_module: Mapping[str, float]) -> dict[str, int]:
+    """FLOPs of every module less those of its submodules, since layers may have children too."""
+    own = dict(by_module)
+    for name, flops in by_module.items():
+        if name:
+            own[name.rpartition(".")[0]] -= flops
+    return {name: int(flops) for name, flops in own.items() if flops}
 
 
 @contextmanager

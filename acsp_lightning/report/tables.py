@@ -51,13 +51,13 @@ def summary_table(
 ) -> str:
     """All cuts of a run as text: before the first, straight after the last, and at the end.
 
-    Latencies are those of a single cut; of several, first and last were not measured in one run.
+    Latencies are shown for a single cut only: those of several were not measured in one run.
 
     Args:
-        steps: the cuts that were not undone, at least one.
+        steps: the cuts that were not rolled back, at least one.
         final: complexity of the network at the end.
         final_accuracy: its top-1 accuracy, as in :class:`PruningStep`.
-        ends_averaged: whether that is of averaged weights where the other accuracies are not.
+        ends_averaged: whether it is that of averaged weights while the other accuracies are not.
     """
     first, last = steps[0], steps[-1]
     layers: dict[str, tuple[int, int]] = {}
@@ -121,7 +121,7 @@ def _add_latency(table: Table, comparisons: Sequence[LatencyComparison]) -> None
 
 
 def milliseconds(seconds: float) -> str:
-    """Seconds as milliseconds, with digits that tell something."""
+    """Seconds as milliseconds, with two or three decimals."""
     return f"{1000 * seconds:,.{2 if seconds >= 0.001 else 3}f}"
 
 
@@ -131,10 +131,10 @@ def _add_accuracies(table: Table, accuracies: Sequence[float | None], *, average
 
 
 def comparison_notes(comparison: Comparison) -> list[str]:
-    """What readers should know of the classes; nothing if all were seen and compared."""
+    """Notes on unseen classes and sampled pairs; empty if all were seen and compared."""
     lines = []
     if comparison.unseen:
-        lines.append(f"{comparison.unseen} classes never appeared and were left out")
+        lines.append(f"{comparison.unseen} classes had fewer than two samples and were left out")
     if comparison.sampling_error:
         lines.append(
             f"{comparison.class_pairs:,} class pairs were drawn at random: distances are right to "
@@ -145,6 +145,9 @@ def comparison_notes(comparison: Comparison) -> list[str]:
 
 def _text(table: Table, counted: Complexity, notes: Sequence[str] = ()) -> str:
     lines = list(notes)
+    if counted.unused:
+        idle = ", ".join(f"{name} ({number:,})" for name, number in counted.unused.items())
+        lines.append(f"not in the parameters, since forward does not use them: {idle}")
     if counted.unsupported:
         lines.append("not in the FLOPs: " + ", ".join(counted.unsupported))
     table.caption = "\n".join(lines) or None

@@ -22,7 +22,8 @@ class Comparison:
 
     Attributes:
         classes: number of classes seen.
-        unseen: number of class indices below the largest one that never appeared; they are left out.
+        unseen: number of class indices up to the largest one with fewer than two samples; they are left
+            out.
         class_pairs: number of class pairs compared.
         sampling_error: sampling error of the distances in the worst layer, as in
             :class:`acsp_lightning.functional.Separation`; 0 if all pairs were compared.

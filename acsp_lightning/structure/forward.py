@@ -1,16 +1,25 @@
 """Running a network once, for inspection, without leaving a trace on it."""
 
 import random
+import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from copy import deepcopy
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.checkpoint import CheckpointFunction
+
+CHECKPOINTED = (
+    "forward runs a part of the network by reentrant activation checkpointing (torch.utils.checkpoint "
+    "with use_reentrant=True), which no trace can follow: pass use_reentrant=False, or checkpoint in "
+    "training alone (if self.training)."
+)
 
 
 class UnsupportedStructureError(ValueError):
@@ -218,6 +227,28 @@ def run_forward(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
         return model(*cloned(inputs))
 
 
+def is_checkpointed(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
+    """Whether forward runs a part of the network in a way that hides it from every trace.
+
+    That is activation checkpointing with ``use_reentrant=True``; :data:`CHECKPOINTED` says it to users.
+    """
+    calls: list[object] = []
+    run = CheckpointFunction.apply
+
+    def noting(*arguments: Any) -> Any:
+        calls.append(arguments[0])
+        return run(*arguments)
+
+    with warnings.catch_warnings(), suppress(Exception), evaluation_state(model):
+        warnings.simplefilter("ignore")  # it warns where nothing requires gradients
+        CheckpointFunction.apply = staticmethod(noting)
+        try:
+            run_forward(model, inputs)
+        finally:
+            del CheckpointFunction.apply  # the inherited one comes back
+    return bool(calls)
+
+
 def cloned(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """Copies of the tensors in ``inputs``, outside any graph; all else as it is."""
     copies: tuple[Any, ...] = tree_map(
@@ -253,8 +284,23 @@ def describe_inputs(inputs: tuple[Any, ...]) -> str:
 
 
 def output_tensors(outputs: Any) -> list[Tensor]:
-    """All tensors in whatever ``forward`` returned (nested tuples, lists and dicts)."""
-    return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
+    """All tensors in whatever ``forward`` returned: nested sequences, mappings and dataclasses.
+
+    Of other objects the ``logits``, if they have any.
+    """
+    found: list[Tensor] = []
+    for leaf in tree_leaves(outputs):
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif isinstance(leaf, Mapping):  # of a kind that PyTorch's trees do not know
+            found += output_tensors(list(leaf.values()))
+        elif isinstance(leaf, list | tuple):
+            found += output_tensors(list(leaf))
+        elif is_dataclass(leaf) and not isinstance(leaf, type):
+            found += output_tensors([getattr(leaf, field.name) for field in fields(leaf)])
+        elif isinstance(logits := getattr(leaf, "logits", None), Tensor):
+            found.append(logits)
+    return found
 
 
 def varied(inputs: tuple[Any, ...]) -> tuple[Any, ...]:

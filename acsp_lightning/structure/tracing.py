@@ -18,9 +18,11 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch_pruning.dependency import index_mapping, shape_infer
 
 from acsp_lightning.structure.forward import (
+    CHECKPOINTED,
     UnsupportedStructureError,
     call_counts,
     evaluation_state,
+    is_checkpointed,
     output_tensors,
     run_forward,
 )
@@ -89,7 +91,7 @@ def trace_groups(
                 continue
             if modules[root] not in graph.module2node:
                 if _asked_for([root], include, exclude):
-                    left_whole[root] = "no gradient runs from the network's output to it"
+                    left_whole[root] = _unreached(model, inputs)
                 continue
             reach = _follow(graph, root, model, calls)
             members = [name for name in calls if (name, "out") in reach.sides]
@@ -106,6 +108,11 @@ def trace_groups(
                 if group is not None:
                     groups.append(group)
     return Tracing(tuple(groups), left_whole)
+
+
+def _unreached(model: nn.Module, inputs: tuple[Any, ...]) -> str:
+    reason = "no gradient runs from the network's output to it"
+    return f"{reason}; {CHECKPOINTED[:-1]}" if is_checkpointed(model, inputs) else reason
 
 
 class _Pair(NamedTuple):
@@ -197,10 +204,14 @@ def _build_graph(model: nn.Module, inputs: tuple[Any, ...]) -> tp.DependencyGrap
     except Exception as error:
         traced = getattr(graph, "module2node", None)
         if not traced or not isinstance(error, ZeroDivisionError | TypeError):
+            if is_checkpointed(model, inputs):
+                raise UnsupportedStructureError(
+                    f"The tracer could not follow {type(model).__name__}.forward: {CHECKPOINTED}"
+                ) from error
             raise UnsupportedStructureError(
                 f"The tracer could not follow {type(model).__name__}.forward: "
-                f"{type(error).__name__}: {error}. Its outputs must be tensors (or nested lists, tuples "
-                "or dicts of them) that depend on the parameters."
+                f"{type(error).__name__}: {error}. Its outputs must be tensors (or nested lists, "
+                "tuples, dicts or dataclasses of them) that depend on the parameters."
             ) from error
         # The index maps are the last step. Shuffles divide by zero there, and concatenations of parts
         # whose width is unknown add None. What is wrong without their maps passes no check of ours.

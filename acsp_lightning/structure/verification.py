@@ -95,7 +95,7 @@ def _evaluated_only(
 ) -> dict[str, str]:
     """Why groups are not those that train: forward calls one of their layers in eval mode alone."""
     idle = set(call_counts(model, inputs))
-    with _train_mode(model):
+    with train_mode(model):
         for _ in range(TRAINING_PASSES):
             idle -= set(call_counts(model, inputs))
             if not idle:
@@ -215,7 +215,7 @@ def unseen_layers(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[str, ...]:
     with evaluation_state(model):
         called = set(call_counts(model, inputs))
         try:
-            with _train_mode(model):
+            with train_mode(model):
                 called |= set(call_counts(model, inputs))
         except UnsupportedStructureError:
             pass  # train mode wants other inputs than the example; nothing can be told of it
@@ -226,7 +226,7 @@ def unseen_layers(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[str, ...]:
 def _training_forward(model: nn.Module, inputs: tuple[Any, ...]) -> Exception | None:
     """The error of one forward pass in train mode, if any."""
     try:
-        with _train_mode(model):
+        with train_mode(model):
             run_forward(model, inputs)
     except Exception as error:
         return error
@@ -234,7 +234,7 @@ def _training_forward(model: nn.Module, inputs: tuple[Any, ...]) -> Exception | 
 
 
 @contextmanager
-def _train_mode(model: nn.Module) -> Iterator[None]:
+def train_mode(model: nn.Module) -> Iterator[None]:
     """Train mode for forward passes, and eval mode after them."""
     model.train()
     for module in model.modules():

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from acsp_lightning.capture.batches import rare_classes
 from acsp_lightning.pipeline import NO_BATCH, survey
 from acsp_lightning.settings import PruningSettings
 from acsp_lightning.structure.example import Example, as_arguments
@@ -106,12 +107,12 @@ def check_trainer(trainer: pl.Trainer) -> None:
 
 
 def check_alone(callback: pl.Callback, trainer: pl.Trainer) -> None:
-    """Raise ``ValueError`` if there is another callback like this, whose cuts an undo would hit."""
+    """Raise ``ValueError`` if there is another callback like this, whose cuts a roll back would hit."""
     others = [c for c in callbacks_of(trainer) if isinstance(c, type(callback)) and c is not callback]
     if others:
         raise ValueError(
-            f"A guard is set, and the Trainer has another {type(callback).__name__}: to undo a cut of "
-            "one would undo the other's as well. Use one callback, or set guard to None."
+            f"A guard is set, and the Trainer has another {type(callback).__name__}: to roll back a cut of "
+            "one would roll back the other's as well. Use one callback, or set guard to None."
         )
 
 
@@ -141,6 +142,13 @@ def survey_fit(trainer: pl.Trainer, settings: PruningSettings) -> tuple[Example 
         raise ValueError(NO_BATCH)
     batches = validation_batches(trainer, settings.max_batches)
     return survey(trainer.lightning_module, batches, settings.read_batch)
+
+
+def warn_of_classes(labels: Tensor) -> None:
+    """Name the classes that are too rare to be compared."""
+    rare = rare_classes(labels)
+    if rare is not None:
+        rank_zero_warn(rare)
 
 
 def check_training_batch(module: pl.LightningModule, batch: Any, settings: PruningSettings) -> None:

@@ -24,6 +24,7 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "round_to": ([1, 2], [0, None]),
     "max_batches": ([None, 2], [0, "2"]),
     "read_batch": ([read_batch], ["read_batch", None]),
+    "read_outputs": ([None, lambda outputs: outputs, lambda outputs: None], ["logits", 1]),
     "report_dir": ([None], [3]),
     "report_plots": ([False], ["no", 0]),
     "latency_batch_sizes": ([[], [1]], [[0], "1", 1]),

@@ -53,6 +53,22 @@ def test_unseen_classes_are_left_out():
     assert torch.equal(with_gaps, separation_distances(class_moments(values, labels)))
 
 
+@pytest.mark.parametrize("rare", [[5], [9], [0, 7, 8]])
+def test_classes_of_a_single_sample_are_left_out_as_if_unseen(rare):
+    values, labels = sample()
+    gaps = torch.tensor([1, 2, 3, 6])[labels]
+    single = torch.full((len(rare), *values.shape[1:]), 1e3, dtype=values.dtype)
+    moments = class_moments(torch.cat([values, single]), torch.cat([gaps, torch.tensor(rare)]), 11)
+    without = class_moments(values, gaps, 11)
+    found, expected = compare_channels(moments), compare_channels(without)
+    assert (found.classes, found.class_pairs) == (4, 6)
+    # Not to the bit: the sums of a batch are taken about its mean.
+    near = {"rtol": 1e-9, "atol": 1e-9}
+    torch.testing.assert_close(found.distances, expected.distances, **near)
+    torch.testing.assert_close(mean_separability(moments), mean_separability(without), **near)
+    torch.testing.assert_close(separability_vectors(moments), separability_vectors(without), **near)
+
+
 @pytest.mark.parametrize("block", [1, 3000, 2**25])
 def test_sampled_pairs_are_a_part_of_all(monkeypatch, block):
     monkeypatch.setattr(_class_pairs, "BLOCK", block)

@@ -27,16 +27,20 @@ def moments_of(
 
 def by_hand(moments: ClassMoments, channels: list[int]) -> dict[tuple[int, int], float]:
     """JM of the best channel at its best position for every pair of classes, by their places."""
-    seen = int((moments.count > 0).sum())
+    seen = int((moments.count > 1).sum())
     vectors = separability_vectors(moments).view(moments.num_channels, -1, moments.num_positions)
     best = vectors[channels].amax((0, 2)).tolist()
     return dict(zip(combinations(range(seen), 2), best, strict=True))
 
 
+@pytest.mark.parametrize("rare", [0, 1])
 @pytest.mark.parametrize("block", [1, 12, 2**20])
-def test_few_classes_have_a_cell_for_each_pair(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+def test_few_classes_have_a_cell_for_each_pair(
+    monkeypatch: pytest.MonkeyPatch, block: int, rare: int
+) -> None:
     monkeypatch.setattr(_class_pairs, "BLOCK", block)
     moments = moments_of(7, unseen=2)
+    moments.count[2] = rare
     found = class_separation(moments, torch.tensor([1, 3]))
     assert found.ranges == ((0, 0), (1, 1), (3, 3), (4, 4), (5, 5), (6, 6))
     for values, channels in ((found.before, [0, 1, 2, 3, 4]), (found.after, [1, 3])):
@@ -90,5 +94,5 @@ def test_nothing_is_lost_with_all_channels_and_never_won() -> None:
 def test_one_class_is_no_pair() -> None:
     moments = moments_of(3)
     moments.count[1:] = 0
-    with pytest.raises(ValueError, match="1 of 3 classes were seen"):
+    with pytest.raises(ValueError, match="1 of 3 classes have 2 samples"):
         class_separation(moments, torch.tensor([0]))

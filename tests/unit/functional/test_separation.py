@@ -143,8 +143,9 @@ def test_constant_classes_that_differ_separate_fully():
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([4, 4, 4, 4], "1 of 5 classes were seen; .* at least 2"),
-        ([0, 0, 3, 3, 2], "class 2 has 1 sample .* at least 2 samples"),
+        ([4, 4, 4, 4], "1 of 5 classes have 2 samples or more; .* at least 2"),
+        ([0, 0, 3, 2, 1], "1 of 4 classes have 2 samples or more; .* at least 2"),
+        ([0, 1, 2, 3, 4], "0 of 5 classes have 2 samples or more; .* at least 2"),
     ],
 )
 def test_too_few_samples(function, labels, message):

@@ -117,7 +117,7 @@ def test_the_figures_are_those_of_the_record() -> None:
     for figure in ("6,000", "3,000", "2.00x less", "75.00%", "50.00%", "-25.00 points", "2.00x as fast"):
         assert figure in text
     assert "18 validation samples of 3 classes were captured" in text
-    assert "2 classes never appeared and were left out" in text
+    assert "2 classes had fewer than two samples and were left out" in text
     assert "distances are right to 25.0% of their median" in text
     assert "Guard: cut after epoch 4 recovered (val_acc 0.75 -> 0.7)" in text
     kept = viewed().selections["conv"].kept.tolist()

@@ -98,5 +98,5 @@ def test_errors_name_the_layer() -> None:
     capture.expect(torch.zeros_like(LABELS))
     model(IMAGES)
     capture.detach()
-    with pytest.raises(ValueError, match=r"Layer 'conv2': 1 of 3 classes were seen"):
+    with pytest.raises(ValueError, match=r"Layer 'conv2': 1 of 3 classes have 2 samples"):
         score_channels(model, groups[1], capture.finish())
