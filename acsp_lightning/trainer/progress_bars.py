@@ -50,6 +50,7 @@ def _rich(progress: Progress) -> Display:
         try:
             yield advance
         finally:
-            progress.remove_task(task)
+            # Not removed: Lightning finds its own tasks by their place in the list of all.
+            progress.update(task, visible=False)
 
     return show
