@@ -1,4 +1,4 @@
-"""What a cut did: its record, and the tables, plots and files that people read."""
+"""The record of a cut, and its tables, plots and files."""
 
 from acsp_lightning.report.figures import png, summary_figures
 from acsp_lightning.report.files import draw_step, find_records, read_step, write_report, write_step

@@ -26,24 +26,24 @@ from acsp_lightning.selection.maps import GroupMap
 from acsp_lightning.selection.path import NetworkCurve
 
 DPI = 110
-WIDTH = 9.0  # inches; so wide that the page need not shrink it
-TALLEST = 590.0  # inches; the renderer draws fewer than 2 ** 16 pixels
+WIDTH = 9.0  # inches; the page need not shrink it
+TALLEST = 590.0  # inches; the renderer is limited to fewer than 2 ** 16 pixels
 BEFORE, AFTER, MARK, FAINT = "#b8c4d0", "#0072b2", "#d55e00", "#8a8a8a"
-# Okabe's and Ito's, which all kinds of colour vision tell apart.
+# The palette of Okabe and Ito, safe for colour blindness.
 CLUSTERS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7", "#f0e442")
 ALONE = "#c4c4c4"
 BLANK = "#dddddd"
 COLUMNS = 3  # of small multiples
 LONGEST_NAME = 36
 MOST_TICKS = 10
-LEAST_SHARE = 0.02  # of the largest layer; norms would hide the layers that matter
-MOST_INDICES = 40  # that can be told apart on a map
+LEAST_SHARE = 0.02  # of the largest layer; norms would crowd out the layers that matter
+MOST_INDICES = 40  # that are legible on a map
 MOST_LINES = 150  # channels whose lines to their medoids can still be followed
 MAP_KEY = (
-    "ringed: kept      size: contribution      grey: in a cluster of its own\n"
-    "one colour and lines: a cluster and its middle (far apart, clusters share colours)"
+    "ring: kept      size: contribution      grey: cluster of one channel\n"
+    "colour and lines: a cluster and its medoid (distant clusters may share a colour)"
 )
-LEAST_LOSS = 0.2  # JM, of the scale of what is lost, so that next to nothing looks like it
+LEAST_LOSS = 0.2  # JM, minimum range of the scale of losses, so that tiny ones look tiny
 
 STYLE = {"font.size": 8, "axes.titlesize": 8, "text.parse_math": False}  # $ in a name is no formula
 _STYLING = RLock()
@@ -51,14 +51,14 @@ _STYLING = RLock()
 
 @contextmanager
 def _house_style() -> Iterator[None]:
-    """Plots look the same whatever style the process has, and leave it as it is."""
-    # rc parameters are the process's own: two threads would put back each other's.
+    """Draw in a fixed style, whatever the style of the process, and restore that."""
+    # rc parameters are global to the process: two threads would restore each other's.
     with _STYLING, style.context(["default", STYLE]):
         yield
 
 
 def step_figures(step: PruningStep) -> Iterator[tuple[str, Figure]]:
-    """All plots of a cut, one after the other, by the names of their files without ending."""
+    """Yield all plots of a cut, with their file names without extension."""
     yield from summary_figures(step)
     if step.selections:
         yield "curves", curves_figure(step.selections)
@@ -67,7 +67,7 @@ def step_figures(step: PruningStep) -> Iterator[tuple[str, Figure]]:
 
 
 def summary_figures(step: PruningStep) -> Iterator[tuple[str, Figure]]:
-    """The plots of the whole network."""
+    """Yield the plots of the whole network."""
     if step.network is not None:
         yield "network", network_figure(step.network, step.after.flops / step.before.flops)
     yield "channels", bars_figure(step.layers, "output channels")
@@ -80,13 +80,13 @@ def summary_figures(step: PruningStep) -> Iterator[tuple[str, Figure]]:
 
 
 def layer_plot(name: str) -> str:
-    """Name of the plot of a group: in ASCII, and no two groups share it."""
+    """File name of the plot of a group: in ASCII, unique."""
     return f"layer.{quote(name, safe='')}"
 
 
 @_house_style()
 def png(figure: Figure) -> bytes:
-    """The plot as PNG; equal figures give equal bytes."""
+    """Render a figure as PNG; equal figures give equal bytes."""
     sink = io.BytesIO()
     figure.savefig(sink, format="png", dpi=DPI, metadata={"Software": None})
     return sink.getvalue()
@@ -94,11 +94,11 @@ def png(figure: Figure) -> bytes:
 
 @_house_style()
 def bars_figure(widths: Mapping[str, tuple[int, int]], what: str) -> Figure:
-    """Bars of what every layer has before and after a cut.
+    """Bars of a quantity of every layer, before and after a cut.
 
     Args:
-        widths: before and after by layer.
-        what: they are.
+        widths: values before and after, by layer.
+        what: label of the quantity.
     """
     figure = _figure(1 + 0.22 * max(len(widths), 3))
     axes = figure.add_subplot()
@@ -121,21 +121,21 @@ def network_figure(curve: NetworkCurve, chosen: float) -> Figure:
     """Damage to the network over its FLOPs, with the knee and the cut that was chosen.
 
     Args:
-        curve: of the network.
-        chosen: share of the FLOPs that the cut leaves.
+        curve: curve of the network.
+        chosen: share of the FLOPs that the cut keeps.
     """
     figure = _figure(3.6)
     axes = figure.add_subplot()
     shares = [flops / curve.flops[0] for flops in curve.flops]
     largest = max(curve.damage[-1], torch.finfo(torch.float64).tiny)
     damage = [math.sqrt(max(lost, 0.0) / largest) for lost in curve.damage]
-    axes.plot(shares, damage, color=AFTER, label="cheapest way down")
+    axes.plot(shares, damage, color=AFTER, label="path of least damage")
     axes.axvline(chosen, color=MARK, linestyle="--", label=f"this cut: {chosen:.0%} of the FLOPs")
     if curve.knee is not None:
         at = curve.knee
         axes.plot(shares[at], damage[at], "o", color=MARK, label=f"knee: {shares[at]:.0%}")
-    axes.set_xlabel("FLOPs that stay")
-    axes.set_ylabel("damage, root of its share\nof the deepest cut's")
+    axes.set_xlabel("FLOPs kept")
+    axes.set_ylabel("damage relative to the\ndeepest cut (square root)")
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
@@ -145,7 +145,7 @@ def network_figure(curve: NetworkCurve, chosen: float) -> Figure:
 
 @_house_style()
 def curves_figure(selections: Mapping[str, ChannelSelection]) -> Figure:
-    """The curves of every group over the number of clusters, with its knee and what was taken."""
+    """The curves of every group over the number of clusters, with its knee and the width chosen."""
     rows = -(-len(selections) // COLUMNS)
     figure = _figure(0.5 + 2.1 * rows)
     cells = figure.subplots(rows, COLUMNS, squeeze=False, sharey=True).flatten().tolist()
@@ -184,7 +184,7 @@ def _draw_curves(axes: Axes, name: str, selection: ChannelSelection) -> None:
 
 @_house_style()
 def layer_figure(name: str, selection: ChannelSelection, view: GroupMap) -> Figure:
-    """The map of a group's channels, and the classes that they tell apart before and after."""
+    """The map of a group's channels, and the classes that they separate before and after."""
     figure = _figure(5.0)
     figure.suptitle(f"{_short(name, 70)}: {selection.width} → {selection.k} channels", fontsize=9)
     cells = figure.subplot_mosaic(
@@ -203,7 +203,7 @@ def layer_figure(name: str, selection: ChannelSelection, view: GroupMap) -> Figu
     cells["scales"].set_axis_off()
     for height, image, words in (
         (0.85, told, "Jeffries-Matusita distance of two\nclasses, by the best channel"),
-        (0.4, gone, "what of it is lost"),
+        (0.4, gone, "loss of this distance"),
     ):
         scale = cells["scales"].inset_axes((0.05, height, 0.9, 0.07))
         figure.colorbar(image, cax=scale, orientation="horizontal")
@@ -255,7 +255,7 @@ def _draw_map(axes: Axes, selection: ChannelSelection, view: GroupMap) -> None:
             )
             number.set_path_effects([withStroke(linewidth=1.5, foreground="white")])
     some = f"{len(shown)} of {selection.width} channels" if len(shown) < selection.width else "channels"
-    axes.set_title(f"{some}; those that separate the same classes lie together\n{_trust(view.stress)}")
+    axes.set_title(f"{some}; close ones separate the same classes\n{_trust(view.stress)}")
     axes.set_xlabel(MAP_KEY, fontsize=7)
     axes.set_xticks([])
     axes.set_yticks([])
@@ -264,13 +264,13 @@ def _draw_map(axes: Axes, selection: ChannelSelection, view: GroupMap) -> None:
 
 
 def _trust(stress: float) -> str:
-    """What a map with so much stress is good for, in words."""
-    quality = "nearly right" if stress < 0.1 else "about right" if stress < 0.3 else "a hint at most"
+    """How accurate a map of this stress is, in words."""
+    quality = "nearly right" if stress < 0.1 else "about right" if stress < 0.3 else "only a hint"
     return f"distances on the map are {quality} (stress {stress:.2f})"
 
 
 def _colours(selection: ChannelSelection, view: GroupMap) -> list[str]:
-    """One for each channel on the map: clusters that have to share a colour lie far apart."""
+    """A colour for each channel on the map; clusters that share one lie far apart."""
     sizes = selection.labels.bincount().tolist()
     clusters = selection.labels[view.channels]
     found: dict[int, str] = {}
@@ -290,7 +290,7 @@ def _colours(selection: ChannelSelection, view: GroupMap) -> list[str]:
 
 
 def _figure(height: float) -> Figure:
-    # No pyplot: no window system, no state of the process, and figures may be drawn in any thread.
+    # No pyplot: no GUI backend and no global state, and figures may be drawn in any thread.
     figure = Figure(figsize=(WIDTH, min(height, TALLEST)), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure

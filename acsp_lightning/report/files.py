@@ -1,4 +1,4 @@
-"""The folder of a cut: a record for programs, a page and plots for people."""
+"""The folder of a cut: its record in JSON, its page and its plots."""
 
 import json
 from itertools import count
@@ -21,9 +21,9 @@ def step_folder(step: PruningStep) -> str:
 
 
 def write_step(step: PruningStep, root: Path) -> Path:
-    """Write the record of a cut into a folder of its own below ``root``; returns this folder.
+    """Write the record of a cut into a folder of its own below ``root``; returns that folder.
 
-    The record appears whole or not at all: a process that is killed leaves at most a draft beside it.
+    The record is written atomically: a killed process leaves at most a temporary file beside it.
 
     Raises:
         OSError: if it cannot be written.
@@ -53,10 +53,10 @@ def _plan_in(record: Path) -> object:
 
 
 def draw_step(step: PruningStep, folder: Path) -> Path:
-    """Write the plots and the page of a cut into its folder, over those that are there.
+    """Write the plots and the page of a cut into its folder, replacing those that are there.
 
     Returns:
-        The page, one file that holds the plots as well.
+        Path of the page, a single file that includes the plots.
 
     Raises:
         OSError: if a file cannot be written.
@@ -67,7 +67,7 @@ def draw_step(step: PruningStep, folder: Path) -> Path:
         _write(folder / f"{name}.png", plots[name])
     for path in folder.glob("*.png"):
         if path.stem not in plots:
-            path.unlink()  # of a cut that this one took the place of
+            path.unlink()  # of a cut that this one replaces
     _write(folder / PAGE, step_page(step, plots).encode())
     return folder / PAGE
 
@@ -76,7 +76,7 @@ def write_report(step: PruningStep, root: str | PathLike[str]) -> Path:
     """Write record, plots and page of a cut into a folder of its own below ``root``.
 
     Returns:
-        The page, one file that holds the plots as well.
+        Path of the page, a single file that includes the plots.
 
     Raises:
         OSError: if a file cannot be written.
@@ -85,11 +85,12 @@ def write_report(step: PruningStep, root: str | PathLike[str]) -> Path:
 
 
 def read_step(path: Path) -> PruningStep:
-    """The cut that a record is of.
+    """Read the record of a cut.
 
     Raises:
         OSError: if the file cannot be read.
-        ValueError: if it is no record of a cut, or one of another version; names the file.
+        ValueError: if it is not a record of a cut, or one of another version; the message names the
+            file.
     """
     try:
         return PruningStep.from_dict(json.loads(path.read_text(encoding="utf-8")))
@@ -98,7 +99,7 @@ def read_step(path: Path) -> PruningStep:
 
 
 def find_records(path: Path) -> list[Path]:
-    """The records at or below a path: a record, the folder of a cut, of a run, or of many runs.
+    """Find the records at or below a path: a record, the folder of a cut, of a run or of several runs.
 
     Raises:
         FileNotFoundError: if there is no such path, or no record below it.
@@ -117,7 +118,7 @@ def find_records(path: Path) -> list[Path]:
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
-    """Epoch 10 after epoch 9."""
+    """Sort key that puts epoch 10 after epoch 9."""
     return [(int("".join(filter(str.isdigit, part)) or 0), part) for part in path.parts]
 
 

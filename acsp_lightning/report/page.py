@@ -1,4 +1,4 @@
-"""The page of a cut: one file that opens anywhere, with its plots inside."""
+"""The report page of a cut: one self-contained HTML file that includes the plots."""
 
 import base64
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,52 +28,52 @@ a { color: var(--link); } summary { cursor: pointer; }
 @media print { body { max-width: none; margin: 0; } section, figure, tr { break-inside: avoid; } }
 """
 
-# By the name of a plot: what it is, and how to read it.
+# Title and caption by the name of a plot.
 NETWORK_PLOTS = {
     "network": (
         "Damage over FLOPs",
-        "Read it from right to left: channels go where that does least damage for the FLOPs it saves. "
-        "Damage is what the channels that stay cannot explain of what the next layers say. The dot is "
-        "the knee, from which on a cut costs more than it saves; the dashed line is this cut.",
+        "Read it from right to left: channels are removed in the order of least damage per FLOP saved. "
+        "Damage is the part of the next layers' outputs that the kept channels cannot explain. The dot "
+        "is the knee, beyond which a cut costs more than it saves; the dashed line is this cut.",
     ),
     "channels": (
         "Channels of every layer",
-        "Wide bars are the output channels before, narrow ones those after; the number is the share "
-        "that stays.",
+        "Wide bars are the output channels before the cut, narrow ones those after; the number is the "
+        "share kept.",
     ),
     "flops": (
         "FLOPs of every layer",
-        "The same for the operations of one forward pass. A layer that loses no channel of its own "
-        "still becomes cheaper where it reads fewer.",
+        "The same for the FLOPs of one forward pass. A layer that keeps all output channels still "
+        "becomes cheaper if it has fewer input channels.",
     ),
     "curves": (
         "Curves of every group",
-        "For every number k of channels that could stay: coverage says how well they stand for all, "
-        "weighted by how much each contributes; the silhouette how well k clusters are apart. The "
-        "strong line decides where a group decides by itself, at its knee. The dashed line is what was "
-        "kept, with the reason above.",
+        "For every number k of kept channels: coverage is how well they represent all channels, "
+        "weighted by contribution; the silhouette is how well the k clusters are separated. If a group "
+        "is decided on its own, its width is the knee of the darker line. The dashed line is the number "
+        "kept; the title has the reason.",
     ),
 }
 GROUPS_NOTE = (
-    "A group is a set of layers that have to lose the same channels; it has the name of the first. "
-    "Groups that stay whole have no plot."
+    "A group is a set of layers that must lose the same channels, named after the first one. Groups "
+    "that keep all channels have no plot."
 )
-# Once for all of them: a large network has dozens.
+# Shown once: a large network has dozens of these plots.
 HOW_TO_READ = (
-    "On the left of each plot every dot is a channel, and channels that separate the same classes "
-    "lie together. Channels of one colour that lines join are a cluster; one of them stays for all, and "
-    "is ringed. Grey ones are like no other. The map has two dimensions instead of many: the stress "
-    "says how far its distances are off, from 0, not at all. On the right each cell is a pair of "
-    "classes, and says how well the channel that is best at it tells them apart (Jeffries-Matusita "
-    "distance: 0 not at all, 2 completely): of all channels, of those kept, and what is lost between "
-    "the two. Together channels separate more than the best of them, and training can win back what is "
-    "lost. Of many classes neighbours share a cell, which shows the pair that is separated least; of "
-    "very many pairs a random part is looked at."
+    "On the left of each plot every dot is a channel; close channels separate the same classes. "
+    "Channels of one colour, joined by lines, are a cluster; the one that is kept for all of them has a "
+    "ring. Grey channels are clusters of one. The map shows many dimensions in two: the stress is the "
+    "error of its distances, 0 if they are exact. On the right each cell is a pair of classes, with "
+    "their distance by the channel that separates them best (Jeffries-Matusita distance: 0 not at all, "
+    "2 completely): for all channels, for those kept, and the loss between the two. Channels together "
+    "separate more than the best of them, and fine-tuning can recover a loss. If there are many "
+    "classes, neighbours share a cell, which shows the pair that is separated least; if there are very "
+    "many pairs, a random sample is compared."
 )
 
 
 def step_page(step: PruningStep, plots: Mapping[str, bytes]) -> str:
-    """The page of a cut as HTML, without anything from elsewhere.
+    """The report page of a cut as self-contained HTML.
 
     Args:
         step: the cut.
@@ -106,16 +106,16 @@ def _lead(step: PruningStep) -> Iterator[str]:
     if step.epoch is None:
         yield (
             "<p><strong>This is a preview.</strong> A copy of the network was cut and measured; the "
-            "network itself is as it was. The figures are what a cut would give before any training.</p>"
+            "network itself is unchanged. The numbers are those of a cut before any training step.</p>"
         )
     else:
         yield (
             f"<p>Captured in the validation of epoch {step.epoch} (counted from 0), cut at the start of "
-            "the next one. The figures are those straight after the cut, before any training step.</p>"
+            "the next one. The numbers are those straight after the cut, before any training step.</p>"
         )
     if step.verdict is not None:
         back = (
-            " The network is again what it was before; the figures are of the cut that was rolled back."
+            " The network is again what it was before; the numbers are of the cut that was rolled back."
         )
         yield f"<p><strong>{escape(verdict_line(step))}.</strong>{back if step.rolled_back else ''}</p>"
     narrower = sum(old != new for old, new in step.layers.values())
@@ -149,7 +149,7 @@ def _notes(step: PruningStep) -> str:
     notes = [
         f"{step.samples:,} validation samples of {step.comparison.classes:,} classes were captured",
         *comparison_notes(step.comparison),
-        "one multiply-add counts as one of the FLOPs",
+        "a multiply-add counts as one FLOP",
     ]
     if step.accuracy_before is not None:
         notes.append("the accuracy is that on the captured samples")
@@ -207,14 +207,14 @@ def _loss(classes: ClassSeparation) -> str:
         return "For every pair of classes the channel that separates it best stays."
     ranges = [str(low) if low == high else f"{low}-{high}" for low, high in classes.ranges]
     return (
-        f"Most is lost between classes {ranges[first]} and {ranges[second]}: their distance falls from "
-        f"{float(classes.before[first, second]):.2f} to {float(classes.after[first, second]):.2f}."
+        f"The largest loss is between classes {ranges[first]} and {ranges[second]}: their distance falls"
+        f" from {float(classes.before[first, second]):.2f} to {float(classes.after[first, second]):.2f}."
     )
 
 
 def _kept(selection: ChannelSelection) -> str:
     indices = ", ".join(map(str, selection.kept.tolist()))
-    return f"<details><summary>Channels that stay</summary><p><code>{indices}</code></p></details>"
+    return f"<details><summary>Kept channels</summary><p><code>{indices}</code></p></details>"
 
 
 def _figure(plot: bytes, title: str, words: str) -> str:

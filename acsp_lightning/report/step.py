@@ -16,7 +16,7 @@ from acsp_lightning.structure.plan import PruningPlan
 
 
 class Outcome(StrEnum):
-    """What became of a cut."""
+    """Outcome of a cut under the accuracy guard."""
 
     RECOVERED = "recovered"
     HALVED = "rolled back, to be cut again at half the depth"
@@ -26,13 +26,13 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the guard found and did.
+    """Verdict of the accuracy guard on a cut.
 
     Attributes:
         monitor: name of the metric.
-        before: its value in the validation that was captured.
-        after: its value after the tuning; None if there was no such validation.
-        outcome: what became of the cut.
+        before: its value in the captured validation.
+        after: its value after fine-tuning; None if there was no such validation.
+        outcome: outcome of the cut.
     """
 
     monitor: str
@@ -46,30 +46,29 @@ OTHER_FORMAT = "Read the report.html beside it, or draw it with the version that
 
 @dataclass(frozen=True, slots=True)
 class PruningStep:
-    """One cut, with its evidence.
+    """The record of one cut.
 
     Attributes:
         epoch: zero-based epoch whose validation was captured; the cut came at the start of the next.
-            None: a preview, for which nothing was cut.
+            None: a preview, which cuts only a copy.
         plan: the kept indices of every layer side that changed.
-        selections: the selection for every group that was looked at, by group name.
-        layers: for every layer whose filters make channels of these groups, the number of output
-            channels before and after.
+        selections: the selection for every group considered, by group name.
+        layers: for every producer in these groups, the number of output channels before and after.
         before: complexity of the network before the cut, of one forward pass on the example inputs.
         after: the same after it.
         accuracy_before: top-1 accuracy on the captured validation batches before the cut, in [0, 1];
             None if forward does not give logits.
         accuracy_after: the same straight after the cut, before any training step.
-        samples: validation samples that were captured.
-        comparison: what the distances between channels rest on.
-        network: damage to the whole network against its FLOPs, where it decided; else None.
-        verdict: what the accuracy guard found; None without a guard, and while it waits.
-        latency: the network before the cut and straight after it, timed in turns in one run, for each
-            batch size that was asked for.
-        averaged: whether the accuracies are those of averaged weights (WeightAveraging), as validation
-            sees them, and not of the weights in training.
+        samples: number of validation samples captured.
+        comparison: what the distances between channels were computed from.
+        network: damage to the whole network against its FLOPs, if it set the widths; else None.
+        verdict: verdict of the accuracy guard; None without a guard, and while it is pending.
+        latency: latencies before the cut and straight after it, timed alternately in one run, for each
+            requested batch size.
+        averaged: whether the accuracies are those of averaged weights (WeightAveraging), which
+            validation uses, and not of the weights in training.
         maps: maps of the channels and the classes that they separate, by group name, of the groups that
-            lost channels; empty where nobody looks at them.
+            lost channels; empty if they could not be computed.
     """
 
     epoch: int | None
@@ -95,18 +94,18 @@ class PruningStep:
 
     @property
     def rolled_back(self) -> bool:
-        """Whether the network was put back as it had been before this cut."""
+        """Whether the network was rolled back to its state before this cut."""
         return self.verdict is not None and self.verdict.outcome in (Outcome.HALVED, Outcome.LEFT)
 
     @property
     def title(self) -> str:
-        """What this is, in a few words."""
+        """Title of the record."""
         if self.epoch is None:
             return "Preview: what a cut would do"
         return f"Cut after epoch {self.epoch}{', again, at half the depth' if self.again else ''}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON with a format mark: tensors become lists, what is not finite None."""
+        """Convert to plain data for JSON, with a format mark: tensors become lists, non-finite None."""
         return to_record(self, json=True)
 
     @classmethod
@@ -114,7 +113,7 @@ class PruningStep:
         """The inverse of :meth:`to_dict`.
 
         Raises:
-            ValueError: if ``data`` is no such record, or one of another version: names the first field
-                that does not fit.
+            ValueError: if ``data`` is not such a record, or one of another version; the message names
+                the first field that does not match.
         """
         return from_record(cls, data, OTHER_FORMAT)
