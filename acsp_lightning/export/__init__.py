@@ -1,4 +1,4 @@
-"""Networks as files for other programs, and the card that describes them."""
+"""Export of networks to other formats, and their model card."""
 
 from acsp_lightning.export.formats import Exported, export_onnx, export_program, export_state_dict
 

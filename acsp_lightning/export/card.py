@@ -1,4 +1,4 @@
-"""The model card: what a network is, what was cut from it, how it does, how to load it. Markdown."""
+"""The model card in Markdown: the network, its cuts, its measurements, and how to load it."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,34 +32,34 @@ def load(model, path, prefix=""):
     return model.eval()
 """
 
-"""Loads a checkpoint or a state dict into the class it came from, for inference; torch alone."""
+"""Loads a checkpoint or a state dict into its original class, for inference; needs only torch."""
 
 PAPER = "[arXiv 2505.13225](https://arxiv.org/abs/2505.13225)"
 
-# Of the callback: no network depends on them, and a folder is nobody else's business.
+# Arguments of the callback that do not affect the network, or are local paths.
 ASIDE = {"read_batch", "report_dir", "report_plots", "latency_batch_sizes"}
 
 UNKNOWN = "not measured"
 
 
 def pruning_steps(checkpoint: Mapping[str, Any]) -> list[PruningStep] | None:
-    """The cuts that a Lightning checkpoint tells of, in the order of their epochs.
+    """The cuts recorded in a Lightning checkpoint, in the order of their epochs.
 
     Args:
-        checkpoint: what ``torch.load`` gave.
+        checkpoint: checkpoint as returned by ``torch.load``.
 
     Returns:
-        The cuts, none if the network was not pruned; None if the file does not tell: a state dict, or a
-        checkpoint of ``save_weights_only=True``.
+        The cuts, empty if the network was not pruned; None if the file has no record: a state dict, or
+        a checkpoint saved with ``save_weights_only=True``.
 
     Raises:
-        ValueError: if another version of the package has written them.
+        ValueError: if they were written by another version of the package.
     """
     if not isinstance(checkpoint.get("callbacks"), Mapping):
         return None
     steps: list[PruningStep] = []
     for state in checkpoint["callbacks"].values():
-        # Another callback may have steps too.
+        # Another callback may have ``steps`` too.
         if isinstance(state, Mapping) and {"steps", "visited", "trial"} <= state.keys():
             check_format(state, "Export it with that version.")
             steps += [decode(PruningStep, step) for step in state["steps"]]
@@ -67,13 +67,13 @@ def pruning_steps(checkpoint: Mapping[str, Any]) -> list[PruningStep] | None:
 
 
 def callback_settings(callback: object) -> dict[str, Any]:
-    """The arguments of a pruning callback that decide what is cut, where they are not the defaults.
+    """The non-default arguments of a pruning callback that affect what is cut.
 
     Args:
         callback: has every argument of its constructor as an attribute of the same name.
 
     Returns:
-        Values by name, those of a nested record under ``outer.inner``.
+        Values by name, those of a nested dataclass under ``outer.inner``.
     """
     found: dict[str, Any] = {}
     for name, parameter in signature(type(callback)).parameters.items():
@@ -101,18 +101,18 @@ def model_card(
     accuracy: float | None = None,
     exported: Sequence[Exported] = (),
 ) -> str:
-    """A model card in Markdown. What is not known is left out, or said to be not known or not measured.
+    """A model card in Markdown. Unknown facts are left out, or marked as not known or not measured.
 
     Args:
-        model: the network as it is now.
-        steps: its cuts, none for one that was not pruned; None: not known.
-        source: name of the file that the network came from.
+        model: the network in its current state.
+        steps: its cuts, empty if it was not pruned; None: not known.
+        source: name of the file that the network was loaded from.
         inputs: example arguments of its forward; the length of the first tensor is the batch size.
-        data: whose validation samples it was looked at with, such as the class of a data module.
-        settings: arguments of the callback that pruned it, where they are not the defaults, by name.
-        complexity: of the network as it is now, on the example inputs of the steps.
+        data: source of the validation samples, such as the class of a data module.
+        settings: non-default arguments of the callback that pruned it, by name.
+        complexity: its current complexity, on the example inputs of the steps.
         accuracy: its top-1 accuracy on all validation samples, in [0, 1].
-        exported: files that were made of it.
+        exported: files that it was exported to.
     """
     standing = [step for step in steps or () if not step.rolled_back]
     sections = (
@@ -307,7 +307,7 @@ def _loading(model: nn.Module, source: str | None, exported: Sequence[Exported])
 
 
 def _parts(model: nn.Module) -> dict[str, nn.Module]:
-    """The children that hold weights; none if the model has weights of its own."""
+    """The children that hold weights; empty if the model has weights of its own."""
     if next(model.parameters(recurse=False), None) is not None:
         return {}
     return {
@@ -340,7 +340,7 @@ def _gain(speedup: float) -> str:
 
 
 def _counts(counts: Sequence[int | None]) -> list[str]:
-    """Each count, and from the second on how many times fewer it is than the first."""
+    """Each count; from the second on, with the ratio to the first."""
     cells: list[str] = []
     for count in counts:
         fewer = "" if not cells or not count or not counts[0] else f" ({counts[0] / count:.2f}x fewer)"

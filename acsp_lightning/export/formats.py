@@ -1,4 +1,4 @@
-"""A network as a file that other programs run; checked against the network before it appears."""
+"""Export of a network to files for other runtimes, each verified against the network."""
 
 import io
 import logging
@@ -35,12 +35,12 @@ __all__ = ["Exported", "export_onnx", "export_program", "export_state_dict"]
 
 TOLERANCE = 1e-4  # of the largest output, or of 1 where that is smaller
 
-# Over many lines they report what the exception says as well.
+# They log at length what the exception says anyway.
 LOGGERS = ("torch.fx.experimental.symbolic_shapes", "torch.onnx._internal.exporter._core")
 
 Run = Callable[[tuple[Any, ...]], list[Tensor]]
 
-"""A function of the arguments of forward that gives the tensors in what forward returns."""
+"""A function of the arguments of forward that returns the output tensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +48,13 @@ class Exported:
     """A file that was written, read back and compared with the network.
 
     Attributes:
-        path: of the file.
+        path: path of the file.
         format: "onnx", "torch.export" or "state_dict".
-        size: of the file, in bytes.
-        batch_sizes: of the batches that file and network were run on; empty for a state dict, whose
-            tensors are compared themselves.
-        difference: largest absolute difference between what the file and the network gave.
-        allowed: the largest difference that passes.
+        size: size of the file, in bytes.
+        batch_sizes: sizes of the batches that file and network were run on; empty for a state dict,
+            whose tensors are compared directly.
+        difference: largest absolute difference between the outputs of the file and of the network.
+        allowed: the largest difference allowed.
     """
 
     path: Path
@@ -70,30 +70,31 @@ def export_onnx(
     inputs: Tensor | Mapping[str, Tensor] | tuple[object, ...],
     path: str | PathLike[str],
 ) -> Exported:
-    """Writes a network as ONNX, for batches of any size.
+    """Export a network to ONNX, for batches of any size.
 
-    A copy of the network on the CPU is exported in eval mode; the network is left as it was. ONNX
-    Runtime runs the file on ``inputs`` and on another number of the same samples. The file stands at
-    ``path`` only if it gave what the network gives.
+    A copy of the network on the CPU is exported in eval mode; the network is left unchanged. ONNX
+    Runtime runs the file on ``inputs`` and on a batch of another size from the same samples. The file
+    is written to ``path`` only if its outputs match the network's.
 
     Args:
-        model: any module that ``torch.export`` can trace, a LightningModule with or without a Trainer.
+        model: any module that ``torch.export`` can trace, including a LightningModule with or without a
+            Trainer.
         inputs: a tensor or a dict of tensors, passed as ``model(inputs)``; or a tuple, passed as
             ``model(*inputs)``. In the dtype of the model, on any device. The length of the first tensor
-            is taken for its batch size; in the file all tensors of this length may have any other.
-            What is no tensor is fixed in the file as it is.
-        path: of the file, in a folder that exists; a file that is there is replaced.
+            is its batch size; in the file it is dynamic for all tensors of this length. Arguments other
+            than tensors become constants.
+        path: path of the file, in an existing folder; an existing file is replaced.
 
     Returns:
-        What was written, and how far its outputs are from the network's.
+        The file, and how far its outputs are from the network's.
 
     Raises:
         ImportError: if onnx, onnxscript or onnxruntime is missing.
         OSError: if the file cannot be written.
         TypeError: if ``inputs`` is none of these.
         ValueError: if no tensor in ``inputs`` has a sample, the network cannot be exported, or the
-            outputs differ by more than 1e-4 of the network's largest (by 1e-4 if that is below 1).
-            What was at ``path`` is still there then.
+            outputs differ by more than 1e-4 of the network's largest (by 1e-4 if that is below 1). An
+            existing file is left unchanged then.
     """
     for package in ("onnx", "onnxscript", "onnxruntime"):
         _onnx_package(package)
@@ -105,15 +106,15 @@ def export_program(
     inputs: Tensor | Mapping[str, Tensor] | tuple[object, ...],
     path: str | PathLike[str],
 ) -> Exported:
-    """Writes a network as a program of ``torch.export``, for batches of any size.
+    """Export a network with ``torch.export``, for batches of any size.
 
-    ``torch.export.load(path).module()`` needs torch alone, and runs on the CPU. The file is compared
+    ``torch.export.load(path).module()`` needs only torch, and runs on the CPU. The file is compared
     with the network as in :func:`export_onnx`.
 
     Args:
         model: as in :func:`export_onnx`.
-        inputs: see there.
-        path: of the file, ending in ``.pt2``, in a folder that exists.
+        inputs: as in :func:`export_onnx`.
+        path: path of the file, ending in ``.pt2``, in an existing folder.
 
     Returns:
         As :func:`export_onnx`.
@@ -130,20 +131,20 @@ def export_program(
 
 
 def export_state_dict(model: nn.Module, path: str | PathLike[str]) -> Exported:
-    """Writes the weights of a network as a plain state dict, which loads with ``weights_only=True``.
+    """Save the weights of a network as a plain state dict, which loads with ``weights_only=True``.
 
-    The file is read back, and every tensor in it compared to the bit.
+    The file is read back, and every tensor in it must be bitwise equal.
 
     Args:
-        model: any module; left as it was.
-        path: of the file, in a folder that exists; a file that is there is replaced.
+        model: any module; left unchanged.
+        path: path of the file, in an existing folder; an existing file is replaced.
 
     Returns:
-        What was written.
+        The file.
 
     Raises:
         OSError: if the file cannot be written.
-        ValueError: if the state of the network holds other things than tensors.
+        ValueError: if the state dict of the network holds anything but tensors.
     """
     target = Path(path)
     state = {name: _on_cpu(value) for name, value in model.state_dict().items()}
@@ -172,7 +173,7 @@ def _export(
     name = type(model).__name__
     arguments = tree_map(_on_cpu, arguments)
     samples = sample_count(arguments)
-    # A batch of one is where exporters fail first.
+    # Exporters fail first on a batch of one.
     sizes = (samples, 1 if samples > 1 else 3)
     with _failing_as(f"{name} cannot be copied to the CPU"):
         network = eager_copy(model).cpu()
@@ -195,18 +196,18 @@ def _export(
 
 
 def _program(network: nn.Module, arguments: tuple[Any, ...]) -> ExportedProgram:
-    """``network`` traced on zeros: the arguments will be in the file, and users' data should not be."""
+    """``network`` traced on zeros, since the example arguments are stored in the file."""
     samples = sample_count(arguments)
     named = signature(network.forward).bind(*arguments).arguments
     batch_dim = torch.export.Dim("batch")
     shapes = tree_map(lambda leaf: {0: batch_dim} if is_batched(leaf, samples) else None, named)
-    # Of two: torch.export takes a batch of one for a constant.
+    # A batch of two: torch.export treats a batch of one as a constant.
     zeros = tree_map(
         lambda leaf: torch.zeros_like(leaf) if isinstance(leaf, Tensor) else leaf,
         of_batch_size(arguments, 2),
     )
     said = io.StringIO()
-    with redirect_stderr(said):  # if it fails, torch prints the graph as far as it has come
+    with redirect_stderr(said):  # on failure, torch prints the graph traced so far
         program = torch.export.export(network, zeros, dynamic_shapes=shapes, strict=False)
     sys.stderr.write(said.getvalue())
     return program
@@ -216,7 +217,7 @@ def _write_onnx(program: ExportedProgram, path: Path) -> None:
     leaves = tree_leaves(program.example_inputs)
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     first = next(place for place, tensor in enumerate(tensors) if tensor.ndim)
-    # Nothing but a name: all axes of this size have the same one.
+    # Only a name: all axes of this size share it.
     names = [{0: "batch"} if place == first else None for place in range(len(tensors))]
     torch.onnx.export(
         program, (), path, dynamo=True, verbose=False, external_data=False, dynamic_shapes=names
@@ -226,7 +227,7 @@ def _write_onnx(program: ExportedProgram, path: Path) -> None:
 def _read_onnx(path: Path) -> Run:
     onnxruntime = _onnx_package("onnxruntime")
     options = onnxruntime.SessionOptions()
-    # Left to itself it takes a thread for every core, and complains where it may not use them all.
+    # By default it starts a thread for every core, and warns if it may not use them all.
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [entry.name for entry in session.get_inputs()]
@@ -249,7 +250,7 @@ def _tensors(network: nn.Module, arguments: tuple[Any, ...]) -> list[Tensor]:
 
 
 def _compare(name: str, form: str, found: list[Tensor], expected: list[Tensor]) -> tuple[float, float]:
-    """The largest absolute difference and the largest that is allowed; ``ValueError`` if it is more."""
+    """The largest absolute difference and the largest allowed; ``ValueError`` if it is exceeded."""
     shapes, wanted = ([tuple(tensor.shape) for tensor in tensors] for tensors in (found, expected))
     if shapes != wanted:
         raise ValueError(
@@ -259,7 +260,7 @@ def _compare(name: str, form: str, found: list[Tensor], expected: list[Tensor]) 
     pairs = [(f.double(), e.double()) for f, e in zip(found, expected, strict=True) if e.numel()]
     difference = max((_largest(f - e) for f, e in pairs), default=0.0)
     allowed = TOLERANCE * max([1.0, *(_largest(e) for _, e in pairs)])
-    if not difference <= allowed:  # nor if it is not a number
+    if not difference <= allowed:  # also raised for NaN
         raise ValueError(
             f"The outputs of the {form} file differ from those of {name} by up to {difference:.3g}; "
             f"{allowed:.3g} is allowed. No file was kept. Does forward draw random numbers in eval "
@@ -288,7 +289,7 @@ def _onnx_package(name: str) -> Any:
 
 @contextmanager
 def _failing_as(what: str) -> Iterator[None]:
-    """Turn errors of the body into a ``ValueError`` that begins with ``what``; not those of the disk."""
+    """Turn errors of the body, except ``OSError``, into a ``ValueError`` that begins with ``what``."""
     try:
         yield
     except OSError:

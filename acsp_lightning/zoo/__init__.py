@@ -1,6 +1,6 @@
-"""Reference networks, the classifier that trains them, and the data that recipes name.
+"""Reference networks, the classifier that trains them, and the data of the recipes.
 
-The networks under the field's names are those for images of 32x32 pixels.
+Networks with published names are their variants for images of 32x32 pixels.
 """
 
 from acsp_lightning.zoo.cifar import CIFARDataModule

@@ -20,21 +20,21 @@ _PADDING = 4
 class CIFARDataModule(pl.LightningDataModule):
     """The 60,000 images of CIFAR-10 or CIFAR-100, 32x32 pixels, three channels.
 
-    Batches are ``(images, labels)``: float32 of shape (B, 3, 32, 32), red, green and blue in [0, 1]
-    less ImageNet's mean and divided by its standard deviation (what the circulating checkpoints of
-    the ResNet family take), and int64 of shape (B,) in [0, num_classes). Of the official training set
-    the share ``val_share`` of every class validates and the rest trains, padded by four black pixels,
-    cropped back at random and mirrored half of the time. The official test set tests, and is what
-    prediction runs over. All images are held in memory, about 180 MB.
+    Batches are ``(images, labels)``: float32 of shape (B, 3, 32, 32), RGB in [0, 1], normalised with
+    ImageNet's mean and standard deviation (as public checkpoints of the ResNet family expect), and
+    int64 of shape (B,) in [0, num_classes). A share ``val_share`` of every class of the official
+    training set is used for validation, the rest for training, with four black pixels of padding, a
+    random crop and a random horizontal flip. The official test set is used for testing and prediction.
+    All images are held in memory, about 180 MB.
 
     Args:
         root: folder that holds, or will hold, the folder ``cifar-10-batches-py`` or
             ``cifar-100-python``.
-        num_classes: 10 or 100: which of the two.
+        num_classes: 10 for CIFAR-10, 100 for CIFAR-100.
         batch_size: images per batch, at least 1.
-        val_share: share of the training set that validates, in (0, 1).
-        download: fetch what is missing in ``root`` before training.
-        seed: decides which images validate and nothing else; equal seeds give equal parts.
+        val_share: share of the training set for validation, in (0, 1).
+        download: download missing files to ``root`` before training.
+        seed: seed of the validation split, and of nothing else.
 
     Raises:
         ValueError: if ``num_classes`` is neither 10 nor 100.
@@ -62,16 +62,16 @@ class CIFARDataModule(pl.LightningDataModule):
         self.seed = seed
 
     def prepare_data(self) -> None:
-        """Fetches the data set, if that is wanted and it is not there.
+        """Download the data set, if ``download`` is set and it is missing.
 
         Raises:
-            ConnectionError: if it cannot be fetched.
+            ConnectionError: if it cannot be downloaded.
         """
         if not self.download:
             return
         try:
             self._source(self.root, download=True)
-        # RuntimeError: what was fetched is not the archive, by its checksum.
+        # RuntimeError: the checksum of the archive does not match.
         except (OSError, RuntimeError) as error:
             raise ConnectionError(
                 f"CIFAR-{self.num_classes} could not be downloaded to {self.root.absolute()}: {error}. "
@@ -79,19 +79,19 @@ class CIFARDataModule(pl.LightningDataModule):
             ) from error
 
     def setup(self, stage: str) -> None:
-        """Reads all images into memory, once.
+        """Load all images into memory, once.
 
         Raises:
-            FileNotFoundError: if the data set is not there, or a file of it is missing or damaged.
+            FileNotFoundError: if the data set, or a file of it, is missing or damaged.
         """
         _ = self._parts
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """The training part, augmented, in a new order every epoch."""
+        """The training images, augmented, in a new order every epoch."""
         return batches_of(self._parts["train"], self.batch_size, shuffle=True)
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """The validation part, in fixed order."""
+        """The validation images, in fixed order."""
         return batches_of(self._parts["val"], self.batch_size)
 
     def test_dataloader(self) -> DataLoader[Batch]:

@@ -1,4 +1,4 @@
-"""The Lightning module that trains and tests any image classifier."""
+"""The LightningModule that trains and tests any image classifier."""
 
 from pathlib import Path
 
@@ -21,13 +21,13 @@ Batch = tuple[Tensor, Tensor]
 class ImageClassifier(pl.LightningModule):
     """Trains a network with cross-entropy on batches of ``(images, labels)``.
 
-    Images are what ``network`` takes, labels int64 of shape (B,) in [0, num_classes). Logged are
-    ``train_loss`` at every step, and over the whole epoch ``val_loss``, ``val_acc``, ``test_loss``
-    and ``test_acc``; accuracies are the share of images classified rightly, in [0, 1].
+    Images are what ``network`` takes, labels int64 of shape (B,) in [0, num_classes). Logs
+    ``train_loss`` at every step and, over the whole epoch, ``val_loss``, ``val_acc``, ``test_loss`` and
+    ``test_acc``; accuracies are top-1, in [0, 1].
 
     With a ``teacher`` the training loss is ``(1 - w) cross-entropy + w T^2 KL(teacher || network)``,
-    both outputs softened by the temperature T. The teacher is no part of the module: it is neither
-    trained nor pruned nor saved, and it stays in eval mode.
+    both outputs softened by the temperature T. The teacher is not a submodule: it is neither trained
+    nor pruned nor saved, and stays in eval mode.
 
     Args:
         network: maps images to logits of shape (B, num_classes).
@@ -36,11 +36,11 @@ class ImageClassifier(pl.LightningModule):
             momentum 0.9 and weight decay 5e-4.
         lr_scheduler: builds the scheduler, stepped once per epoch, from the optimizer; None keeps
             the learning rate. `lightning.pytorch.cli.ReduceLROnPlateau` names its own monitor.
-        weights: file of a state dict or checkpoint that ``network`` starts from; None leaves it as it
-            is. See :func:`acsp_lightning.zoo.weights.load_weights`.
-        teacher: maps images to logits of shape (B, num_classes); None: no teacher. An uncut network
-            that was trained.
-        teacher_weights: file of a state dict or checkpoint for the teacher; None leaves it as it is.
+        weights: file of a state dict or checkpoint to load into ``network``; None: keep its weights.
+            See :func:`acsp_lightning.zoo.weights.load_weights`.
+        teacher: trained, uncut network that maps images to logits of shape (B, num_classes); None: no
+            teacher.
+        teacher_weights: file of a state dict or checkpoint for the teacher; None: keep its weights.
         teacher_weight: w, in [0, 1].
         temperature: T, above 0.
 
@@ -83,13 +83,13 @@ class ImageClassifier(pl.LightningModule):
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
 
     def setup(self, stage: str) -> None:
-        """Checks that data and network have as many classes, and takes an example input from the data.
+        """Check that data and network have the same number of classes, and set an example input.
 
-        A data module with an ``image_shape`` (channels, height, width) gives the module an
-        ``example_input_array`` of one image, from which Lightning's table of layers counts the FLOPs.
+        With a data module that has an ``image_shape`` (channels, height, width),
+        ``example_input_array`` becomes one image, on which Lightning's model summary counts the FLOPs.
 
         Raises:
-            ValueError: if the data module has a ``num_classes`` and it is another number.
+            ValueError: if the data module has another ``num_classes``.
         """
         data = getattr(self.trainer, "datamodule", None)
         shape = getattr(data, "image_shape", None)
@@ -119,15 +119,15 @@ class ImageClassifier(pl.LightningModule):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Adds the batch to ``val_loss`` and ``val_acc``."""
+        """Add the batch to ``val_loss`` and ``val_acc``."""
         self._evaluate("val", self.val_accuracy, batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Adds the batch to ``test_loss`` and ``test_acc``."""
+        """Add the batch to ``test_loss`` and ``test_acc``."""
         self._evaluate("test", self.test_accuracy, batch)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Most likely class of every image, int64, shape (B,); the labels are not looked at."""
+        """Most likely class of every image, int64, shape (B,); the labels are ignored."""
         images, _ = batch
         logits: Tensor = self(images)
         return logits.argmax(dim=1)

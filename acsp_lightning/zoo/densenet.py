@@ -9,11 +9,11 @@ __all__ = ["DenseNet", "densenet40"]
 
 
 class DenseNet(nn.Module):
-    """Dense blocks of 3x3 convolutions that read all maps before them; then one linear layer.
+    """Dense blocks of 3x3 convolutions that take all previous feature maps; then one linear layer.
 
-    Every layer is BatchNorm, ReLU and a convolution without bias that adds ``growth`` channels to
-    those it read. Between two blocks a 1x1 convolution as wide as its input and 2x2 average pooling
-    halve the image. Layers are named by their place, counted from one: ``block2.layer7.conv``.
+    Every layer is BatchNorm, ReLU and a convolution without bias that adds ``growth`` channels to its
+    input. Between two blocks a 1x1 convolution as wide as its input and 2x2 average pooling halve the
+    image. Layers are numbered from one: ``block2.layer7.conv``.
 
     Args:
         layers: number of layers of every block, each at least 1.

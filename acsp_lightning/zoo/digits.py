@@ -18,14 +18,14 @@ _HELD_OUT = 360
 class DigitsDataModule(pl.LightningDataModule):
     """The 1797 bundled digits in ten classes, 8x8 pixels, one channel.
 
-    Batches are ``(images, labels)``: float32 of shape (B, 1, 8, 8) in [0, 1], and int64 of shape
-    (B,) in [0, 10). 1077 images train, 360 validate and 360 test; every class has its share in
-    each part. Prediction runs over the test part.
+    Batches are ``(images, labels)``: float32 of shape (B, 1, 8, 8) in [0, 1], and int64 of shape (B,)
+    in [0, 10). There are 1077 images for training, 360 for validation and 360 for testing, stratified
+    by class. Prediction uses the test images.
 
     Args:
         batch_size: images per batch, at least 1.
-        num_workers: loader processes. 0 is fastest: all images are in memory.
-        seed: decides the split and nothing else; equal seeds give equal parts.
+        num_workers: worker processes. 0 is fastest: all images are in memory.
+        seed: seed of the split, and of nothing else.
     """
 
     num_classes = 10
@@ -53,19 +53,19 @@ class DigitsDataModule(pl.LightningDataModule):
         return {name: Subset(digits, indices) for name, indices in parts.items()}
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """The training part, in a new order every epoch."""
+        """The training images, in a new order every epoch."""
         return self._loader("train", shuffle=True)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """The validation part, in fixed order."""
+        """The validation images, in fixed order."""
         return self._loader("val")
 
     def test_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """The test part, in fixed order."""
+        """The test images, in fixed order."""
         return self._loader("test")
 
     def predict_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """The test part, in fixed order."""
+        """The test images, in fixed order."""
         return self._loader("test")
 
     def _loader(self, part: str, shuffle: bool = False) -> DataLoader[tuple[Tensor, ...]]:

@@ -1,4 +1,4 @@
-"""A trained network that another one learns from."""
+"""Knowledge distillation from a trained network."""
 
 import torch
 from torch import Tensor, nn
@@ -8,15 +8,15 @@ __all__ = ["Teacher"]
 
 
 class Teacher:
-    """Hides a network from the module that holds it, and makes a loss of its outputs.
+    """A frozen network, and a distillation loss from its outputs.
 
-    Not a module itself, so that a module can hold it without training, pruning, saving or counting
-    it. It follows the images to their device.
+    Not an ``nn.Module``, so that a module can hold it without training, pruning, saving or counting it.
+    It is moved to the device of the images.
 
     Args:
-        network: maps images to logits; frozen and put in eval mode here, for good.
+        network: maps images to logits; frozen and set to eval mode.
         weight: share w of the distillation in the loss, in [0, 1].
-        temperature: T, above 0; the higher, the more the classes beside the likeliest count.
+        temperature: T, above 0; the higher, the more the less likely classes count.
 
     Raises:
         ValueError: if a number is out of its range.
@@ -40,9 +40,9 @@ class Teacher:
         The factor T^2 keeps the gradients of both parts comparable when T changes.
 
         Args:
-            loss: of the student, a scalar.
-            logits: of the student, shape (B, C).
-            images: what the logits were computed from.
+            loss: loss of the student, a scalar.
+            logits: logits of the student, shape (B, C).
+            images: images that the logits were computed from.
         """
         self.network.to(images.device)
         with torch.no_grad():

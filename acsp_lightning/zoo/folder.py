@@ -1,4 +1,4 @@
-"""Any images that lie in one folder per class."""
+"""Images in one folder per class."""
 
 import os
 import random
@@ -32,40 +32,40 @@ Split = Literal["train", "val", "test"]
 
 
 class ImageFolderDataModule(pl.LightningDataModule):
-    """Images in ``root/train/CLASS/NAME.png``, and folders like ``train`` for the other parts.
+    """Images in ``root/train/CLASS/NAME.png``, and in folders like ``train`` for the other splits.
 
-    Batches are ``(images, labels)``: float32 of shape (B, 3, size, size), red, green and blue in
-    [0, 1] less ``mean`` and divided by ``std``, and int64 of shape (B,): the rank of the class's
-    folder in alphabetical order. Folders, classes and images are checked before training starts.
+    Batches are ``(images, labels)``: float32 of shape (B, 3, size, size), RGB in [0, 1], normalised
+    with ``mean`` and ``std``, and int64 of shape (B,): the index of the class's folder in alphabetical
+    order. Folders, classes and images are checked before training starts.
 
-    With ``augmentation="resized_crop"``, as is usual for ImageNet, training images are cropped at
-    random in place and size, resized, and mirrored half of the time; the others are resized to
-    8/7 ``size`` and cropped in the middle. Images are decoded when they are needed.
+    With ``augmentation="resized_crop"``, as usual for ImageNet, training images get a random resized
+    crop and a random horizontal flip; the others are resized to 8/7 ``size`` and center-cropped. Images
+    are decoded on access.
 
-    With ``augmentation="padded_crop"``, as is usual for CIFAR, all images are ``size`` x ``size``
-    already and are held in memory; training images are padded by an eighth of the size with
-    black, cropped back at random, and mirrored half of the time.
+    With ``augmentation="padded_crop"``, as usual for CIFAR, all images must be ``size`` x ``size`` and
+    are held in memory; training images get black padding of an eighth of the size, a random crop and a
+    random horizontal flip.
 
     Args:
-        root: folder that holds the folders of the parts.
+        root: folder that holds the folders of the splits.
         train: folder of the training images.
-        val: folder of the validation images; None splits the share ``val_share`` of every class off
-            the training images.
-        test: folder of the test images, which prediction runs over too; None: the validation
+        val: folder of the validation images; None: a share ``val_share`` of every class of the training
             images.
-        size: side of the square that the network sees, in pixels, at least 1.
+        test: folder of the test images, also used for prediction; None: the validation images.
+        size: height and width of the network's input, in pixels, at least 1.
         augmentation: "resized_crop" or "padded_crop".
         batch_size: images per batch, at least 1.
-        val_share: with ``val=None``, the share that validates, in (0, 1).
-        num_workers: processes that decode, at least 0; unused where images are in memory.
-        check_images: so many images of every part, drawn at random, are decoded before training;
-            None: all. One that does not decode later stops the training with its name.
-        mean: of every channel.
+        val_share: with ``val=None``, the share for validation, in (0, 1).
+        num_workers: worker processes that decode, at least 0; unused if images are in memory.
+        check_images: number of images of every split, drawn at random, that are decoded before training
+            as a check; None: all. An image that does not decode later stops the training; the error
+            names it.
+        mean: mean of every channel.
         std: standard deviation of every channel.
-        seed: decides the split and which images are checked, and nothing else.
+        seed: seed of the split and of the check, and of nothing else.
 
     Raises:
-        ValueError: if ``augmentation`` is none of the two.
+        ValueError: if ``augmentation`` is neither of the two.
     """
 
     def __init__(
@@ -103,18 +103,18 @@ class ImageFolderDataModule(pl.LightningDataModule):
         self.seed = seed
 
     def setup(self, stage: str) -> None:
-        """Finds all images and checks them, once.
+        """Find all images and check them, once.
 
         Raises:
             FileNotFoundError: if a folder is missing, or a class has no image.
-            ValueError: if parts have different classes, or an image does not decode or, for
+            ValueError: if splits have different classes, or an image does not decode or, for
                 "padded_crop", has another size.
         """
         _ = self._datasets
 
     @property
     def num_classes(self) -> int:
-        """How many class folders there are."""
+        """Number of class folders."""
         return len(self._found["train"].classes)
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -204,7 +204,7 @@ class ImageFolderDataModule(pl.LightningDataModule):
 
 
 class _FolderImages(Dataset[Any]):
-    """Decodes an image when it is asked for."""
+    """Decodes images on access."""
 
     def __init__(self, samples: Sequence[Sample], transform: Callable[[Image.Image], Tensor]) -> None:
         self.samples = samples
@@ -219,15 +219,15 @@ class _FolderImages(Dataset[Any]):
 
 
 def decode(path: str) -> Image.Image:
-    """The image in a file, as RGB.
+    """Read an image from a file, as RGB.
 
     Raises:
-        ValueError: if the file does not hold a whole image; the file is named.
+        ValueError: if the file does not hold a whole image; the message names the file.
     """
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
-    except Exception as error:  # decoders raise what they like
+    except Exception as error:  # decoders raise exceptions of any type
         raise ValueError(
             f"{path} does not decode as an image: {error}. Restore or remove the file."
         ) from error

@@ -1,4 +1,4 @@
-"""Small images that are held in memory, and augmented a whole batch at a time."""
+"""Small images that are held in memory and augmented a batch at a time."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,25 +12,25 @@ __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "ImagesInMemory", "batches_of", "spl
 
 Batch = tuple[Tensor, Tensor]
 
-# Of red, green and blue, in [0, 1], over ImageNet's training set: what torchvision's weights and the
-# circulating CIFAR checkpoints of the ResNet family were trained with.
+# Of RGB in [0, 1], over ImageNet's training set: torchvision's weights and public CIFAR checkpoints of
+# the ResNet family were trained with them.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class ImagesInMemory(Dataset[Batch]):
-    """Images of one size, given out normalised, and shifted and mirrored at random if wanted.
+    """Images of one size, normalised on access, with an optional random crop and flip.
 
-    An index gives one image, a list of indices a batch, which :func:`batches_of` makes use of: one
-    gather crops and mirrors the whole batch. Random numbers come from torch's global generator.
+    An index returns one image, a list of indices a batch, which :func:`batches_of` uses: one gather
+    crops and flips the whole batch. Random numbers come from torch's global generator.
 
     Args:
         images: uint8, shape (N, channels, H, W).
         labels: int64, shape (N,).
-        mean: of every channel, of images scaled to [0, 1]; subtracted.
-        std: standard deviation of every channel, likewise; divided by.
-        padding: images are padded by so many black pixels on each side, cropped back to H x W at a
-            random place, and mirrored with probability 1/2, each by its own draw. None: they stay.
+        mean: mean of every channel, for images scaled to [0, 1].
+        std: standard deviation of every channel, likewise.
+        padding: number of black pixels added on each side before a random crop to H x W and a
+            horizontal flip with probability 1/2, drawn for each image. None: no augmentation.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class ImagesInMemory(Dataset[Batch]):
 
 
 def _shift_and_mirror(images: Tensor, padding: int) -> Tensor:
-    """Each image of a batch (B, channels, H, W) at its own random place, mirrored or not."""
+    """Crop and flip each image of a batch (B, channels, H, W) at random."""
     count, _, height, width = images.shape
     top, left = torch.randint(0, 2 * padding + 1, (2, count, 1))
     mirrored = torch.rand(count, 1) < 0.5
@@ -80,7 +80,7 @@ def batches_of(images: ImagesInMemory, batch_size: int, shuffle: bool = False) -
     """A loader over ``images``; no worker processes, since nothing is read or decoded.
 
     Args:
-        images: what to load.
+        images: images to load.
         batch_size: images per batch, at least 1; the last batch may be smaller.
         shuffle: a new order every epoch.
     """
@@ -92,16 +92,16 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def split_off(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Splits images at random in two parts, the same share of every class.
+    """Split images at random into two parts, stratified by class.
 
     Args:
         labels: int64, shape (N,).
-        share: of every class that goes into the second part, in (0, 1), rounded to whole images, but
-            at least one in either part.
-        seed: decides the split and nothing else.
+        share: share of every class in the second part, in (0, 1), rounded to whole images, but at least
+            one in either part.
+        seed: seed of the split, and of nothing else.
 
     Returns:
-        Indices of the first and of the second part, int64, each in rising order.
+        Indices of the first and of the second part, int64, each ascending.
 
     Raises:
         ValueError: if the share is not in (0, 1), or a class has a single image.

@@ -4,7 +4,7 @@ from torchvision.models import MobileNetV2
 
 __all__ = ["mobilenet_v2"]
 
-# Expansion, output channels, blocks and stride of every stage, as published, but for the second
+# Expansion, output channels, blocks and stride of every stage, as published, except for the second
 # stage, whose stride is 2 for images of 224 pixels.
 _STAGES = [
     [1, 16, 1, 1],

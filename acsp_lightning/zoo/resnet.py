@@ -1,4 +1,4 @@
-"""The residual networks for 32x32 images of He et al., with shortcuts that have no weights."""
+"""The residual networks of He et al. for 32x32 images, with parameter-free shortcuts."""
 
 from collections.abc import Sequence
 
@@ -11,10 +11,10 @@ __all__ = ["ResNet", "resnet20", "resnet32", "resnet44", "resnet56"]
 class ResNet(nn.Module):
     """Stages of residual blocks of two 3x3 convolutions; then one linear layer.
 
-    The first stage keeps the image's size, every further one halves it. Where a stage changes
-    size and width, the shortcut takes every second pixel and fills the new channels with zeros,
-    half before and half after the old ones (option A of the paper). Parameters are named as in the
-    checkpoints that circulate for CIFAR: ``conv1``, ``layer1.0.conv1``, ``linear``.
+    The first stage keeps the image's size, every further one halves it. Where a stage changes size and
+    width, the shortcut takes every second pixel and zero-pads the channels, half before and half after
+    the old ones (option A of the paper). Parameters are named as in public CIFAR checkpoints:
+    ``conv1``, ``layer1.0.conv1``, ``linear``.
 
     Args:
         blocks: number of blocks of every stage, each at least 1.
@@ -24,8 +24,8 @@ class ResNet(nn.Module):
         in_channels: channels of the image, at least 1.
 
     Raises:
-        ValueError: if ``blocks`` and ``widths`` are empty, differ in length, hold a number below 1,
-            or ``widths`` falls.
+        ValueError: if ``blocks`` and ``widths`` are empty, differ in length, hold a number below 1, or
+            ``widths`` decrease.
 
     References:
         K. He, X. Zhang, S. Ren, J. Sun, "Deep Residual Learning for Image Recognition", 2016,

@@ -1,4 +1,4 @@
-"""Learning rates for training that starts anew with every cut."""
+"""Learning rates for training that restarts with every cut."""
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -8,21 +8,21 @@ __all__ = ["RestartingStepLR"]
 
 
 class RestartingStepLR(LRScheduler):
-    """Falls once in every period, and is back at the start of the next.
+    """Decays once in every period, and restarts with the next.
 
-    With the epoch e counted from 0 and ``e >= start``, the learning rate is the optimizer's own in
-    the first ``step_size`` epochs of every period, and ``gamma`` times that in the rest of it. Before
-    ``start`` it is ``before`` times the optimizer's own. With a layer cut at the start of each
-    period, this is how each layer is tuned in the layer-by-layer recipes.
+    With the epoch e counted from 0 and ``e >= start``, the learning rate is the optimizer's initial one
+    in the first ``step_size`` epochs of every period, and ``gamma`` times that in the rest of it.
+    Before ``start`` it is ``before`` times the initial one. The layer-by-layer recipes cut a layer at
+    the start of each period and fine-tune with this schedule.
 
     Args:
-        optimizer: whose learning rates are set.
-        period: epochs, at least 2.
-        step_size: epochs before the fall, in [1, period).
-        gamma: factor after the fall, at least 0.
+        optimizer: wrapped optimizer.
+        period: length of a period in epochs, at least 2.
+        step_size: epochs before the decay, in [1, period).
+        gamma: factor after the decay, at least 0.
         start: first epoch of the first period, at least 0.
-        before: factor in the epochs before ``start``, at least 0; 0 leaves the weights as they are.
-        last_epoch: epochs that lie behind; -1 at the beginning.
+        before: factor in the epochs before ``start``, at least 0; 0 leaves the weights unchanged.
+        last_epoch: index of the last epoch; -1 at the beginning.
 
     Raises:
         ValueError: if a number is out of its range.
@@ -55,7 +55,7 @@ class RestartingStepLR(LRScheduler):
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[float | Tensor]:
-        """The learning rate of every parameter group in the epoch that begins."""
+        """The learning rate of every parameter group in the current epoch."""
         factor = self._factor(self.last_epoch)
         return [rate * factor for rate in self.base_lrs]
 

@@ -12,8 +12,8 @@ class VGG(nn.Module):
     """Stages of 3x3 convolutions, each stage halving the image; then one linear layer.
 
     Every convolution is followed by BatchNorm and ReLU, every stage by a 2x2 max-pool, and the last
-    stage by global average pooling. Convolutions have no bias, since BatchNorm subtracts it again.
-    Layers are named by their place, counted from one: ``features.stage2.conv1``.
+    stage by global average pooling. Convolutions have no bias, since BatchNorm cancels it. Layers are
+    numbered from one: ``features.stage2.conv1``.
 
     Args:
         stages: output channels of every convolution, stage by stage; each at least 1.

@@ -1,4 +1,4 @@
-"""Weights of a trained network, from a file."""
+"""Loading the weights of a trained network from a file."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,25 +9,25 @@ from torch import Tensor, nn
 
 __all__ = ["load_weights"]
 
-# What DataParallel and ImageClassifier put before the names of the network's own parameters.
+# Prefixes that DataParallel and ImageClassifier add to the names of the network's parameters.
 _PREFIXES = ("module.", "network.")
 
 
 def load_weights(network: nn.Module, path: str | Path) -> None:
-    """Loads every parameter and buffer of ``network`` from a file; all of them or none.
+    """Load every parameter and buffer of ``network`` from a file; all of them or none.
 
-    The file is a state dict, or a checkpoint that has one under ``state_dict``, as Lightning's; the
-    prefix ``module.`` or ``network.`` before all names is dropped. It is read with
-    ``weights_only=True``, so it cannot run code.
+    The file is a state dict, or a checkpoint that has one under ``state_dict``, such as Lightning's; a
+    prefix ``module.`` or ``network.`` of all names is removed. It is read with ``weights_only=True``,
+    so it cannot run code.
 
     Args:
         network: changed in place; stays on its device.
-        path: of the file.
+        path: path of the file.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file holds something else, or the weights of another network: the first
-            tensor that does not fit is named.
+        ValueError: if the file holds something else, or the weights of another network; the message
+            names the first tensor that does not match.
     """
     state = _own_names(_read(Path(path)))
     own = network.state_dict()
