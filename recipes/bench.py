@@ -1,4 +1,4 @@
-r"""Is it better than what I would have done? Two tables and a plot for one network and data set.
+r"""Pruning methods compared on one network and data set: two tables and a plot.
 
     python recipes/bench.py choice --network acsp_lightning.zoo.resnet56 --weights FILE \
         --data DIR --out OUT
@@ -7,14 +7,14 @@ r"""Is it better than what I would have done? Two tables and a plot for one netw
     python recipes/bench.py ablation  ...the same...
     python recipes/bench.py report --out OUT
 
-DIR holds train/CLASS/*.png and test/CLASS/*.png, all 32 x 32. "choice" cuts the same number of
-channels in every layer by different criteria, and recovers alike. "whole" runs every method as its
-users do, at equal FLOPs. "ablation" takes single parts of the default away. Test images are never
-used for choosing. Every run adds a row to OUT/runs.csv; what is there already is not run again. "report"
-prints means and standard deviations and draws OUT/bench.png.
+DIR holds train/CLASS/*.png and test/CLASS/*.png, all 32 x 32. "choice" cuts every layer to the same
+width by different criteria, with the same recovery. "whole" runs every method as its users do, at equal
+FLOPs. "ablation" removes single parts of the default. Test images are never used for selection. Every
+run appends a row to OUT/runs.csv; rows that exist are not run again. "report" prints means and standard
+deviations and draws OUT/bench.png.
 
-The seconds are those of the cut as this package makes it: all methods but group norm capture the
-images and note what the consumers give, also those that look at neither.
+The seconds are those of the cut in this package: all methods but group norm capture the images and
+record the outputs of the consumers, even those that use neither.
 """
 
 import argparse
@@ -45,7 +45,7 @@ from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.verification import prunable_groups
 from acsp_lightning.zoo import ImageClassifier, ImageFolderDataModule
 
-# What tells rows apart, and what was found.
+# What identifies a row, and its results.
 SETTING = ["table", "network", "tuning", "precision", "captured", "target", "method"]
 COLUMNS = [
     *SETTING,
@@ -68,10 +68,10 @@ Cells = dict[tuple[str, ...], list[dict[str, str]]]
 
 @dataclass(frozen=True)
 class Method:
-    """How channels are selected, what the consumers do, and what says how many stay.
+    """How channels are selected, how the consumers recover, and what sets the widths.
 
-    The volume is that of ``SelectionConfig.flops``, or the same share of every layer, at equal FLOPs; or
-    the widths that the default would take for these FLOPs; or what a knee says.
+    ``volume`` is ``SelectionConfig.flops``, or the same share of every layer, at equal FLOPs; or the
+    widths of the default at these FLOPs; or a knee.
     """
 
     selection: SelectionConfig
@@ -110,13 +110,13 @@ ABLATION = {
     "every pixel": Method(replace(DEFAULT, grid=None)),
 }
 TABLES: dict[str, dict[str, Method]] = {"choice": CHOICE, "whole": WHOLE, "ablation": ABLATION}
-# Rows of the second table that are no method of this package.
+# Rows of the second table that are not methods of this package.
 OTHERS = ["group norm", "control"]
 
 
 @dataclass(frozen=True)
 class Bench:
-    """One network, its data with one seed of captured images, and how to tune."""
+    """One network, its data with one seed of captured images, and how to fine-tune."""
 
     network: nn.Module
     data: ImageFolderDataModule
@@ -132,7 +132,7 @@ class Bench:
 
     @property
     def groups(self) -> tuple[ChannelGroup, ...]:
-        """What the default may cut."""
+        """Groups that the default may cut."""
         return prunable_groups(self.network, (self.captured[0][0][:2],)).groups
 
     def accuracy(self, network: nn.Module) -> float:
@@ -146,7 +146,7 @@ class Bench:
         return 100 * right / seen
 
     def tune(self, network: nn.Module, epochs: int, share: float, halved: bool) -> None:
-        """SGD on a random share of the training images in every epoch; halved or on a cosine."""
+        """Fine-tune with SGD on a random share of the images per epoch; halved or cosine schedule."""
         schedule: Callable[[Any], Any] = (
             partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5)
             if halved
@@ -174,7 +174,7 @@ class Bench:
 
 
 def keep_for(groups: Sequence[ChannelGroup], whole: Complexity, target: float) -> float:
-    """The share of every layer's channels that keeps a share of the FLOPs, by bisection."""
+    """The share of every layer's channels that keeps a given share of the FLOPs, by bisection."""
     costs = FlopsModel(groups, whole.by_layer)
     budget = target * whole.flops - (whole.flops - sum(whole.by_layer.values()))
     low, high = 0.0, 1.0
@@ -218,7 +218,7 @@ def decide(
     initial: Complexity | None = None,
     decisions: Mapping[str, WidthDecision] | None = None,
 ) -> tuple[Proposal, Recovery]:
-    """What a cut of ``network`` would be, with the widths of ``decisions`` where they are given."""
+    """Decide on a cut of ``network``, with the widths of ``decisions`` if they are given."""
     example, captured = capture_network(
         network, bench.captured, settings, visited=visited, initial=initial
     )
@@ -229,7 +229,7 @@ def decide(
 def group_norm_steps(bench: Bench, target: float, steps: int) -> Iterator[Cut]:
     """Torch-Pruning's group-norm pruner as its own CIFAR script runs it, in ``steps`` equal parts.
 
-    Global ranking, tiny steps until the FLOPs are reached, the last layer left alone.
+    Global ranking, tiny steps until the FLOPs are reached, the last layer not pruned.
     """
     import torch_pruning as tp
 
@@ -257,7 +257,7 @@ def group_norm_steps(bench: Bench, target: float, steps: int) -> Iterator[Cut]:
 
 
 def run_method(bench: Bench, name: str, target: float) -> dict[str, Any]:
-    """What one row found: a method cut, and tuned if that is wanted."""
+    """Results of one row: a cut by one method, and fine-tuning if requested."""
     options, network = bench.options, copy.deepcopy(bench.network)
     layers = options.layers if options.tuning == "layerwise" else None
     steps = 1 if layers is None else -(-len(bench.groups) // layers)
@@ -287,7 +287,7 @@ def run_method(bench: Bench, name: str, target: float) -> dict[str, Any]:
 
 
 def measured(bench: Bench, network: nn.Module) -> dict[str, Any]:
-    """How much smaller the network is, and how good the uncut one."""
+    """Reduction of FLOPs and parameters, and the accuracy of the uncut network."""
     before, after = (measure_complexity(n.eval(), (bench.example,)) for n in (bench.network, network))
     return {
         "flops": before.flops / after.flops,
@@ -297,7 +297,7 @@ def measured(bench: Bench, network: nn.Module) -> dict[str, Any]:
 
 
 def benches(options: argparse.Namespace) -> Iterator[Bench]:
-    """One for every seed."""
+    """Yield one bench for every seed."""
     module, _, attribute = options.network.rpartition(".")
     for seed in options.seeds:
         pl.seed_everything(seed, verbose=False)
@@ -321,7 +321,7 @@ def benches(options: argparse.Namespace) -> Iterator[Bench]:
 
 
 def known(path: Path) -> list[dict[str, str]]:
-    """The rows that are there already."""
+    """The rows written so far."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
@@ -329,7 +329,7 @@ def known(path: Path) -> list[dict[str, str]]:
 
 
 def methods_of(options: argparse.Namespace) -> list[str]:
-    """The rows that are asked for: by default all of the table, the control where there is tuning."""
+    """The requested rows: by default all of the table, the control only with fine-tuning."""
     rows = list(TABLES[options.table])
     if options.table == "whole":
         rows += OTHERS if options.tuning != "none" else OTHERS[:1]
@@ -337,7 +337,7 @@ def methods_of(options: argparse.Namespace) -> list[str]:
 
 
 def tuning_of(options: argparse.Namespace) -> str:
-    """How the networks are tuned, in words."""
+    """How the networks are fine-tuned, in words."""
     if options.tuning == "none":
         return "none"
     length = options.layers if options.tuning == "layerwise" else options.epochs
@@ -347,7 +347,7 @@ def tuning_of(options: argparse.Namespace) -> str:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Every run that is missing, each adding its row."""
+    """Run what is missing and append a row for each run."""
     path = options.out / "runs.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     for bench in benches(options):
@@ -374,7 +374,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def write_row(path: Path, row: dict[str, Any]) -> None:
-    """Add a row."""
+    """Append a row."""
     fresh = not path.exists()
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
@@ -384,7 +384,7 @@ def write_row(path: Path, row: dict[str, Any]) -> None:
 
 
 def report(options: argparse.Namespace) -> None:
-    """Means and standard deviations over the seeds, and the image."""
+    """Means and standard deviations over the seeds, and the plot."""
     cells: Cells = {}
     for row in known(options.out / "runs.csv"):
         cells.setdefault(tuple(row[column] for column in SETTING), []).append(row)
@@ -404,7 +404,7 @@ def mean_of(rows: Sequence[dict[str, str]], column: str) -> float:
 
 
 def deviation_of(rows: Sequence[dict[str, str]], column: str) -> float:
-    """Standard deviation of a column; 0 of a single row."""
+    """Standard deviation of a column; 0 for a single row."""
     return statistics.stdev(float(row[column]) for row in rows) if len(rows) > 1 else 0.0
 
 
@@ -460,7 +460,7 @@ def draw(cells: Cells, path: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """See the top of this file."""
+    """Run the command line described at the top of this file."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
