@@ -1,24 +1,20 @@
 """The conductor: when to capture, when to cut, what to log. It holds no formula and cuts no weight."""
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.hooks import RemovableHandle
 
-from acsp_lightning.capture.batches import check_labels, count_classes
+from acsp_lightning.capture.batches import check_labels
 from acsp_lightning.capture.hooks import ActivationCapture
 from acsp_lightning.capture.statistics import Captured, merge_activations
 from acsp_lightning.checkpoint import resize_on_load
-from acsp_lightning.measure.accuracy import check_outputs
 from acsp_lightning.measure.complexity import Complexity, measure_complexity
 from acsp_lightning.pipeline import (
-    NO_BATCH,
-    examine,
     groups_due,
     make_cut,
     measure_accuracy,
@@ -27,15 +23,10 @@ from acsp_lightning.pipeline import (
 from acsp_lightning.progress import shown_by
 from acsp_lightning.report import PruningStep
 from acsp_lightning.settings import PruningSettings, check_epochs, with_options
-from acsp_lightning.structure.example import Example, as_arguments
-from acsp_lightning.structure.verification import unseen_layers
+from acsp_lightning.structure.example import as_arguments
 from acsp_lightning.trainer.averaging import (
-    Copies,
-    NetworkCopy,
     averaged_copies,
     ends_averaged,
-    warn_of_lookalikes,
-    without_copies,
 )
 from acsp_lightning.trainer.checks import (
     check_schedule,
@@ -45,9 +36,6 @@ from acsp_lightning.trainer.checks import (
     check_training_batch,
     is_fast_dev_run,
     parameter_shapes,
-    survey_fit,
-    warn_of_classes,
-    warn_of_tracing,
 )
 from acsp_lightning.trainer.cut import FitSite
 from acsp_lightning.trainer.guard import GuardMonitor, check_judged
@@ -63,6 +51,7 @@ from acsp_lightning.trainer.reporting import (
 from acsp_lightning.trainer.resume import fix_loop_progress, verify_before_load
 from acsp_lightning.trainer.snapshot import save_uncut
 from acsp_lightning.trainer.state import CallbackState
+from acsp_lightning.trainer.survey import FitSurvey, survey_fit
 
 
 @with_options
@@ -111,9 +100,7 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
         self._settled: set[int] = set()  # epochs in which no layer was left to capture
         self._tried = False  # the first training batch
         self._initial: Complexity | None = None
-        self._example: Example | None = None
-        self._copies: Iterable[NetworkCopy] = ()
-        self._num_classes = 0
+        self._survey: FitSurvey | None = None  # from the start of a fit to its end
         self._capture: ActivationCapture | None = None
         self._captured: Captured | None = None
         self._load_hooks: list[RemovableHandle] = []
@@ -151,41 +138,17 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
             rank_zero_info("fast_dev_run has no second epoch: nothing will be pruned.")
             return
         run_on_all_ranks(lambda: check_step_schedule(self.epochs, trainer, self._monitor.patience))
-        surveys = run_on_all_ranks(lambda: survey_fit(trainer, self))
-        labels = torch.cat([found for _, found in surveys])
-        self._num_classes = count_classes(labels)
-        # One example for all ranks: a network traced with another one may look different.
-        example = next((example for example, _ in surveys if example is not None), None)
-        if example is None:
-            raise ValueError(NO_BATCH)
-        self._example = example.to(pl_module.device)
-        run_on_all_ranks(lambda: self._examine(trainer, self._held_example))
-        traced = self._example.traced
-        run_on_all_ranks(lambda: check_outputs(pl_module, traced, labels, self.read_outputs))
-        warn_of_classes(labels)
-
-    @property
-    def _held_example(self) -> Example:
-        assert self._example is not None, "on_train_start comes first"
-        return self._example
-
-    def _examine(self, trainer: pl.Trainer, example: Example) -> None:
-        module = trainer.lightning_module
-        found = examine(module, example, self, self._initial)
-        self._initial = self._initial or found.complexity
-        idle = unseen_layers(module, example.traced)
-        self._copies = Copies(trainer, self, idle)
-        warn_of_tracing(found.tracing, without_copies(module, idle, self._copies))
-        warn_of_lookalikes(trainer, self._copies)
+        self._survey = survey_fit(trainer, self, self._initial)
+        self._initial = self._initial or self._survey.complexity
 
     def _site(self, trainer: pl.Trainer, before_cut: Callable[[], None] = lambda: None) -> FitSite:
-        return FitSite(trainer, self, self._copies, before_cut)
+        return FitSite(trainer, self, () if self._survey is None else self._survey.copies, before_cut)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Try the first batch of a fit, if such are to serve BatchNorm after a cut."""
-        if self.batchnorm_batches and not self._tried and self._example is not None:
+        if self.batchnorm_batches and not self._tried and self._survey is not None:
             run_on_all_ranks(lambda: check_training_batch(pl_module, batch, self))
         self._tried = True
 
@@ -193,18 +156,18 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Trace the network as it is now and install the hooks; the last validation of an epoch wins."""
-        if self._example is None or trainer.sanity_checking:
-            return  # the example is there from the start of a fit to its end
+        if self._survey is None or trainer.sanity_checking:
+            return
         self._monitor.before_validation(trainer)
         if trainer.current_epoch in self.epochs:
-            self._start_capture(trainer.current_epoch, pl_module, self._example)
+            self._start_capture(trainer.current_epoch, pl_module, self._survey)
 
-    def _start_capture(self, epoch: int, pl_module: pl.LightningModule, example: Example) -> None:
+    def _start_capture(self, epoch: int, pl_module: pl.LightningModule, survey: FitSurvey) -> None:
         self._stop_capture()
         self._captured = None
 
         def due() -> dict[str, Any]:
-            groups = groups_due(trace(pl_module, example, self).groups, self, self._visited)
+            groups = groups_due(trace(pl_module, survey.example, self).groups, self, self._visited)
             return {group.name: group for group in groups}
 
         groups = check_ranks_agree(due)
@@ -213,7 +176,7 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
             self._settled.add(epoch)
             return
         grid = self.selection.grid
-        self._capture = ActivationCapture(pl_module, groups.values(), grid, self._num_classes)
+        self._capture = ActivationCapture(pl_module, groups.values(), grid, survey.num_classes)
         self._capture.attach()
 
     def on_validation_batch_start(
@@ -253,7 +216,7 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remove the hooks, and keep the statistics of all processes for the cut."""
-        if self._example is None or trainer.sanity_checking:
+        if self._survey is None or trainer.sanity_checking:
             return
         capture = self._capture
         metric = self._monitor.after_validation(trainer, captured=capture is not None)
@@ -273,7 +236,7 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
     ) -> None:
         """Leave no hook behind; what waits for its cut goes into the checkpoints written now."""
         self._stop_capture()
-        self._example = None
+        self._survey = None
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave no hook behind, and hold no data of the user's."""
@@ -283,8 +246,7 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
         self._stop_capture()
         self._captured = None  # or the next fit would cut by it
         self._monitor.forget()
-        self._example = None
-        self._copies = ()
+        self._survey = None
         for handle in self._load_hooks:
             handle.remove()
         self._load_hooks.clear()
@@ -311,9 +273,11 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
                 self._cut(trainer, replace(self._captured, activations=activations))
 
     def _cut(self, trainer: pl.Trainer, captured: Captured) -> None:
+        assert self._survey is not None, "on_train_start comes first"
+        example = self._survey.example
         site = self._site(trainer, lambda: self._monitor.open(site, trainer.current_epoch, captured))
         try:
-            step = make_cut(site, captured, self, self._held_example, self._initial)
+            step = make_cut(site, captured, self, example, self._initial)
         finally:
             if site.is_cut:
                 self._captured = None
@@ -338,12 +302,12 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
         """Sum up the cuts of the run, and say which one is missing."""
         if self._monitor.trial is not None:
             self._judge(trainer, None)
-        if self._example is None:
+        if self._survey is None:
             return
         steps = self.steps[self._earlier :]
         announce_missed(set(self.epochs) - self._settled - {step.epoch for step in steps})
         if steps:
-            final = measure_complexity(pl_module, self._example.counted)
+            final = measure_complexity(pl_module, self._survey.example.counted)
             site = self._site(trainer)
             accuracy = measure_accuracy(site, site.network, self)
             announce_end(steps, final, accuracy, averaged=ends_averaged(trainer))

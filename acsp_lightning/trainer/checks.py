@@ -6,17 +6,11 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
-from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from acsp_lightning.capture.batches import rare_classes
-from acsp_lightning.pipeline import NO_BATCH, survey
 from acsp_lightning.settings import PruningSettings
-from acsp_lightning.structure.example import Example, as_arguments
+from acsp_lightning.structure.example import as_arguments
 from acsp_lightning.structure.forward import evaluation_state, random_state_restored, run_forward
-from acsp_lightning.structure.groups import Tracing
-from acsp_lightning.trainer.loaders import validation_batches
 
 
 def callbacks_of(trainer: pl.Trainer) -> list[pl.Callback]:
@@ -111,8 +105,8 @@ def check_alone(callback: pl.Callback, trainer: pl.Trainer) -> None:
     others = [c for c in callbacks_of(trainer) if isinstance(c, type(callback)) and c is not callback]
     if others:
         raise ValueError(
-            f"A guard is set, and the Trainer has another {type(callback).__name__}: to roll back a cut of "
-            "one would roll back the other's as well. Use one callback, or set guard to None."
+            f"A guard is set, and the Trainer has another {type(callback).__name__}: to roll back a cut "
+            "of one would roll back the other's as well. Use one callback, or set guard to None."
         )
 
 
@@ -135,22 +129,6 @@ def parameter_shapes(module: pl.LightningModule) -> dict[str, tuple[int, ...] | 
     return {n: None if is_lazy(p) else tuple(p.shape) for n, p in module.named_parameters()}
 
 
-def survey_fit(trainer: pl.Trainer, settings: PruningSettings) -> tuple[Example | None, Tensor]:
-    """An example of the first batch to be captured, if this process has any, and all labels."""
-    # Lightning skips a loop of known length 0, and with it the exchange with other processes.
-    if trainer.num_val_batches and sum(trainer.num_val_batches) == 0:
-        raise ValueError(NO_BATCH)
-    batches = validation_batches(trainer, settings.max_batches)
-    return survey(trainer.lightning_module, batches, settings.read_batch)
-
-
-def warn_of_classes(labels: Tensor) -> None:
-    """Name the classes that are too rare to be compared."""
-    rare = rare_classes(labels)
-    if rare is not None:
-        rank_zero_warn(rare)
-
-
 def check_training_batch(module: pl.LightningModule, batch: Any, settings: PruningSettings) -> None:
     """Raise ``ValueError`` if BatchNorm statistics could not be estimated from such batches."""
     try:
@@ -164,15 +142,3 @@ def check_training_batch(module: pl.LightningModule, batch: Any, settings: Pruni
             "one that failed. Pass a read_batch that reads both kinds of batches, or set "
             f"batchnorm_batches to 0. ({type(error).__name__}: {error})"
         ) from error
-
-
-def warn_of_tracing(tracing: Tracing, unseen: Sequence[str]) -> None:
-    """Name the layers that are left whole, and those that forward never calls."""
-    if tracing.left_whole:
-        reasons = "; ".join(f"{name!r}: {why}" for name, why in tracing.left_whole.items())
-        rank_zero_warn(f"Some layers are left whole. {reasons}.")
-    if unseen:
-        rank_zero_warn(
-            f"forward calls {', '.join(map(repr, unseen))} neither in eval nor in train mode. If "
-            "training_step hands them channels of the network, exclude the layers that make these."
-        )

@@ -33,7 +33,7 @@ from acsp_lightning.trainer.snapshot import Snapshot, restore_snapshot, take_sna
 
 
 def rebuild_ddp(trainer: pl.Trainer) -> None:
-    """Build the DistributedDataParallel wrapper again: the old one expects the shapes of its first day."""
+    """Build the DistributedDataParallel wrapper again, which expects the shapes of its first day."""
     strategy = trainer.strategy
     if isinstance(strategy, DDPStrategy):
         strategy.model = trainer.lightning_module

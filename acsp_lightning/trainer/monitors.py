@@ -15,9 +15,9 @@ def reset_monitors(trainer: pl.Trainer) -> None:
     """Let nothing compare a smaller network with the larger one it was.
 
     EarlyStopping and ReduceLROnPlateau forget their best value and start counting again;
-    ModelCheckpoint ranks from scratch, and the files it wrote before stay where they are. The values that
-    they watch are unknown until they are logged again; till then the Trainer would offer those of the
-    larger network.
+    ModelCheckpoint ranks from scratch, and the files it wrote before stay where they are. The values
+    that they watch are unknown until they are logged again; till then the Trainer would offer those of
+    the larger network.
     """
     for callback in callbacks_of(trainer):
         if isinstance(callback, EarlyStopping):

@@ -1,4 +1,4 @@
-"""What people hear of a cut during a fit: log lines, warnings, scalars, and a folder of files."""
+"""Reporting a cut during a fit: log lines, warnings, scalars, and a folder of files."""
 
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -29,7 +29,7 @@ WITHOUT_REPORT = "Training goes on without it."
 
 
 def announce_cut(trainer: pl.Trainer, step: PruningStep, settings: PruningSettings) -> None:
-    """Tell of a cut in one log line, warn of layers without a knee, and write the report."""
+    """Log a cut in one line, warn of layers without a knee, and write the report."""
     rank_zero_info(headline(step))
     reasons = {name: selection.reason for name, selection in step.selections.items()}
     if WidthReason.NO_NETWORK_KNEE in reasons.values():
@@ -52,7 +52,7 @@ def announce_cut(trainer: pl.Trainer, step: PruningStep, settings: PruningSettin
 
 
 def announce_verdict(trainer: pl.Trainer, step: PruningStep, settings: PruningSettings) -> None:
-    """Tell what the accuracy guard did, and write the report of the cut anew."""
+    """Log what the accuracy guard did, and write the report of the cut again."""
     rank_zero_info(verdict_line(step))
     if step.verdict is not None and step.verdict.outcome is Outcome.UNJUDGED:
         rank_zero_warn(

@@ -9,7 +9,6 @@ import torch
 from helpers.fits import Classifier, callback
 from torch import nn
 
-from acsp_lightning.structure.groups import Tracing
 from acsp_lightning.trainer import checks
 
 
@@ -122,13 +121,6 @@ def test_shapes_of_parameters_that_are_yet_to_be_made() -> None:
     assert checks.parameter_shapes(module) == {"net.0.weight": None, "net.1.weight": (3, 4)}
     module.net(torch.ones(1, 2))
     assert checks.parameter_shapes(module)["net.0.weight"] == (4, 2)
-
-
-def test_layers_that_stay_whole_and_that_nobody_calls_are_named() -> None:
-    with pytest.warns(UserWarning, match=r"left whole\. 'conv': too odd; 'fc': too narrow\."):
-        checks.warn_of_tracing(Tracing((), {"conv": "too odd", "fc": "too narrow"}), ())
-    with pytest.warns(UserWarning, match=r"forward calls 'aux', 'head' neither"):
-        checks.warn_of_tracing(Tracing((), {}), ("aux", "head"))
 
 
 def test_a_dry_run_is_recognised() -> None:

@@ -1,0 +1,98 @@
+"""What is known of a fit before its first epoch: an example, the classes, and who holds the network."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from acsp_lightning.capture.batches import count_classes, rare_classes
+from acsp_lightning.measure.accuracy import check_outputs
+from acsp_lightning.measure.complexity import Complexity
+from acsp_lightning.pipeline import NO_BATCH, examine, survey
+from acsp_lightning.settings import PruningSettings
+from acsp_lightning.structure.example import Example
+from acsp_lightning.structure.groups import Tracing
+from acsp_lightning.structure.verification import unseen_layers
+from acsp_lightning.trainer.averaging import Copies, warn_of_lookalikes, without_copies
+from acsp_lightning.trainer.loaders import validation_batches
+from acsp_lightning.trainer.ranks import run_on_all_ranks
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FitSurvey:
+    """What a fit was found to be.
+
+    Attributes:
+        example: arguments of forward, the same on all ranks, on the device of the module.
+        num_classes: C.
+        complexity: of the network before the first epoch of this fit.
+        copies: of the network, which cuts have to follow.
+    """
+
+    example: Example
+    num_classes: int
+    complexity: Complexity
+    copies: Copies
+
+
+def survey_fit(trainer: pl.Trainer, settings: PruningSettings, initial: Complexity | None) -> FitSurvey:
+    """Read the labels to be captured, trace the network and measure it; warn of what stays whole.
+
+    Args:
+        trainer: of a fit, with the module on its device.
+        settings: what is to be cut.
+        initial: the complexity that ``selection.flops`` is a share of; None: that of the network now.
+
+    Raises:
+        ValueError: if there is no batch, labels are not classes, nothing can be cut, or a volume cannot
+            be reached.
+    """
+    module = trainer.lightning_module
+    shares = run_on_all_ranks(lambda: _share(trainer, settings))
+    labels = torch.cat([found for _, found in shares])
+    num_classes = count_classes(labels)
+    # One example for all ranks: a network traced with another one may look different.
+    first = next((example for example, _ in shares if example is not None), None)
+    if first is None:
+        raise ValueError(NO_BATCH)
+    example = first.to(module.device)
+
+    def look() -> FitSurvey:
+        found = examine(module, example, settings, initial)
+        idle = unseen_layers(module, example.traced)
+        copies = Copies(trainer, settings, idle)
+        warn_of_tracing(found.tracing, without_copies(module, idle, copies))
+        warn_of_lookalikes(trainer, copies)
+        check_outputs(module, example.traced, labels, settings.read_outputs)
+        return FitSurvey(example, num_classes, found.complexity, copies)
+
+    result: list[FitSurvey] = []
+    run_on_all_ranks(lambda: result.append(look()))
+    rare = rare_classes(labels)
+    if rare is not None:
+        rank_zero_warn(rare)
+    return result[0]
+
+
+def _share(trainer: pl.Trainer, settings: PruningSettings) -> tuple[Example | None, Tensor]:
+    """An example of the first batch to be captured, if this process has any, and all labels."""
+    # Lightning skips a loop of known length 0, and with it the exchange with other processes.
+    if trainer.num_val_batches and sum(trainer.num_val_batches) == 0:
+        raise ValueError(NO_BATCH)
+    batches = validation_batches(trainer, settings.max_batches)
+    return survey(trainer.lightning_module, batches, settings.read_batch)
+
+
+def warn_of_tracing(tracing: Tracing, unseen: Sequence[str]) -> None:
+    """Name the layers that are left whole, and those that forward never calls."""
+    if tracing.left_whole:
+        reasons = "; ".join(f"{name!r}: {why}" for name, why in tracing.left_whole.items())
+        rank_zero_warn(f"Some layers are left whole. {reasons}.")
+    if unseen:
+        rank_zero_warn(
+            f"forward calls {', '.join(map(repr, unseen))} neither in eval nor in train mode. If "
+            "training_step hands them channels of the network, exclude the layers that make these."
+        )
