@@ -50,8 +50,8 @@ def check_labels(labels: Any) -> Tensor:
     """The labels as int64 class indices, shape (B,).
 
     Raises:
-        ValueError: if they are not one integer in [0, ``MOST_CLASSES``) for each sample: says which
-            other kind of labels they seem to be, and how to come by classes.
+        ValueError: if they are not one integer in [0, ``MOST_CLASSES``) for each sample: the message
+            says which other kind of labels they seem to be, and how to get classes.
     """
     wanted = "Pruning needs one integer class index per sample, shape (B,), counted from 0"
     if not isinstance(labels, Tensor):
@@ -83,7 +83,7 @@ def check_labels(labels: Any) -> Tensor:
 
 
 def _of_other_shape(labels: Tensor) -> str:
-    """What labels may be that have not one axis, and what to do with them."""
+    """What labels with other than one axis may be, and what to do with them."""
     if labels.ndim == 0:
         return "a single number for the whole batch: return one for each sample from read_batch="
     if labels.ndim > 2:
@@ -103,7 +103,7 @@ def _of_other_shape(labels: Tensor) -> str:
 
 
 def _cast(labels: Tensor) -> str:
-    """How numbers of another type become class indices."""
+    """How to convert numbers of another type to class indices."""
     if labels.dtype == torch.bool or (not labels.is_complex() and torch.equal(labels, labels.round())):
         return "return labels.long() from read_batch="
     return "targets of a regression have no classes; return some of your own from read_batch="

@@ -1,4 +1,4 @@
-"""``acsp-lightning preview``: in the Trainer's own validation, with devices and data as in a fit."""
+"""``acsp-lightning preview``: runs in the Trainer's validation, with devices and data as in a fit."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,10 +20,10 @@ class PreviewCallback(pl.Callback):
     """Previews a cut at the end of a stand-alone validation.
 
     Args:
-        settings: says what would be cut, and how, as in :func:`acsp_lightning.preview`.
+        settings: what would be cut, and how, as in :func:`acsp_lightning.preview`.
 
     Attributes:
-        step: what the cut would do; None before the validation has ended.
+        step: the record of the previewed cut; None before the validation has ended.
     """
 
     def __init__(self, settings: PruningSettings) -> None:
@@ -31,7 +31,7 @@ class PreviewCallback(pl.Callback):
         self.step: PruningStep | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse several processes."""
+        """Raise ``ValueError`` if there are several processes."""
         if trainer.world_size > 1:
             raise ValueError(
                 f"A preview runs in one process; this Trainer has {trainer.world_size}. Set devices=1 "
@@ -39,8 +39,8 @@ class PreviewCallback(pl.Callback):
             )
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Look at the network as it is."""
-        # The Trainer validates under inference mode, whose tensors nothing can be traced with.
+        """Preview the cut."""
+        # The Trainer validates in inference mode, whose tensors cannot be traced.
         with torch.inference_mode(False), torch.enable_grad(), shown_by(display_of(trainer)):
             self.step = preview_cut(
                 pl_module,
@@ -50,7 +50,7 @@ class PreviewCallback(pl.Callback):
 
 
 class _ValidationBatches:
-    """Those of the Trainer, as often as they are asked for."""
+    """The validation batches of the Trainer, which can be iterated repeatedly."""
 
     def __init__(self, trainer: pl.Trainer) -> None:
         self._trainer = trainer
@@ -64,7 +64,7 @@ class _ValidationBatches:
 
 
 def check_writable(out: str) -> None:
-    """Raise ``ValueError``, before the work, unless the folder of a preview can be written to."""
+    """Raise ``ValueError`` early if the folder of a preview cannot be written to."""
     folder = Path(out, "preview")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ def check_writable(out: str) -> None:
 
 
 def write_preview(step: PruningStep | None, out: str) -> str:
-    """Write the table and the report of a preview; returns what to print.
+    """Write the table and the report of a preview; returns the text to print.
 
     Raises:
         ValueError: if there was nothing to preview.

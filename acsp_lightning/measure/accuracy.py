@@ -12,25 +12,25 @@ from acsp_lightning.structure.forward import evaluation_state, run_forward
 
 OutputReader = Callable[[Any], Tensor | None]
 
-"""A function of what forward returns that returns class scores, (B, C), or None."""
+"""A function of the outputs of forward that returns class scores, (B, C), or None."""
 
 
 def class_scores(
     outputs: Any, read_outputs: OutputReader | None = None, largest: int = 1
 ) -> Tensor | None:
-    """Class scores (B, C) in what ``forward`` returned; None if there are none.
+    """Class scores (B, C) in the outputs of forward; None if there are none.
 
-    Without ``read_outputs`` they are the outputs themselves, if these are a tensor, or else what stands
-    under ``logits``, as key or attribute. A single score per sample, shape (B,) or (B, 1), is the logit
-    of class 1 against class 0, where there are no more classes.
+    Without ``read_outputs`` they are the outputs themselves, if these are a tensor, or else their key
+    or attribute ``logits``. With two classes, a single score per sample, shape (B,) or (B, 1), is the
+    logit of class 1 against class 0.
 
     Args:
-        outputs: what forward returned.
+        outputs: outputs of forward.
         read_outputs: finds the scores in them; None: as above.
         largest: the largest label, to tell a logit from other numbers.
 
     Raises:
-        ValueError: if ``read_outputs`` returns something else than such scores or None.
+        ValueError: if ``read_outputs`` returns anything but such scores or None.
     """
     found = _logits(outputs) if read_outputs is None else read_outputs(outputs)
     if found is None:
@@ -71,10 +71,10 @@ def check_outputs(
     labels: Tensor,
     read_outputs: OutputReader | None = None,
 ) -> None:
-    """Raise ``ValueError`` if forward gives class scores, and there are labels that have none.
+    """Raise ``ValueError`` if forward returns class scores, but none for some of the labels.
 
     Args:
-        model: left as it was.
+        model: left unchanged.
         inputs: arguments of forward.
         labels: class indices of all samples, int64, at least one.
         read_outputs: finds class scores in the outputs; None: as :func:`class_scores`.
@@ -107,7 +107,7 @@ def count_correct(
     """Count the samples that ``model`` classifies correctly (top 1), and all samples.
 
     Args:
-        model: run in eval mode, left as it was.
+        model: run in eval mode and restored.
         batches: on the device of the model.
         read_batch: splits a batch into inputs and labels.
         read_outputs: finds class scores in the outputs; None: as :func:`class_scores`.

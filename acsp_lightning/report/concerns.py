@@ -1,15 +1,15 @@
-"""What whoever makes a cut should be warned of, whatever the cut was asked to do."""
+"""Warnings about a cut, whatever its settings."""
 
 from collections.abc import Iterator
 
 from acsp_lightning.report.step import PruningStep
 
-# With fewer samples an accuracy says too little to be warned of.
+# With fewer samples an accuracy is too uncertain for a warning.
 LEAST_SAMPLES = 100
 
 
 def concerns(step: PruningStep) -> Iterator[str]:
-    """Warnings of a network that classifies at random, and of a cut that loses most of what it could."""
+    """Warn of a network at chance accuracy, and of a cut that loses over half of the accuracy."""
     before, after, samples = step.accuracy_before, step.accuracy_after, step.samples
     if before is None or after is None or samples < LEAST_SAMPLES:
         return

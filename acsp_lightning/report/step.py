@@ -1,4 +1,4 @@
-"""The accuracy guard: what it found, and what it takes to go back."""
+"""The record of a cut, with the verdict of the accuracy guard."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
