@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations
 
+from acsp_lightning.zoo import ResNet
+
 
 @dataclass(frozen=True)
 class Case:
@@ -597,3 +599,8 @@ WHOLE = {
         A,
     ),
 }
+
+
+def resnet8(num_classes: int) -> ResNet:
+    """The smallest of its family: three blocks, of which each gives its first convolution."""
+    return ResNet((1, 1, 1), num_classes=num_classes)

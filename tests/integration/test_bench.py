@@ -8,8 +8,7 @@ from types import ModuleType
 import pytest
 import torch
 from helpers import image_files
-
-from acsp_lightning.zoo import resnet20
+from helpers.networks import resnet8
 
 SCRIPT = Path(__file__).parents[2] / "recipes" / "bench.py"
 TARGET = 0.6
@@ -28,9 +27,9 @@ def arguments(tmp_path: Path) -> list[str]:
     image_files.write_folder(tmp_path / "data" / "train", each=24)
     image_files.write_folder(tmp_path / "data" / "test", each=4, seed=50)
     torch.manual_seed(0)
-    torch.save(resnet20(num_classes=3).state_dict(), tmp_path / "weights.pt")
+    torch.save(resnet8(num_classes=3).state_dict(), tmp_path / "weights.pt")
     options = {
-        "network": "acsp_lightning.zoo.resnet20",
+        "network": "helpers.networks.resnet8",
         "classes": 3,
         "weights": tmp_path / "weights.pt",
         "data": tmp_path / "data",
@@ -56,7 +55,7 @@ def row_flops(row: dict[str, str]) -> float:
     ("options", "tuning"),
     [
         (["oneshot", "--epochs", "1"], "oneshot 1"),
-        (["layerwise", "--layers", "5"], "layerwise 5"),
+        (["layerwise", "--layers", "2"], "layerwise 2"),
         (["none", "--lr", "0.02", "--teacher"], "none"),  # of tuning, which there is not
     ],
 )
@@ -87,7 +86,7 @@ def test_single_parts(bench: ModuleType, arguments: list[str], tmp_path: Path) -
         (["none"], ["default", "paper", "l1", "random"], "none", "0"),
         (["oneshot", "--epochs", "1", "--lr", "0.02"], ["default"], "oneshot 1 lr 0.02", "1"),
         (["oneshot", "--epochs", "1", "--teacher"], ["control"], "oneshot 1 with teacher", "1"),
-        (["layerwise", "--layers", "5"], ["default", "group norm"], "layerwise 5", "1.000"),
+        (["layerwise", "--layers", "2"], ["default", "group norm"], "layerwise 2", "1.000"),
     ],
 )
 def test_the_whole(
@@ -109,7 +108,7 @@ def test_the_whole(
         assert row_flops(row) <= 1.1 * expected
         assert (row["tuned"] == "") is (tuning == "none")
         assert (row["tuning"], row["epochs"]) == (tuning, epochs)
-        assert (row["network"], row["captured"]) == ("resnet20", "36")
+        assert (row["network"], row["captured"]) == ("resnet8", "36")
     bench.main(command)
     assert len(rows(tmp_path)) == len(methods)
 
