@@ -81,7 +81,7 @@ def measure_latency(
 ) -> tuple[Latency, ...]:
     """Time the forward pass of a network in evaluation mode.
 
-    Without gradients and without autocast, in the dtype of the weights. The network is left as it was:
+    Without gradients and without autocast, in the dtype of the weights. The network is left unchanged:
     modes, parameters, buffers and torch's random state; its own forward hooks run. Every pass takes
     fresh copies of the inputs and starts after the previous one has finished. On a GPU the time is that
     between two CUDA events, including waits for the CPU.

@@ -57,7 +57,7 @@ class PruningStep:
         before: complexity of the network before the cut, of one forward pass on the example inputs.
         after: the same after it.
         accuracy_before: top-1 accuracy on the captured validation batches before the cut, in [0, 1];
-            None if forward does not give logits.
+            None if forward does not return class scores.
         accuracy_after: the same straight after the cut, before any training step.
         samples: number of validation samples captured.
         comparison: what the distances between channels were computed from.

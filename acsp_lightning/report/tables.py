@@ -131,7 +131,7 @@ def _add_accuracies(table: Table, accuracies: Sequence[float | None], *, average
 
 
 def comparison_notes(comparison: Comparison) -> list[str]:
-    """Notes on unseen classes and sampled pairs; empty if all were seen and compared."""
+    """Notes on classes left out and on sampled pairs; empty if all were compared."""
     lines = []
     if comparison.unseen:
         lines.append(f"{comparison.unseen} classes had fewer than two samples and were left out")

@@ -21,8 +21,8 @@ class Comparison:
     """What the distances between channels were computed from.
 
     Attributes:
-        classes: number of classes seen.
-        unseen: number of class indices up to the largest one with fewer than two samples; they are left
+        classes: number of classes with two samples or more.
+        unseen: number of classes up to the largest index with fewer than two samples, which are left
             out.
         class_pairs: number of class pairs compared.
         sampling_error: sampling error of the distances in the worst layer, as in
