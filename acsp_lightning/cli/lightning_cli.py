@@ -1,16 +1,30 @@
-"""The subcommands with a configuration: ``acsp-lightning fit --config recipes/digits_vgg.yaml``."""
+"""The subcommands that take a configuration: ``acsp-lightning fit --config recipes/digits_vgg.yaml``."""
 
+import json
 import warnings
+from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.cli import ArgsType, LightningCLI
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from acsp_lightning.callback import ACSPPruningCallback
+from acsp_lightning.cli.log_folders import empty_folders_removed
 from acsp_lightning.cli.preview import PreviewCallback, check_writable, write_preview
+from acsp_lightning.cli.refusals import Parser, RefusalError, is_deliberate
+from acsp_lightning.cli.sources import (
+    Sources,
+    check_class,
+    find_config,
+    read_checkpoint,
+    with_saved_arguments,
+)
+from acsp_lightning.trainer.checks import callbacks_of, check_trainer
 
 
 class CommandLineTrainer(pl.Trainer):
@@ -25,20 +39,20 @@ class CommandLineTrainer(pl.Trainer):
         ckpt_path: str | None = None,
         out: str = ".",
     ) -> None:
-        """Shows what a cut would do to the network as it is, and changes nothing.
+        """Shows what a cut would do to the network, and changes nothing.
 
         The settings are those of the ACSPPruningCallback in the configuration, or its defaults.
 
         Args:
             model: the module.
-            datamodule: its data, of which the validation batches are looked at.
-            flops: share of the FLOPs that would stay, in (0, 1], instead of what the settings say.
-            keep: share of every layer's channels that would stay, in (0, 1], instead of that.
+            datamodule: its data; the validation batches are used.
+            flops: share of the FLOPs to keep, in (0, 1], instead of that in the settings.
+            keep: share of every layer's channels to keep, in (0, 1], instead of that.
             ckpt_path: a checkpoint with the trained weights, pruned or not; null: the module as built.
-            out: folder in which a folder "preview" gets the record, the page and the plots.
+            out: folder in which the record, the page and the plots are written to a folder "preview".
         """
         check_writable(out)
-        callbacks: list[pl.Callback] = self.callbacks  # type: ignore[attr-defined]
+        callbacks = callbacks_of(self)
         settings = next((c for c in callbacks if isinstance(c, ACSPPruningCallback)), None)
         if settings is None:
             settings = ACSPPruningCallback(epochs=[0])
@@ -48,7 +62,7 @@ class CommandLineTrainer(pl.Trainer):
         looking = PreviewCallback(settings)
         callbacks.append(looking)
         with warnings.catch_warnings():
-            # Of checkpoints that are saved elsewhere from now on; a preview saves none.
+            # Raised about where checkpoints are saved; a preview saves none.
             warnings.filterwarnings("ignore", message="The dirpath has changed")
             self.validate(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
         print(write_preview(looking.step, out))
@@ -57,18 +71,27 @@ class CommandLineTrainer(pl.Trainer):
 class ACSPCommandLine(LightningCLI):
     """Module, data, trainer and callbacks from YAML; every fit ends with a test.
 
-    The test takes the network in memory, which is the pruned and fine-tuned one: a checkpoint
-    chosen by an earlier validation may hold the network before its last cut. It is left out when
-    the module has no ``test_step`` or the data no ``test_dataloader``.
+    The test uses the network in memory, which is the pruned and fine-tuned one: a checkpoint chosen by
+    an earlier validation may hold the network before its last cut. It is skipped if the module has no
+    ``test_step`` or the data no ``test_dataloader``.
+
+    Args:
+        args: as in LightningCLI.
+        sources: what the network and its data are built from, if already known.
+        kwargs: as in LightningCLI.
     """
+
+    def __init__(self, *args: Any, sources: Sources | None = None, **kwargs: Any) -> None:
+        self._sources = sources
+        super().__init__(*args, **kwargs)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Those of Lightning, and preview."""
+        """The subcommands of Lightning, and preview."""
         return {**LightningCLI.subcommands(), "preview": {"model", "datamodule"}}
 
     def before_instantiate_classes(self) -> None:
-        """A preview leaves nothing but its own folder, and checkpoints are read as plain data.
+        """Let a preview write only its own folder, and read checkpoints with ``weights_only``.
 
         ``--weights_only false`` reads checkpoints that hold other objects, which may run code.
         """
@@ -79,57 +102,129 @@ class ACSPCommandLine(LightningCLI):
         if "weights_only" in options and options["weights_only"] is None:
             options["weights_only"] = True
 
+    def _parse_ckpt_path(self) -> None:
+        """Read the module's arguments from a checkpoint, even if that does not name its class."""
+        options = self.config.get(str(self.config.get("subcommand"))) or {}
+        path, built = options.get("ckpt_path"), options.get("model") or {}
+        if not path or not Path(path).is_file() or options.get("weights_only") is False:
+            return
+        content = read_checkpoint(Path(path))
+        arguments = content.get("hyper_parameters") or {}
+        kind = arguments.get("_class_path") or built.get("class_path")
+        if kind and any(name for name in arguments if not name.startswith("_")):
+            model = with_saved_arguments("model", kind, content)
+            found = {self.config.subcommand: {"model": model}}
+            self.config = self.parser.parse_object(found, self.config)
+
     def instantiate_classes(self) -> None:
-        """Builds everything; what a class says of its arguments is not buried in a list of types."""
+        """Instantiate all classes; errors of a class are shown without jsonargparse's list of types."""
         try:
             super().instantiate_classes()
-        except ValueError as error:
-            # jsonargparse takes a constructor's error for one of several types that do not fit.
-            reason = error.__cause__
+        except Exception as error:
+            # jsonargparse treats a constructor's error as one of several types that do not match.
+            reason: BaseException = error
             while isinstance(reason, ValueError) and reason.__cause__ is not None:
                 reason = reason.__cause__
-            if reason is None:
-                raise
+            if isinstance(reason, ValueError | TypeError | OSError) and is_deliberate(reason):
+                raise RefusalError(str(reason)) from reason
             raise reason from None
 
+    def before_preview(self) -> None:
+        """Raise ``RefusalError`` if there is no data."""
+        if self._sources is not None:
+            self._sources.check_data(self.model, self.datamodule)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if any(isinstance(callback, ACSPPruningCallback) for callback in callbacks_of(self.trainer)):
+            check_trainer(self.trainer)  # before it starts processes, whose errors come as tracebacks
+        with empty_folders_removed(self.trainer):
+            super()._run_subcommand(subcommand)
+
     def after_fit(self) -> None:
-        """Tests the network as training left it."""
+        """Test the network in memory after training."""
         data = self.model if self.datamodule is None else self.datamodule
         if is_overridden("test_step", self.model) and is_overridden("test_dataloader", data):
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=None)
 
 
-def command_line(args: ArgsType = None, run: bool = True, epilog: str | None = None) -> ACSPCommandLine:
-    """The command line of the package.
+def main(words: list[str]) -> None:
+    """Run a subcommand of the Trainer.
 
     Args:
-        args: what would follow the program's name; None reads ``sys.argv``.
-        run: run the subcommand; False: there is none, and everything is built and nothing run.
-        epilog: ends the help.
+        words: command-line arguments.
+    """
+    known, rest = _source_words(words)
+    sources = None
+    for key in ("model", "data"):
+        check_class(key, getattr(known, key))
+    if words[:1] == ["preview"] and not {"-h", "--help", "--print_config"} & set(words):
+        sources, words = _preview_words(words, known, rest)
+    command_line(words, sources=sources)
+
+
+def _source_words(words: list[str]) -> tuple[Namespace, list[str]]:
+    """Split off the arguments that say what a network and its data are built from."""
+    parser = Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-c", "--config", action="append", default=[])
+    for name in ("model", "data", "ckpt_path"):
+        parser.add_argument(f"--{name}")
+    return parser.parse_known_args(words)
+
+
+def command_line(
+    args: ArgsType = None, run: bool = True, sources: Sources | None = None
+) -> ACSPCommandLine:
+    """Run the command line of the package.
+
+    Args:
+        args: command-line arguments; None reads ``sys.argv``.
+        run: run the subcommand; False: there is none, and the classes are only instantiated.
+        sources: what a preview is built from, if already known.
     """
     with _expected_warnings_ignored():
         return ACSPCommandLine(
             pl.LightningModule,
-            pl.LightningDataModule,
+            None,  # of LightningDataModule, if any: modules may have loaders of their own
             trainer_class=CommandLineTrainer,
             subclass_mode_model=True,
-            subclass_mode_data=True,
             auto_configure_optimizers=False,
             save_config_kwargs={"overwrite": True},
-            parser_kwargs={
-                "description": "Structured pruning that decides by itself, inside a Lightning job.",
-                "epilog": epilog,
-            },
+            parser_kwargs={"exit_on_error": False},
             args=args,
             run=run,
+            sources=sources,
         )
+
+
+def _preview_words(words: list[str], known: Namespace, rest: list[str]) -> tuple[Sources, list[str]]:
+    """What a preview is built from, also as arguments for the Trainer's command line."""
+    checkpoint = None if known.ckpt_path is None else Path(known.ckpt_path)
+    near = find_config(checkpoint) if checkpoint is not None and not known.config else None
+    given = {key: getattr(known, key) for key in ("model", "data") if getattr(known, key) is not None}
+    sources = Sources(
+        command=words,
+        configs=[Path(path) for path in known.config] or ([near] if near else []),
+        given=given,
+        checkpoint=checkpoint if checkpoint is not None and checkpoint.is_file() else None,
+    )
+    contents = [f"--config={as_text(content)}" for content in sources.contents()]
+    named = [f"--{key}={value}" for key, value in given.items()]
+    weights = [] if known.ckpt_path is None else [f"--ckpt_path={known.ckpt_path}"]
+    return sources, [*rest[:1], *contents, *named, *weights, *rest[1:]]
+
+
+def as_text(content: Any) -> str:
+    """A configuration in one line, as a command-line argument."""
+    return json.dumps(content, default=str)
 
 
 @contextmanager
 def _expected_warnings_ignored() -> Iterator[None]:
     with warnings.catch_warnings():
-        # The number of workers is the recipe's decision: 0 is right for plots in memory.
+        # The number of workers is the recipe's decision: 0 is right for images in memory.
         warnings.filterwarnings("ignore", message=".*does not have many workers")
-        # Lightning 2.6 asks this of torch 2.15 in its own loops; nobody here can change it.
+        # The arguments are those of the command line, or replace them.
+        warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
+        # Raised in Lightning 2.6's own loops with torch 2.15; it cannot be avoided here.
         warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
         yield

@@ -1,15 +1,16 @@
-"""``acsp-lightning recipe``: the recipes of the package, listed or copied."""
+"""``acsp-lightning recipe``: list or copy the recipes of the package."""
 
-import argparse
 from collections.abc import Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
+from acsp_lightning.cli.refusals import Parser, RefusalError
+
 
 def main(arguments: Sequence[str]) -> None:
     """List the recipes of the package, or copy one to edit it."""
-    parser = argparse.ArgumentParser(prog="acsp-lightning recipe", description="Recipes of the package.")
+    parser = Parser(prog="acsp-lightning recipe", description="Recipes of the package.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="all recipes, each with its first line")
     copy = commands.add_parser("copy", help="write a recipe to a file, to edit it")
@@ -25,15 +26,15 @@ def main(arguments: Sequence[str]) -> None:
             )
         return
     if options.name not in known:
-        parser.error(f"there is no recipe {options.name!r}; there are {', '.join(known)}.")
+        raise RefusalError(f"there is no recipe {options.name!r}; there are {', '.join(known)}.")
     target = options.file or Path(f"{options.name}.yaml")
     try:
         with target.open("x", encoding="utf-8") as file:
             file.write(known[options.name].read_text(encoding="utf-8"))
-    except FileExistsError:
-        parser.error(f"{target} exists already; name another file.")
+    except FileExistsError as error:
+        raise RefusalError(f"{target} exists already; name another file.") from error
     except OSError as error:
-        parser.error(f"{target} cannot be written: {error.strerror}.")
+        raise RefusalError(f"{target} cannot be written: {error.strerror}.") from error
     print(f"Wrote {target}. Run it with: acsp-lightning fit --config {target}")
 
 

@@ -1,15 +1,14 @@
-"""``acsp-lightning report``: the page and the plots of every cut of a run, drawn again."""
+"""``acsp-lightning report``: draw the page and the plots of every cut of a run again."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from acsp_lightning.report import draw_step, find_records, read_step
+from acsp_lightning.cli.refusals import Parser, RefusalError
 
 
 def main(arguments: Sequence[str]) -> None:
     """Draw the plots and pages of the cuts of a run again."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="acsp-lightning report",
         description="Draws the plots and the page of every cut of a run again, from its report.json.",
     )
@@ -17,17 +16,14 @@ def main(arguments: Sequence[str]) -> None:
         "run", type=Path, metavar="RUN", help="folder of a run or of a cut, or a report.json"
     )
     options = parser.parse_args(arguments)
-    try:
-        records = find_records(options.run)
-    except OSError as error:
-        parser.error(str(error))
+    # Imported only after the arguments are checked: this takes seconds.
+    from acsp_lightning.report import draw_step, find_records, read_step
+
     failed = []
-    for record in records:
+    for record in find_records(options.run):
         try:
             print(draw_step(read_step(record), record.parent))
         except (OSError, ValueError) as error:
-            failed.append(str(error))
-        except Exception as error:
-            failed.append(f"{record} cannot be drawn ({type(error).__name__}: {error}).")
+            failed.append(str(error))  # the others are still drawn
     if failed:
-        parser.error("\n".join(failed))
+        raise RefusalError("\n".join(failed))
