@@ -14,8 +14,8 @@ def numbered(count: int, side: int = 8) -> torch.Tensor:
 
 def test_images_are_scaled_and_normalised() -> None:
     images = numbered(4)
-    images = ImagesInMemory(images, torch.arange(4), mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.3))
-    image, label = images[2]
+    held = ImagesInMemory(images, torch.arange(4), mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.3))
+    image, label = held[2]
     assert label == 2
     assert image.dtype == torch.float32
     for channel, (mean, std) in enumerate([(0.5, 0.1), (0.4, 0.2), (0.3, 0.3)]):
@@ -42,8 +42,8 @@ def test_shuffled_batches_come_in_a_new_order_every_epoch() -> None:
 def test_augmented_images_are_crops_of_the_padded_image_or_its_mirror_image() -> None:
     torch.manual_seed(0)
     images = numbered(1).expand(400, -1, -1, -1)
-    images = ImagesInMemory(images, torch.zeros(400, dtype=torch.int64), **PLAIN, padding=1)
-    found = (images.__getitems__(list(range(400)))[0] * 255).round().to(torch.uint8)
+    held = ImagesInMemory(images, torch.zeros(400, dtype=torch.int64), **PLAIN, padding=1)
+    found = (held.__getitems__(list(range(400)))[0] * 255).round().to(torch.uint8)
     padded = torch.zeros(3, 10, 10, dtype=torch.uint8)
     padded[:, 1:9, 1:9] = images[0]
     crops = [padded[:, y : y + 8, x : x + 8] for y in range(3) for x in range(3)]
@@ -58,9 +58,9 @@ def test_augmented_images_are_crops_of_the_padded_image_or_its_mirror_image() ->
 
 def test_augmentation_leaves_the_images_in_memory_alone() -> None:
     images = numbered(5)
-    images = ImagesInMemory(images.clone(), torch.zeros(5, dtype=torch.int64), padding=2)
-    images.__getitems__([0, 1, 2, 3, 4])
-    assert torch.equal(images.images, images)
+    held = ImagesInMemory(images.clone(), torch.zeros(5, dtype=torch.int64), padding=2)
+    held.__getitems__([0, 1, 2, 3, 4])
+    assert torch.equal(held.images, images)
 
 
 def test_a_split_takes_its_share_of_every_class() -> None:
