@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._pytree import tree_map
 
 from acsp_lightning.functional import SelectionConfig
@@ -131,6 +131,5 @@ class _Batches:
 
     def __iter__(self) -> Iterator[Any]:
         for batch in islice(self.source, self.most):
-            yield tree_map(
-                lambda leaf: leaf.to(self.device) if isinstance(leaf, Tensor) else leaf, batch
-            )
+            # Like Lightning, whatever can be moved: batches of other libraries are no trees.
+            yield tree_map(lambda leaf: leaf.to(self.device) if hasattr(leaf, "to") else leaf, batch)

@@ -59,8 +59,9 @@ def measure_complexity(
 ) -> Complexity:
     """Count the parameters of a network and the FLOPs of one forward pass.
 
-    The network is traced once in evaluation mode, without gradients and without autocast, and is
-    left unchanged: modes, parameters, hooks, and torch's random state. Its own forward hooks run.
+    The network is traced once in evaluation mode, and run once in each mode to see which parameters
+    it uses, without gradients and without autocast. It is left unchanged: modes, parameters, buffers,
+    hooks, and torch's random state. Its own forward hooks run.
 
     fvcore's convention: convolutions and linear layers count their multiply-adds, biases nothing;
     BatchNorm counts 2 per element (1 without scale and shift), global average pooling 1 per input

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
@@ -21,11 +20,12 @@ class _Reads(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        result = func(*args, **(kwargs or {}))
         # Whoever asks for a device or a shape reads no values.
-        if getattr(func, "__name__", "") != "__get__":
+        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):
             leaves = tree_leaves((args, kwargs))
             self.seen.update(id(leaf) for leaf in leaves if isinstance(leaf, nn.Parameter))
-        return func(*args, **(kwargs or {}))
+        return result
 
 
 def unused_parameters(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, int]:
@@ -43,8 +43,7 @@ def unused_parameters(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, in
     used: set[int] = set()
 
     def note(module: nn.Module, _arguments: object) -> None:
-        whole = isinstance(module, torch.jit.ScriptModule)  # runs its children unseen
-        used.update(map(id, module.parameters(recurse=whole)))
+        used.update(map(id, module.parameters(recurse=False)))
 
     handles = [module.register_forward_pre_hook(note) for module in model.modules()]
     try:

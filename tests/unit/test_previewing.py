@@ -1,5 +1,6 @@
 """A preview says what a cut would give, and leaves everything as it is."""
 
+from collections import UserDict
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from helpers.fits import (
     val_loader,
     widths,
 )
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from acsp_lightning import SelectionConfig, preview
@@ -131,3 +133,20 @@ def test_refusals(loader: Any, options: dict[str, Any], message: str) -> None:
 
 def test_training_data_do_as_well(fit: Fit) -> None:
     assert preview(trained(fit), train_loader(), HALF).samples == 24
+
+
+class Feature(UserDict[str, Tensor]):
+    """As the batches of Hugging Face's transformers: a mapping that moves by itself."""
+
+    moved = 0
+
+    def to(self, device: torch.device) -> "Feature":
+        Feature.moved += 1
+        return Feature({key: value.to(device) for key, value in self.items()})
+
+
+def test_batches_that_are_no_trees_are_moved_too() -> None:
+    batches = [Feature(pixel_values=images, labels=labels) for images, labels in val_loader()]
+    step = preview(Classifier(), batches, HALF)
+    assert Feature.moved >= 2 * len(batches)
+    assert step.plan == preview(Classifier(), val_loader(), HALF).plan

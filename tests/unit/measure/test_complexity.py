@@ -2,11 +2,16 @@ import copy
 import dataclasses
 import logging
 import pickle
+from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
+import torchvision
+from helpers.outputs import ModelOutput, Scored
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import CheckpointFunction, checkpoint
 
 from acsp_lightning.measure.complexity import measure_complexity
 from acsp_lightning.zoo import VGG, DigitsDataModule, ImageClassifier
@@ -165,7 +170,7 @@ def test_the_model_and_the_world_stay_as_they_were(kind: type[nn.Sequential]) ->
     assert torch.equal(torch.get_rng_state(), random_state)
     assert [module.training for module in model.modules()] == modes
     assert [p.requires_grad for p in model.parameters()] == [False] + [True] * 5
-    assert seen == [False]
+    assert seen == ([False, False] if kind is Failing else [False, False, True])
     for name, value in model.state_dict().items():
         assert torch.equal(value, state[name]), name
     for module in model.modules():
@@ -208,3 +213,151 @@ def test_results_are_frozen_and_can_travel() -> None:
         found.flops = 0  # type: ignore[misc]
     assert pickle.loads(pickle.dumps(found)) == found
     assert copy.deepcopy(found) == found
+
+
+class SameConv2d(nn.Conv2d):
+    """Pads by a layer of its own, as ports of EfficientNet do."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, 3)
+        self.static_padding = nn.ZeroPad2d(1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        padded = self.static_padding(images)
+        return functional.conv2d(padded, self.weight, self.bias, self.stride)
+
+
+class Adapted(nn.Linear):
+    """A linear layer with a branch of low rank."""
+
+    def __init__(self) -> None:
+        super().__init__(6, 5)
+        self.down, self.up = nn.Linear(6, 2, bias=False), nn.Linear(2, 5, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = super().forward(x) + self.up(self.down(x))
+        return out
+
+
+class NormAct(nn.BatchNorm2d):
+    """A norm that holds its activation, as timm has it."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.act = nn.ReLU()
+
+    def forward(self, images: Tensor) -> Tensor:
+        out: Tensor = self.act(super().forward(images))
+        return out
+
+
+class Attention(nn.Module):
+    """Multiplies what its children give."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries, self.keys = nn.Linear(6, 4, bias=False), nn.Linear(6, 4, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.queries(x) @ self.keys(x).mT
+
+
+@pytest.mark.parametrize(
+    ("model", "x", "expected"),
+    [
+        (
+            nn.Sequential(SameConv2d(1, 8), nn.ReLU(), SameConv2d(8, 12)),
+            torch.rand(1, 1, 8, 8),
+            {"0": 64 * 9 * 8, "2": 64 * 9 * 8 * 12},
+        ),
+        (SameConv2d(2, 3), torch.rand(1, 2, 4, 4), {"": 16 * 9 * 2 * 3}),
+        (
+            nn.Sequential(Adapted()),
+            torch.rand(1, 6),
+            {"0": 6 * 5, "0.down": 6 * 2, "0.up": 2 * 5},
+        ),
+        (
+            nn.Sequential(nn.Conv2d(1, 4, 1), NormAct(4)),
+            torch.rand(1, 1, 5, 5),
+            {"0": 25 * 4, "1": 2 * 25 * 4},
+        ),
+        (
+            nn.Sequential(Attention()),
+            torch.rand(1, 3, 6),
+            {"0": 3 * 3 * 4, "0.queries": 3 * 6 * 4, "0.keys": 3 * 6 * 4},
+        ),
+        (Attention(), torch.rand(1, 3, 6), {"": 36, "queries": 72, "keys": 72}),
+        (
+            nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 5))),
+            torch.rand(1, 6),
+            {"0": 6 * 5},
+        ),
+    ],
+)
+def test_flops_stand_under_the_module_that_runs_them(
+    model: nn.Module, x: Tensor, expected: dict[str, int]
+) -> None:
+    found = measure_complexity(model, x)
+    assert dict(found.by_layer) == expected
+    assert sum(found.by_layer.values()) == found.flops
+
+
+@pytest.mark.parametrize("build", [torchvision.models.resnet18, torchvision.models.vit_b_16])
+def test_flops_of_the_modules_are_those_of_the_network(build: Any) -> None:
+    found = measure_complexity(build(weights=None), torch.rand(1, 3, 224, 224))
+    assert sum(found.by_layer.values()) == found.flops
+    assert found.unused == {}
+
+
+class WithTeacher(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.network, self.teacher = small_network(), small_network()
+        self.loss = nn.Linear(2, 9, bias=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        out: Tensor = self.network(images)
+        return out
+
+
+def test_parameters_are_those_that_forward_uses() -> None:
+    found = measure_complexity(WithTeacher(), torch.rand(1, 3, 8, 8))
+    alone = measure_complexity(small_network(), torch.rand(1, 3, 8, 8))
+    assert found.parameters == alone.parameters == 3 * 4 * 9 + 4 + 8 + 4 * 2 + 2
+    assert found.unused == {"teacher": alone.parameters, "loss": 18}
+    assert alone.unused == {}
+
+
+@pytest.mark.parametrize("kind", [ModelOutput, dict, Scored])
+def test_outputs_of_any_kind(kind: Any) -> None:
+    class Wrapping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = small_network()
+
+        def forward(self, images: Tensor) -> Any:
+            return kind(logits=self.network(images))
+
+    found = measure_complexity(Wrapping(), torch.rand(1, 3, 8, 8))
+    assert found.flops == measure_complexity(small_network(), torch.rand(1, 3, 8, 8)).flops
+
+
+class Checkpointed(nn.Module):
+    """Runs its body in activation checkpointing, in every mode."""
+
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.stem, self.body, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+        self.reentrant = reentrant
+
+    def forward(self, x: Tensor) -> Any:
+        x = checkpoint(self.body, self.stem(x), use_reentrant=self.reentrant)
+        return self.head(x.relu())
+
+
+def test_checkpointing_is_named_where_it_stops_the_count() -> None:
+    expected = {"stem": 36, "body": 36, "head": 12}
+    assert measure_complexity(Checkpointed(False), torch.rand(1, 6)).by_layer == expected
+    with pytest.raises(ValueError, match=r"activation checkpointing .*pass use_reentrant=False"):
+        measure_complexity(Checkpointed(True), torch.rand(1, 6))
+    assert "apply" not in vars(CheckpointFunction)

@@ -33,6 +33,7 @@ def test_record_is_plain_json(tmp_path: Path) -> None:
         "flops": 60_000,
         "by_layer": {"conv": 60_000},
         "unsupported": {},
+        "unused": {},
     }
     assert found["accuracy_after"] is None
     assert PruningPlan.from_dict(found["plan"]).kept("conv", "out") == tuple(chosen.kept.tolist())

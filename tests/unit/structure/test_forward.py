@@ -1,25 +1,33 @@
 import copy
 import random
+from collections import UserDict
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from helpers.networks import Wired, plain
+from helpers.outputs import ModelOutput, Named, Scored
 from torch import nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from acsp_lightning import UnsupportedStructureError
 from acsp_lightning.structure.forward import (
     call_counts,
     evaluation_state,
+    is_checkpointed,
     of_batch_size,
+    output_tensors,
     random_state_restored,
     run_forward,
     varied,
 )
 from acsp_lightning.structure.tracing import trace_groups
+from acsp_lightning.structure.verification import prunable_groups
 
 X = (torch.randn(2, 3, 8, 8),)
 
@@ -169,3 +177,75 @@ def test_layers_are_counted_in_the_order_of_their_calls() -> None:
         lambda net, x: net.a(net.b(net.b(x))), a=nn.Linear(3, 2), b=nn.Linear(3, 3), c=nn.Linear(2, 2)
     )
     assert list(call_counts(model, (torch.ones(1, 3),)).items()) == [("b", 2), ("a", 1)]
+
+
+@dataclass
+class Pair:
+    first: torch.Tensor
+    second: object
+
+
+def test_tensors_in_outputs_of_any_kind():
+    a, b, c = torch.rand(1), torch.rand(2), torch.rand(3)
+    for outputs in (
+        (a, [b, {"c": c}]),
+        {"a": a, "b": (b, "text", None), "c": c},
+        ModelOutput(a=a, b=b, c=c),
+        [Pair(a, Pair(b, 3)), c],
+        (ModelOutput(a=a, b=b), Scored(c)),
+        UserDict(a=a, b=Named(b, c)),
+        [Pair(a, ModelOutput(b=b)), SimpleNamespace(logits=c)],
+    ):
+        found = output_tensors(outputs)
+        assert [len(tensor) for tensor in found] == [1, 2, 3]
+    for empty in (None, 3, "text", Pair, [], SimpleNamespace(logits=3), ModelOutput):
+        assert output_tensors(empty) == []
+
+
+class Frugal(nn.Module):
+    """Recomputes a part of its activations in the backward pass."""
+
+    def __init__(self, reentrant, whole=False, in_eval=True):
+        super().__init__()
+        self.stem, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 12, 3, padding=1)
+        self.body = nn.Sequential(nn.Conv2d(8, 12, 1), nn.ReLU(), nn.Conv2d(12, 8, 1))
+        self.head = nn.Linear(12, 10)
+        self.reentrant, self.whole, self.in_eval = reentrant, whole, in_eval
+
+    def forward(self, x):
+        run = self.frugally if self.training or self.in_eval else lambda part, x: part(x)
+        return (
+            run(self.all, x)
+            if self.whole
+            else self.head(self.last(run(self.body, self.stem(x))).mean((2, 3)))
+        )
+
+    def all(self, x):
+        return self.head(self.last(self.body(self.stem(x))).mean((2, 3)))
+
+    def frugally(self, part, x):
+        return checkpoint(part, x, use_reentrant=self.reentrant)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_reentrant_checkpointing_is_named_where_a_layer_is_out_of_reach():
+    tracing = prunable_groups(Frugal(True), X)
+    assert [group.name for group in tracing.groups] == ["last"]
+    for layer in ("body.0", "body.2"):
+        assert "activation checkpointing (torch.utils.checkpoint with" in tracing.left_whole[layer]
+        assert "pass use_reentrant=False" in tracing.left_whole[layer]
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_reentrant_checkpointing_is_named_where_nothing_can_be_traced():
+    with pytest.raises(UnsupportedStructureError, match=r"could not follow .* activation checkpointing"):
+        trace_groups(Frugal(True, whole=True), X)
+
+
+@pytest.mark.parametrize("options", [{"reentrant": False}, {"reentrant": True, "in_eval": False}])
+@pytest.mark.parametrize("whole", [False, True])
+def test_other_checkpointing_is_followed(options, whole):
+    tracing = trace_groups(Frugal(whole=whole, **options), X)
+    assert [group.name for group in tracing.groups] == ["stem", "body.0", "body.2", "last"]
+    assert not is_checkpointed(Frugal(whole=whole, **options).eval(), X)
+    assert is_checkpointed(Frugal(True, whole), X)

@@ -59,6 +59,7 @@ def test_the_teacher_is_no_part_of_the_module() -> None:
     assert [name for name, _ in module.named_parameters()] == [n for n, _ in alone.named_parameters()]
 
 
+@pytest.mark.filterwarnings("ignore:The network classifies .* which is chance")
 def test_the_teacher_is_neither_trained_nor_cut(make_trainer) -> None:
     teacher = network(1)
     before = copy.deepcopy(teacher.state_dict())
