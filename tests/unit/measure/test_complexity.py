@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import CheckpointFunction, checkpoint
 
-from acsp_lightning.measure.complexity import measure_complexity
+from acsp_lightning.measure.complexity import Complexity, measure_complexity
+from acsp_lightning.serialization import decode, encode
 from acsp_lightning.zoo import VGG, DigitsDataModule, ImageClassifier
 
 
@@ -361,3 +362,11 @@ def test_checkpointing_is_named_where_it_stops_the_count() -> None:
     with pytest.raises(ValueError, match=r"activation checkpointing .*pass use_reentrant=False"):
         measure_complexity(Checkpointed(True), torch.rand(1, 6))
     assert "apply" not in vars(CheckpointFunction)
+
+
+def test_records_without_the_unused_parameters_can_be_read() -> None:
+    found = measure_complexity(WithTeacher(), torch.rand(1, 3, 8, 8))
+    record = encode(found)
+    assert decode(Complexity, record) == found
+    del record["unused"]
+    assert decode(Complexity, record) == dataclasses.replace(found, unused={})

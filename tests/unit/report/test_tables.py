@@ -51,6 +51,15 @@ def test_a_cut_that_removed_nothing() -> None:
     assert rows(step_table(step(after=6)))[2] == ["parameters", "6,000", "6,000"]
 
 
+def test_parameters_that_forward_does_not_use_are_named() -> None:
+    after = dataclasses.replace(complexity(3000, 30_000), unused={"teacher": 37_000, "loss": 9})
+    table = step_table(dataclasses.replace(step(), after=after))
+    note = "not in the parameters, since forward does not use them: teacher (37,000), loss (9)"
+    assert note in " ".join(table.split())
+    assert note in " ".join(summary_table([step()], after, None).split())
+    assert "not in the parameters" not in step_table(step())
+
+
 def test_names_longer_than_the_table_is_wide_are_not_lost() -> None:
     found = step()
     name = "backbone." * 15 + "conv"
