@@ -11,31 +11,44 @@ from torch.utils.hooks import RemovableHandle
 
 from acsp_lightning.files import verify_checksums
 from acsp_lightning.structure.resizing import resize_layers
+from acsp_lightning.structure.state_names import bare, behind, common_prefixes, matching_names
 
 M = TypeVar("M", bound=nn.Module)
 
 
-def load_pruned(model: M, path: str | PathLike[str]) -> M:
+def load_pruned(model: M, path: str | PathLike[str], prefix: str = "") -> M:
     """Give ``model`` the structure and the weights of a checkpoint, pruned or not.
 
-    Needs no Trainer, no tracing and no example input. Layers shrink or grow to the shapes in the
-    file. A LightningModule with ``strict_loading = False`` may have other names than the file.
+    Needs no Trainer, no tracing and no example input. Layers shrink or grow to the shapes in the file.
+    Whether the network was compiled or wrapped (``_orig_mod.``, ``module.``) when it was saved, or is
+    now, makes no difference. A LightningModule with ``strict_loading = False`` may have other names
+    than the file.
 
     Args:
-        model: a fresh instance of the class that was saved; changed in place.
+        model: a fresh instance of the class that was saved, with its network built; changed in place.
         path: a Lightning checkpoint (weights under ``state_dict``), what ``torch.save`` wrote of a
             state dict (both read with ``weights_only=True``), or a ``.safetensors`` file. Read onto
             the CPU.
+        prefix: take the names behind it, and no others: ``"network."`` takes what a LightningModule
+            holds as ``self.network``, for a network of its own.
 
     Returns:
-        ``model``.
+        ``model``, in the train or eval mode that it was in: a fresh instance is in train mode, so call
+        ``eval()`` before predicting.
 
     Raises:
-        ValueError: if the file is damaged, holds no state dict, or one of another architecture: names
-            the first layer that does not fit. The model is as it was then.
+        ValueError: if the file is damaged, holds no state dict, nothing behind ``prefix``, or one of
+            another architecture: names the first layer that does not fit. The model is as it was then.
         ImportError: if a ``.safetensors`` file is to be read without that package.
     """
     state = _read_weights(Path(path))
+    if prefix:
+        state = _behind(state, prefix if prefix.endswith(".") else f"{prefix}.", path)
+    own = model.state_dict()
+    if not own:
+        raise ValueError(_unbuilt(model))
+    names = matching_names(state, own)
+    state = {names[name]: tensor for name, tensor in state.items()}
     strict = bool(getattr(model, "strict_loading", True))  # Lightning's word for partial state dicts
     if strict:
         restore_structure(model, state)
@@ -43,6 +56,38 @@ def load_pruned(model: M, path: str | PathLike[str]) -> M:
         resize_layers(model, state)
     model.load_state_dict(state, strict=strict)
     return model
+
+
+def _behind(state: Mapping[str, Tensor], prefix: str, path: object) -> Mapping[str, Tensor]:
+    """The entries behind a prefix, without it."""
+    found = {rest: tensor for name, tensor in state.items() if (rest := behind(name, prefix))}
+    if not found:
+        there = sorted({f"{name.partition('.')[0]}." for name in state if "." in name})
+        raise ValueError(
+            f"{path} has no names behind the prefix {prefix!r}. There are "
+            f"{', '.join(map(repr, there)) or 'none with a prefix'}; give one of these, or none for all."
+        )
+    return found
+
+
+def _building_hooks(model: nn.Module) -> list[str]:
+    """The hooks of Lightning in which a module may build its network, if it has any."""
+    owners = {
+        hook: next((kind for kind in type(model).__mro__ if hook in vars(kind)), nn.Module)
+        for hook in ("configure_model", "setup")
+    }
+    foreign = ("lightning", "pytorch_lightning", "torch")
+    return [hook for hook, kind in owners.items() if kind.__module__.partition(".")[0] not in foreign]
+
+
+def _unbuilt(model: nn.Module) -> str:
+    hooks = _building_hooks(model)
+    called = " and ".join("setup('fit')" if hook == "setup" else f"{hook}()" for hook in hooks)
+    return (
+        f"{type(model).__name__} has no parameters yet, so there is nothing to load into. Build its "
+        "network first: "
+        + (f"call its {called}, then load." if hooks else "as configure_model() or setup() do.")
+    )
 
 
 def _read_weights(path: Path) -> Mapping[str, Tensor]:
@@ -87,7 +132,7 @@ def _read_safetensors(path: Path) -> Any:
 def restore_structure(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Resize the layers of ``model``, in place, to the shapes in ``state``; weights are not copied.
 
-    Resized parameters are new objects with undefined values that keep dtype, device,
+    Resized parameters stay the same objects, with undefined values; they keep dtype, device,
     ``requires_grad`` and the attributes set on them: load ``state`` next, and build optimizers after.
 
     Args:
@@ -104,17 +149,45 @@ def restore_structure(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         if missing is not None:
             raise ValueError(
                 f"The file is of another architecture than {type(model).__name__}: {kind} {missing!r}."
+                f"{_explanation(model, own, state)}"
             )
     resize_layers(model, state)
+
+
+def _explanation(model: nn.Module, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    """Why names may differ, and what to do, where that can be told."""
+    if not own:
+        return f" {_unbuilt(model)}"
+    if sorted(map(bare, own)) == sorted(map(bare, state)):
+        return (
+            " The names differ by torch.compile's '_orig_mod.' or DataParallel's 'module.' alone; "
+            "load_pruned understands these."
+        )
+    if there := common_prefixes(own, state):
+        return (
+            f" Behind {' and '.join(map(repr, there))} the file has all of its names: "
+            f"load_pruned(..., prefix={there[0]!r})."
+        )
+    if here := common_prefixes(state, own):
+        return f" It is one of its submodule {here[0][:-1]!r}: load it into that."
+    hooks = _building_hooks(model)
+    if hooks and own.keys() <= state.keys():
+        return f" Is it built in {' or '.join(hooks)}()? Then call that before loading."
+    return ""
 
 
 def resize_on_load(module: nn.Module) -> RemovableHandle:
     """Let every later ``load_state_dict`` of ``module`` resize its layers first, as the file has them.
 
-    The hook also acts where ``module`` is a part of a larger module, and copies of the module have it.
+    Names may differ by wrappers (``_orig_mod.``, ``module.``), as for :func:`load_pruned`. The hook also
+    acts where ``module`` is a part of a larger module, and copies of the module have it.
     """
 
-    def hook(owner: nn.Module, state: Mapping[str, Tensor], prefix: str, *_: object) -> None:
+    def hook(owner: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+        own = {f"{prefix}{name}" for name in owner.state_dict()}
+        found = [name for name in state if name.startswith(prefix)]
+        for name, match in matching_names(found, own).items():
+            state[match] = state.pop(name)
         resize_layers(owner, state, prefix)
 
     handle: RemovableHandle = module.register_load_state_dict_pre_hook(hook)  # type: ignore[no-untyped-call]
