@@ -137,9 +137,7 @@ def test_a_prefix_that_is_not_there_is_told_with_those_that_are(pruned: Mixed, t
 
 def test_a_prefix_that_is_needed_is_told(pruned: Mixed, tmp_path: Path) -> None:
     torch.save(Holder(compiled(pruned), teacher=True).state_dict(), tmp_path / "module.pt")
-    message = (
-        r"Behind 'network\.' the file has all of its names: load_pruned\(\.\.\., prefix='network\.'"
-    )
+    message = r"Behind 'network\.' and 'teacher\.' the file has all of its names: .* prefix='network\.'"
     with pytest.raises(ValueError, match=message):
         load_pruned(Mixed(), tmp_path / "module.pt")
     torch.save(pruned.state_dict(), tmp_path / "network.pt")
