@@ -1,5 +1,6 @@
 """Checkpoints of a run as files for other programs, and a card."""
 
+import importlib
 import os
 import re
 import sys
@@ -10,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from helpers.commands import RECIPE
+from helpers.commands import RECIPE, from_own_command_line, from_python
 from helpers.exported import outputs, run_onnx
 from helpers.fits import same_state
-from torch import Tensor
+from torch import Tensor, nn
 
 from acsp_lightning import load_pruned, zoo
 from acsp_lightning.cli import main
@@ -226,15 +227,18 @@ def edited(run: Path, path: Path, **changes: Any) -> Path:
         (["{tmp}", "--to", "onnx"], "is a folder; give a file in it"),
         (["{ckpt}", "--to", "tflite"], "invalid choice: 'tflite'"),
         (["{ckpt}"], "required: --to"),
-        (["{tmp}/lone.ckpt", "--to", "onnx"], r"no config\.yaml in .* --config FILE"),
+        (["{tmp}/lone.ckpt", "--to", "onnx"], r"lone\.ckpt does not say.*--model=.*--config=FILE"),
         (["{ckpt}", "--to", "onnx", "--config", "{tmp}/no.yaml"], r"no\.yaml does not exist"),
-        (["{ckpt}", "--to", "onnx", "--config", "{tmp}/list.yaml"], "has no model and no data"),
+        (["{ckpt}", "--to", "onnx", "--config", "{tmp}/list.yaml"], "holds a list"),
         (["{ckpt}", "--to", "onnx", "--config", "{tmp}/torn.yaml"], "cannot be read as YAML"),
         (
             ["{ckpt}", "--to", "onnx", "--config", "{tmp}/other.yaml"],
             r"does not fit.*built from .*other",
         ),
-        (["{ckpt}", "--to", "onnx", "--config", "{tmp}/wrong.yaml"], r"wrong\.yaml does not.*stagess"),
+        (
+            ["{ckpt}", "--to", "onnx", "--config", "{tmp}/wrong.yaml"],
+            r"stagess.*built from .*wrong\.yaml",
+        ),
         (["{ckpt}", "--to", "onnx", "--config", "{tmp}/bare.yaml"], "has a data without class_path"),
         (["{ckpt}", "--to", "onnx", "--config", "{tmp}/bad.yaml"], "at least one"),
         (["{tmp}/torn.ckpt", "--to", "onnx", "--config", "{config}"], r"torn\.ckpt is damaged"),
@@ -269,10 +273,9 @@ def test_bad_input_ends_in_one_message(
     assert end.value.code == 2
     said = capfd.readouterr()
     assert said.out == ""
-    usage, error = said.err.split("acsp-lightning export: error: ")
-    assert usage.startswith("usage: acsp-lightning export")
+    before_error, error = said.err.split("acsp-lightning export: error: ")
+    assert not before_error
     assert re.search(message, error, flags=re.DOTALL)
-    assert "Traceback" not in said.err
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -284,3 +287,67 @@ def test_an_empty_validation_loader(
     with pytest.raises(SystemExit):
         acsp_export(checkpoint, "--to", "onnx")
     assert "validation loader is empty" in capfd.readouterr().err
+
+
+def test_a_checkpoint_from_python(acsp_export: Any, own: str, tmp_path: Path, capfd: Any) -> None:
+    checkpoint = from_python(own, tmp_path / "run")
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as end:
+        acsp_export(checkpoint, "--to", "state_dict")
+    assert end.value.code == 2
+    error = capfd.readouterr().err
+    command = error.rpartition("Name the class: acsp-lightning export ")[2].partition(", or give")[0]
+    names = {"my_module.MyModel": f"{own}.Small", "my_module.MyData": f"{own}.Data"}
+    acsp_export(*(re.sub(r"my_module\.\w+", lambda m: names[m[0]], word) for word in command.split()))
+    state = torch.load(checkpoint.with_suffix(".pt"), weights_only=True)
+    assert same_state(state, torch.load(checkpoint, weights_only=True)["state_dict"])
+    assert f"validation samples: `{own}.Data`" in checkpoint.with_suffix(".md").read_text()
+
+
+def test_a_checkpoint_of_a_command_line_with_fixed_classes(
+    acsp_export: Any, own: str, tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = from_own_command_line(own, tmp_path / "run", monkeypatch)
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as end:
+        acsp_export(checkpoint, "--to", "state_dict", f"--model={own}.Small")
+    assert end.value.code == 2
+    assert f"--model={own}.Small --data=my_module.MyData" in capfd.readouterr().err
+    acsp_export(checkpoint, "--to", "onnx", "--model", f"{own}.Small", "--data", f"{own}.Data")
+    assert checkpoint.with_suffix(".onnx").is_file()
+
+
+def test_without_data_an_example_of_the_module_will_do(
+    acsp_export: Any, own: str, tmp_path: Path, capfd: Any
+) -> None:
+    checkpoint = from_python(own, tmp_path / "run")
+    words = [checkpoint, "--to", "onnx", f"--model={own}.SmallWithExample"]
+    acsp_export(*words)
+    assert checkpoint.with_suffix(".onnx").is_file()
+    capfd.readouterr()
+    with pytest.raises(SystemExit):
+        acsp_export(*words, "--accuracy")
+    assert "does not say what its data are built from" in capfd.readouterr().err
+
+
+def test_arguments_of_the_classes_and_of_nobody(
+    acsp_export: Any, own: str, tmp_path: Path, capfd: Any
+) -> None:
+    torch.save(from_weights := {"state_dict": small(own, 9).state_dict()}, tmp_path / "net.ckpt")
+    words = [tmp_path / "net.ckpt", "--to", "state_dict", f"--model={own}.SmallWithData"]
+    acsp_export(*words, "--model.hidden=9")
+    assert same_state(torch.load(tmp_path / "net.pt", weights_only=True), from_weights["state_dict"])
+    capfd.readouterr()
+    for word, wanted in (
+        ("--modul.hidden=9", "unknown: --modul.hidden=9"),
+        ("--model.hiden=9", "hiden"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            acsp_export(*words, word)
+        assert end.value.code == 2
+        assert wanted in capfd.readouterr().err
+
+
+def small(own: str, hidden: int) -> nn.Module:
+    network: nn.Module = importlib.import_module(own).Small(hidden)
+    return network

@@ -1,14 +1,21 @@
 import csv
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
 import yaml
 from helpers.commands import RECIPE, SHORT
+
+from acsp_lightning.zoo import DigitsDataModule, ImageClassifier
 
 # LightningCLI 2.6 calls methods of jsonargparse that 4.49 deprecates.
 pytestmark = pytest.mark.filterwarnings(
     r"ignore:\s*(By default only one Jsonargparse|[\s\S]*was\s+deprecated\s+in\s+v4\.49)"
 )
+
+
+class NoTestData(DigitsDataModule):
+    test_dataloader = pl.LightningDataModule.test_dataloader
 
 
 def test_fit_ends_with_a_test_and_leaves_its_configuration(acsp, tmp_path: Path, capfd) -> None:
@@ -57,14 +64,77 @@ def test_fit_help_names_the_trainer(acsp, capsys) -> None:
 
 
 @pytest.mark.parametrize(
-    ("argument", "error", "message"),
+    ("argument", "message"),
     [
-        ("--model.weights=nowhere.pt", FileNotFoundError, "There is no file of weights at nowhere.pt"),
-        ("--model.teacher_weight=2", ValueError, "must lie between 0 and 1"),
+        ("--model.weights=nowhere.pt", "There is no file of weights at nowhere.pt"),
+        ("--model.teacher_weight=2", "must lie between 0 and 1"),
     ],
 )
-def test_what_a_class_says_of_its_arguments_is_heard(acsp, argument, error, message) -> None:
+def test_what_a_class_says_of_its_arguments_is_heard(acsp, argument, message, capfd) -> None:
     teacher = ["--model.teacher=acsp_lightning.zoo.resnet20"]
     recipe = RECIPE.parent / "cifar10_resnet56.yaml"
-    with pytest.raises(error, match=message):
+    with pytest.raises(SystemExit) as end:
         acsp("fit", "--config", recipe, *teacher, argument)
+    assert end.value.code == 2
+    assert message in capfd.readouterr().err.rpartition("acsp-lightning fit: error: ")[2]
+
+
+FIT = [
+    "fit",
+    "--config",
+    RECIPE,
+    "--trainer.accelerator=cpu",
+    "--trainer.callbacks=acsp_lightning.ACSPPruningCallback",
+    "--trainer.callbacks.epochs=[0]",
+    "--trainer.max_epochs=2",
+    "--trainer.limit_train_batches=1",
+    "--trainer.log_every_n_steps=1",
+]
+
+
+class NowhereData(DigitsDataModule):
+    def prepare_data(self) -> None:
+        raise RuntimeError("There are no images in data/; download them first")
+
+
+class Odd(ImageClassifier):
+    """Fails in its first training step, in a way that nobody has foreseen."""
+
+    def training_step(self, batch, batch_idx):
+        return batch["image"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--trainer.max_epochs=two"], "max_epochs"),
+        (["--trainer.nothing=3"], "nothing"),
+        (["--config=nowhere.yaml"], "nowhere.yaml"),
+        (["--ckpt_path=nowhere.ckpt"], "nowhere.ckpt"),
+        (["--ckpt_path=no.ckpt"], "no.ckpt cannot be read"),
+        (["--model=nowhere.Module"], "there is no module 'nowhere'"),
+        ([f"--data={__name__}.NowhereData"], "There are no images in data/; download them first"),
+        (["--trainer.limit_val_batches=0"], "this fit has none"),
+        (["--trainer.callbacks.epochs=[7]"], "Raise max_epochs"),
+        (["--trainer.callbacks.selection.keep=7"], "keep is 7"),
+        (["--trainer.callbacks.selection.flops=0.001"], "flops=0.001 cannot be reached"),
+        (['--trainer.callbacks.exclude=["*"]'], "No layer of ImageClassifier can be pruned"),
+        (["--trainer.strategy=ddp_spawn", "--trainer.devices=2"], "spawn or fork"),
+        (["--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=-1"], "Invalid learning rate: -1"),
+    ],
+)
+def test_a_refusal_is_a_message_and_leaves_nothing(acsp, words, message, tmp_path: Path, capfd) -> None:
+    (tmp_path / "no.ckpt").write_text("words")
+    with pytest.raises(SystemExit) as end:
+        acsp(*FIT, *words)
+    assert end.value.code == 2
+    error = capfd.readouterr().err
+    assert message in error.rpartition("acsp-lightning fit: error: ")[2]
+    assert "Traceback" not in error
+    assert "usage" not in error
+    assert [path.name for path in tmp_path.iterdir()] == ["no.ckpt"]
+
+
+def test_what_nobody_expected_keeps_its_traceback(acsp) -> None:
+    with pytest.raises(TypeError):
+        acsp(*FIT, f"--model={__name__}.Odd")
