@@ -71,8 +71,9 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
         {options}
 
     Attributes:
-        steps: one :class:`PruningStep` for each cut made so far, in all fits, also for those that
-            were rolled back; after ``fit(ckpt_path=...)`` those of the checkpoint, and what follows.
+        steps: one :class:`PruningStep` for each cut of the last fit, also for those that were rolled
+            back; after ``fit(ckpt_path=...)`` those of the checkpoint, and what follows. Every fit starts
+            a new list.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -95,7 +96,6 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
             check_judged(self.guard, self.epochs, max_epochs=None)
         self.steps: list[PruningStep] = []
         self._monitor = GuardMonitor(self.guard)
-        self._earlier = 0
         self._visited: list[str] = []
         self._settled: set[int] = set()  # epochs in which no layer was left to capture
         self._tried = False  # the first training batch
@@ -104,6 +104,7 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
         self._capture: ActivationCapture | None = None
         self._captured: Captured | None = None
         self._load_hooks: list[RemovableHandle] = []
+        self._unreadable: ValueError | None = None  # a state that another version wrote
 
     @property
     def state_key(self) -> str:
@@ -123,14 +124,20 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
             self._load_hooks.append(resize_on_load(module))
         if stage != "fit" or is_fast_dev_run(trainer):
             return
-        # Every fit is counted by itself: the next one may be of another network.
-        self._visited, self._initial, self._earlier = [], None, len(self.steps)
+        # Every fit is counted by itself; the next one may be of another network.
+        self.steps, self._visited, self._initial, self._unreadable = [], [], None, None
         self._settled, self._tried = set(), False
         check_schedule(self.epochs, trainer)
         self._monitor.begin(self, trainer, self.epochs)
         # DistributedDataParallel would tell one rank of a mismatch, and let the others hang.
         check_ranks_agree(lambda: parameter_shapes(pl_module))
-        check_trainable(pl_module)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuse to go on from a state that cannot be read, and a network in which nothing trains."""
+        if self._unreadable is not None:
+            raise self._unreadable
+        if not is_fast_dev_run(trainer):
+            check_trainable(pl_module)  # not earlier: configure_model may have built it
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Read the labels to be captured, trace the network and measure it, before the first epoch."""
@@ -304,13 +311,12 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
             self._judge(trainer, None)
         if self._survey is None:
             return
-        steps = self.steps[self._earlier :]
-        announce_missed(set(self.epochs) - self._settled - {step.epoch for step in steps})
-        if steps:
+        announce_missed(set(self.epochs) - self._settled - {step.epoch for step in self.steps})
+        if self.steps:
             final = measure_complexity(pl_module, self._survey.example.counted)
             site = self._site(trainer)
             accuracy = measure_accuracy(site, site.network, self)
-            announce_end(steps, final, accuracy, averaged=ends_averaged(trainer))
+            announce_end(self.steps, final, accuracy, averaged=ends_averaged(trainer))
 
     # -- checkpoints ---------------------------------------------------------------------------------
 
@@ -318,7 +324,6 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
         """The steps so far and what waits for its cut, as plain data and tensors."""
         return CallbackState(
             steps=self.steps,
-            earlier=self._earlier,
             visited=self._visited,
             initial=self._initial,
             captured=self._captured,
@@ -335,9 +340,12 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The inverse of :meth:`state_dict`."""
-        state = CallbackState.from_dict(state_dict)
+        try:
+            state = CallbackState.from_dict(state_dict)
+        except ValueError as error:
+            self._unreadable = error  # which only a fit minds
+            return
         self.steps = state.steps
-        self._earlier = state.earlier
         self._visited = state.visited
         self._initial = state.initial
         self._captured = state.captured

@@ -27,6 +27,7 @@ from acsp_lightning.structure.forward import (
     run_forward,
 )
 from acsp_lightning.structure.groups import ChannelGroup, Tracing
+from acsp_lightning.structure.joins import Joins
 from acsp_lightning.structure.layers import (
     Side,
     has_one_slope,
@@ -186,7 +187,12 @@ def _single_values_frozen(model: nn.Module) -> Iterator[None]:
 
 
 def _build_graph(model: nn.Module, inputs: tuple[Any, ...]) -> tp.DependencyGraph:
-    graph = tp.DependencyGraph()
+    graph, joins = tp.DependencyGraph(), Joins()
+
+    def forward(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
+        with joins:
+            return run_forward(model, inputs)
+
     try:
         with warnings.catch_warnings(), _hooks_put_back(model), _single_values_frozen(model):
             # The tracer announces what it guesses; nothing guessed passes our own checks.
@@ -194,7 +200,7 @@ def _build_graph(model: nn.Module, inputs: tuple[Any, ...]) -> tp.DependencyGrap
             graph.build_dependency(
                 model,
                 example_inputs=inputs,
-                forward_fn=run_forward,
+                forward_fn=forward,
                 # Taken for layers of one channel, these would end every group.
                 ignored_layers=[module for module in model.modules() if has_one_slope(module)],
                 output_transform=_differentiable_outputs,
@@ -216,7 +222,16 @@ def _build_graph(model: nn.Module, inputs: tuple[Any, ...]) -> tp.DependencyGrap
         # The index maps are the last step. Shuffles divide by zero there, and concatenations of parts
         # whose width is unknown add None. What is wrong without their maps passes no check of ours.
         _map_indices(graph)
+    _map_joins(graph, joins)
     return graph
+
+
+def _map_joins(graph: tp.DependencyGraph, joins: Joins) -> None:
+    """Make the index maps of what is joined with constants, which the tracer does not see."""
+    for node in graph.module2node.values():
+        for part, span in zip(node.inputs, joins.spans.get(node.grad_fn, ()), strict=False):
+            _concat_edge(node, part).index_mapping[1] = index_mapping._ConcatIndexMapping(span, True)
+            _concat_edge(part, node).index_mapping[1] = index_mapping._ConcatIndexMapping(span, False)
 
 
 def _map_flattened_concats(graph: tp.DependencyGraph) -> None:
@@ -363,6 +378,7 @@ def _layer_reason(name: str, module: nn.Module, calls: Mapping[str, int]) -> str
 
 
 def _is_sum(node: Any) -> bool:
-    """Whether a node of the tracer adds two or more of the network's tensors."""
+    """Whether a node of the tracer adds two or more tensors that the network computed."""
     operator = isinstance(node.module, tp.ops._ElementWiseOp)
-    return operator and "AddBackward" in node.grad_fn.name() and len(node.inputs) > 1
+    computed = [part for part in node.inputs if not isinstance(part.module, nn.Parameter)]
+    return operator and "AddBackward" in node.grad_fn.name() and len(computed) > 1

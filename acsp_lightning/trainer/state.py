@@ -21,8 +21,7 @@ class CallbackState:
     """State of a pruning callback in a fit.
 
     Attributes:
-        steps: the cuts so far, in all fits.
-        earlier: how many of them were made by earlier fits.
+        steps: the cuts so far.
         visited: names of the groups that were cut.
         initial: complexity of the network before its first cut; None before the first epoch.
         captured: what waits for its cut.
@@ -30,7 +29,6 @@ class CallbackState:
     """
 
     steps: list[PruningStep]
-    earlier: int
     visited: list[str]
     initial: Complexity | None
     captured: Captured | None

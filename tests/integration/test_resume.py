@@ -210,11 +210,14 @@ def test_a_new_fit_after_a_failed_one_starts_afresh(make_trainer: Fit) -> None:
     assert differences(job(make_trainer, pruning), whole) == []
 
 
-def test_steps_of_earlier_fits_are_resumed_too(make_trainer: Fit, tmp_path: Path) -> None:
+def test_every_fit_has_a_list_of_steps_of_its_own(make_trainer: Fit, tmp_path: Path) -> None:
     pruning = callback()
     job(make_trainer, pruning)
+    first, kept = pruning.steps, list(pruning.steps)
     whole = job(make_trainer, pruning, Saver(tmp_path))
-    assert len(whole["steps"]) == 2
+    assert len(whole["steps"]) == 1
+    assert pruning.steps is not first
+    assert first == kept
     resumed = job(make_trainer, callback(), ckpt_path=tmp_path / "epoch1-end.ckpt")
     assert differences(resumed, whole) == []
 
