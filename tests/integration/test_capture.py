@@ -16,7 +16,6 @@ from acsp_lightning import SelectionConfig
 from acsp_lightning.capture.statistics import Activations
 
 
-# -- inside a fit -------------------------------------------------------------------------------------
 def spied(fit: Fit, monkeypatch: pytest.MonkeyPatch, module: Any, pruning: Any, **options: Any) -> Any:
     """What the callback captured, and the state of the module that it captured."""
     caught: dict[str, Any] = {}

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from acsp_lightning import PrunedCheckpointMixin, load_pruned
 
 
-# -- evaluation and loading ----------------------------------------------------------------------------
 class Predictor(PrunedCheckpointMixin, Classifier):
     """A module that also predicts, and loads its own pruned files."""
 

@@ -13,7 +13,7 @@ import torch
 from helpers.fits import same_state
 from torch import Tensor, nn
 
-from acsp_lightning import Latency, compare_latency, measure_latency
+from acsp_lightning import compare_latency, measure_latency
 
 BRIEF: dict[str, Any] = {"min_runs": 3, "min_seconds": 0}
 
@@ -298,8 +298,3 @@ def test_eagerly_also_what_the_user_has_compiled(backend: Backend) -> None:
     with torch.no_grad():
         model(torch.rand(1, 2))
     assert len(backend.graphs) > before
-
-
-# -- in the report -------------------------------------------------------------------------------
-def latency(size: int, seconds: float, device: str = "cpu") -> Latency:
-    return Latency(size, device, 2, False, 20, seconds, (0.9 * seconds, 1.1 * seconds))

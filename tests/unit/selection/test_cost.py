@@ -15,7 +15,6 @@ from acsp_lightning.structure.tracing import trace_groups
 IMAGE = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-# -- FLOPs -------------------------------------------------------------------------------------------
 class Chain(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -13,7 +13,6 @@ from acsp_lightning.selection.path import NetworkCurve, Stage, greedy_path, widt
 from acsp_lightning.structure.groups import ChannelGroup, LayerSide
 
 
-# -- small problems ----------------------------------------------------------------------------------
 def made_up_groups(widths: list[int]) -> tuple[ChannelGroup, ...]:
     """A chain of layers "0", "1", ...: group i leaves layer i and enters the next."""
     groups = []

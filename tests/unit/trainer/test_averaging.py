@@ -32,7 +32,6 @@ from torch import Tensor
 ORDERS = pytest.mark.parametrize("ours_first", [True, False], ids=["ours first", "theirs first"])
 
 
-# -- averaged copies ---------------------------------------------------------------------------------
 class LiveWeights(pl.Callback):
     """All that an average of the live network is made of: its state after every training batch."""
 

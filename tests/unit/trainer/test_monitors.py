@@ -13,7 +13,6 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 
-# -- monitors ----------------------------------------------------------------------------------------
 class Scripted(Classifier):
     """Its validation loss is read off a list, one value per epoch."""
 
