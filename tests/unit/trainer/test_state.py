@@ -24,7 +24,7 @@ def state() -> CallbackState:
     model(torch.ones(2, 1, 6, 6)).sum().backward()
     optimizer.step()
     trial = Trial("val_acc", "max", waiting, take_snapshot(model, (), [optimizer]), 0.5, due=4)
-    return CallbackState([step(0), viewed()], 1, ["conv"], complexity(6000, 60_000), waiting, trial)
+    return CallbackState([step(0), viewed()], ["conv"], complexity(6000, 60_000), waiting, trial)
 
 
 def leaves(value: Any) -> list[Any]:
@@ -54,7 +54,7 @@ def test_a_state_goes_through_a_checkpoint_that_loads_without_code() -> None:
 
 
 def test_an_empty_state() -> None:
-    nothing = CallbackState([], 0, [], None, None, None)
+    nothing = CallbackState([], [], None, None, None)
     assert CallbackState.from_dict(nothing.to_dict()) == nothing
 
 
