@@ -63,10 +63,10 @@ def check_labels(labels: Any) -> Tensor:
         raise ValueError(f"Labels have shape {shape}, {_of_other_shape(labels)}. {wanted}.")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise ValueError(f"Labels are {labels.dtype} of shape {shape}. {wanted}: {_cast(labels)}.")
-    labels = labels.long()
-    if not len(labels):
-        return labels
-    least, largest = int(labels.min()), int(labels.max())
+    indices: Tensor = labels.long()
+    if not len(indices):
+        return indices
+    least, largest = int(indices.min()), int(indices.max())
     if least < 0:
         raise ValueError(
             f"Labels contain {least} (a mark of samples to be ignored?). {wanted}, and every sample "
@@ -79,7 +79,7 @@ def check_labels(labels: Any) -> Tensor:
             "all numbers up to the largest have a row in memory: number the classes 0, 1, 2, ... in the "
             "data set or in read_batch=."
         )
-    return labels
+    return indices
 
 
 def _of_other_shape(labels: Tensor) -> str:

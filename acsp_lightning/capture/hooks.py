@@ -10,7 +10,8 @@ from torch.utils.hooks import RemovableHandle
 
 from acsp_lightning.capture.statistics import Activations, InputMoments, check_positions
 from acsp_lightning.functional import ClassSums
-from acsp_lightning.structure.forward import evaluation_state, run_forward
+from acsp_lightning.functional.precision import wide
+from acsp_lightning.structure.forward import evaluation_state, run_forward, without_autocast
 from acsp_lightning.structure.groups import ChannelGroup, features_per_channel
 from acsp_lightning.structure.layers import channel_dim
 
@@ -183,7 +184,7 @@ class ActivationCapture:
             if self._labels is None:
                 return
             try:
-                with torch.autocast(output.device.type, enabled=False):
+                with without_autocast(output.device.type):
                     values = _pooled(output.detach(), channel_dim(module), self._grid)
                     self._add(layer, values, self._labels)
             except Exception as error:
@@ -212,7 +213,7 @@ class ActivationCapture:
                 return
             try:
                 inputs = (args[0] if args else kwargs["input"]).detach()
-                with torch.autocast(inputs.device.type, enabled=False):
+                with without_autocast(inputs.device.type):
                     channels = inputs.movedim(channel_dim(module), 1)
                     known = self._inputs.get(layer)
                     most = _positions_of(
@@ -222,7 +223,7 @@ class ActivationCapture:
                     # After a flatten a channel has several features, which are its positions. In
                     # float64, because TF32 products are too coarse for a nearly singular least-squares
                     # problem.
-                    rows = channels.reshape(len(channels) // spread, -1).double()
+                    rows = wide(channels.reshape(len(channels) // spread, -1))
                     if known is None:
                         known = InputMoments(0, rows.new_zeros(len(rows), len(rows)))
                     self._inputs[layer] = known.with_rows(rows)

@@ -1,12 +1,13 @@
 """Statistics of a capture: sums by class over outputs, and second moments of inputs."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from acsp_lightning.functional import ClassMoments, ClassSums, WidthDecision
+from acsp_lightning.functional.precision import device_of_float64
 from acsp_lightning.structure.groups import ChannelGroup
 
 
@@ -51,10 +52,11 @@ class Activations:
     samples: int
 
     def to(self, device: torch.device) -> "Activations":
-        """The same statistics on another device."""
+        """The same statistics on another device; what is in float64 on the CPU, if it has none."""
+        home = device_of_float64(device)
         return Activations(
             {layer: sums.to(device) for layer, sums in self.outputs.items()},
-            {layer: InputMoments(m.count, m.total.to(device)) for layer, m in self.inputs.items()},
+            {layer: InputMoments(m.count, m.total.to(home)) for layer, m in self.inputs.items()},
             self.samples,
         )
 
@@ -78,6 +80,7 @@ class Captured:
         activations: their captured activations.
         metric: value of the accuracy guard's metric in this validation; None without a guard.
         decisions: number of channels to keep in every group, by name; None: not decided yet.
+        left_whole: why groups that were asked for cannot be cut, by name.
     """
 
     epoch: int | None
@@ -85,6 +88,7 @@ class Captured:
     activations: Activations
     metric: float | None = None
     decisions: Mapping[str, WidthDecision] | None = None
+    left_whole: Mapping[str, str] = field(default_factory=dict)
 
 
 def merge_activations(parts: Iterable[Activations]) -> Activations:

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from acsp_lightning.functional.precision import alike, device_of_float64, wide
+
 # Ridge on the unit diagonal. Exact duplicates make the kept block singular; with this ridge it is
 # always positive definite in float64. It also bounds the folded coefficients: none (in units of the
 # channels' own sizes) exceeds 1 / (2 sqrt(1e-5)), about 160, which is safe in float32 inference, while
@@ -32,7 +34,8 @@ def reconstruction_map(second_moments: Tensor, kept: Tensor) -> Tensor:
         kept: indices of the K channels kept, without repeats, shape (K,), K >= 1.
 
     Returns:
-        Float64, shape (K, D), on the device of G. The columns of kept channels are exactly the
+        Float64, shape (K, D), on the device of G, or on the CPU if that has none. The columns of kept
+        channels are exactly the
         identity. For a dead channel (G is 0 on its diagonal), row and column are 0 outside the
         identity.
 
@@ -40,7 +43,7 @@ def reconstruction_map(second_moments: Tensor, kept: Tensor) -> Tensor:
         ValueError: if G is not square and finite with a diagonal >= 0, or ``kept`` is empty,
             repeats a channel or names one outside [0, D).
     """
-    moments = second_moments.to(torch.float64)
+    moments = wide(second_moments)
     if moments.ndim != 2 or moments.shape[0] != moments.shape[1]:
         raise ValueError(f"second moments have shape {tuple(moments.shape)}; they must be (D, D)")
     if not bool(moments.isfinite().all()) or bool((moments.diagonal() < 0).any()):
@@ -98,11 +101,11 @@ def fold_input(weight: Tensor, reconstruction: Tensor, *, dim: int = 1, spread: 
             f"weight has {weight.shape[dim]} inputs along axis {dim}; {num_channels} channels of "
             f"{spread} positions each need {num_channels * spread}: check dim and spread"
         )
-    channels_first = weight.to(torch.float64).movedim(dim, 0)
+    channels_first = wide(weight).movedim(dim, 0)
     by_channel = channels_first.reshape(num_channels, -1)
     folded: Tensor = reconstruction.to(by_channel) @ by_channel
     folded = folded.reshape(len(reconstruction) * spread, *channels_first.shape[1:])
-    return folded.movedim(0, dim).contiguous().to(weight.dtype)
+    return alike(folded.movedim(0, dim).contiguous(), weight)
 
 
 def refit_weight(
@@ -128,7 +131,8 @@ def refit_weight(
     x_mean, y_mean = _means(inputs), _means(targets)
     x_shift, y_shift = (0.0, 0.0) if bias is None else (x_mean, y_mean)
     features = weight.shape[1]
-    gram = torch.zeros(features, features, dtype=torch.float64, device=weight.device)
+    device = device_of_float64(weight.device)
+    gram = torch.zeros(features, features, dtype=torch.float64, device=device)
     product = gram.new_zeros(features, len(weight))
     # Centred before the product: a difference of large products might not be positive definite.
     for x, y in zip(_chunks(inputs), _chunks(targets), strict=True):
@@ -141,21 +145,22 @@ def refit_weight(
     inverse_size = torch.where(alive, size.reciprocal(), 0.0)
     gram = gram * inverse_size[:, None] * inverse_size / len(inputs)
     product = product * inverse_size[:, None] / len(inputs)
-    old = weight.double().T
-    ridge = REFIT_RIDGE * torch.eye(features, dtype=torch.float64, device=weight.device)
+    old = wide(weight).T
+    ridge = REFIT_RIDGE * torch.eye(features, dtype=torch.float64, device=device)
     factor = torch.linalg.cholesky(gram + ridge)
     solved = torch.cholesky_solve(product + REFIT_RIDGE * size[:, None] * old, factor)
     refitted = torch.where(alive[:, None], solved * inverse_size[:, None], old).T
     if bias is None:
-        return refitted.to(weight.dtype), None
-    return refitted.to(weight.dtype), (y_mean - refitted @ x_mean).to(bias.dtype)
+        return alike(refitted, weight), None
+    return alike(refitted, weight), alike(y_mean - refitted @ x_mean, bias)
 
 
 def _chunks(rows: Tensor) -> Iterator[Tensor]:
     for start in range(0, len(rows), CHUNK):
-        yield rows[start : start + CHUNK].double()
+        yield wide(rows[start : start + CHUNK])
 
 
 def _means(rows: Tensor) -> Tensor:
-    total = sum((chunk.sum(0) for chunk in _chunks(rows)), torch.zeros((), device=rows.device))
+    nothing = torch.zeros((), device=device_of_float64(rows.device))
+    total = sum((chunk.sum(0) for chunk in _chunks(rows)), nothing)
     return total / len(rows)

@@ -6,6 +6,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from acsp_lightning.functional.precision import alike, wide
+
 
 @dataclass(frozen=True, slots=True)
 class ClassMoments:
@@ -120,15 +122,15 @@ class ClassSums:
         classes = max(len(self.count), len(other.count))
         self, other = self.widened(classes), other.widened(classes)
         # In double, because the origins may be far apart.
-        count = other.count[:, None, None].double()
-        offset = (other.origin.double() - self.origin.double()).to(self.origin.device)
-        moved = other.total.double() + count * offset
-        squares = other.squares.double() + 2 * offset * other.total.double() + count * offset.square()
+        count, total = wide(other.count)[:, None, None], wide(other.total)
+        offset = wide(other.origin) - wide(self.origin)
+        moved = total + count * offset
+        squares = wide(other.squares) + 2 * offset * total + count * offset.square()
         return ClassSums(
             self.count + other.count,
             self.origin,
-            (self.total.double() + moved).to(self.total),
-            (self.squares.double() + squares).to(self.squares),
+            alike(wide(self.total) + moved, self.total),
+            alike(wide(self.squares) + squares, self.squares),
         )
 
     def widened(self, num_classes: int) -> "ClassSums":
@@ -149,13 +151,13 @@ class ClassSums:
         return ClassSums(*(getattr(self, field.name).to(device) for field in fields(self)))
 
     def moments(self) -> ClassMoments:
-        """Mean and sum of squared deviations of every class, in float64."""
-        seen = self.count.clamp(min=1).to(torch.float64)[:, None, None]
-        total = self.total.double()
-        offset = total / seen
-        m2 = (self.squares.double() - total * offset).clamp_(min=0)
-        mean = torch.where(self.count[:, None, None] > 0, offset.add_(self.origin), 0.0)
-        return ClassMoments(self.count, mean, m2)
+        """Mean and sum of squared deviations of every class, in float64, where the device has it."""
+        total = wide(self.total)
+        count = self.count.to(total.device)
+        offset = total / count.clamp(min=1)[:, None, None]
+        m2 = (wide(self.squares) - total * offset).clamp_(min=0)
+        mean = torch.where(count[:, None, None] > 0, offset.add_(wide(self.origin)), 0.0)
+        return ClassMoments(count, mean, m2)
 
 
 def class_moments(values: Tensor, labels: Tensor, num_classes: int | None = None) -> ClassMoments:
@@ -167,7 +169,7 @@ def class_moments(values: Tensor, labels: Tensor, num_classes: int | None = None
         num_classes: C; None: the largest label of this batch plus one.
 
     Returns:
-        Moments over C classes on the values' device.
+        Moments over C classes on the values' device, or on the CPU if that has no float64.
 
     Raises:
         ValueError: if shapes or dtypes do not fit, a label is out of range, or the batch is empty.
@@ -175,8 +177,10 @@ def class_moments(values: Tensor, labels: Tensor, num_classes: int | None = None
     _check_batch(values, labels)
     if labels.numel() == 0:
         raise ValueError("the batch is empty; pass at least one sample")
-    sums = ClassSums.about(values.double(), num_classes or int(labels.max()) + 1)
-    sums.add_(values.double(), labels)
+    values = wide(values)
+    labels = labels.to(values.device)
+    sums = ClassSums.about(values, num_classes or int(labels.max()) + 1)
+    sums.add_(values, labels)
     return sums.moments()
 
 

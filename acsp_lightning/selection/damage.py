@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from acsp_lightning.capture.statistics import Activations
 from acsp_lightning.functional import RIDGE, ChannelCurves
+from acsp_lightning.functional.precision import alike
 from acsp_lightning.selection.scores import read_channels
 from acsp_lightning.structure.groups import ChannelGroup, LayerSide
 from acsp_lightning.structure.layers import side_layout
@@ -92,11 +93,11 @@ class _Reader:
         module = model.get_submodule(side.layer)
         ((_, dim),) = side_layout(module, "in").tensors
         moments = activations.inputs[side.layer].mean
-        weight = module.get_parameter("weight").detach().to(moments).movedim(dim, 0)
+        weight = alike(module.get_parameter("weight").detach(), moments).movedim(dim, 0)
         if target is not None and target.scale is not None:
             # With the inputs on the first axis, the outputs are on the second in every layout.
             shape = (1, -1) + (1,) * (weight.ndim - 2)
-            weight = weight * target.scale.to(moments).view(shape)
+            weight = weight * alike(target.scale, moments).view(shape)
         size = moments.diagonal().sqrt()
         by_channel = weight.reshape(len(moments), -1) * size[:, None]
         sensitivity = by_channel @ by_channel.T

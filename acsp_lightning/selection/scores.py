@@ -12,6 +12,7 @@ from acsp_lightning.functional import (
     compare_channels,
     mean_separability,
 )
+from acsp_lightning.functional.precision import alike, wide
 from acsp_lightning.structure.groups import ChannelGroup, LayerSide, features_per_channel
 from acsp_lightning.structure.layers import side_layout
 
@@ -107,8 +108,8 @@ def score_channels(
 def _filter_norms(model: nn.Module, side: LayerSide) -> Tensor:
     module = model.get_submodule(side.layer)
     ((_, dim), *_) = side_layout(module, "out").tensors
-    weight = module.get_parameter("weight").detach().double()
-    return weight.abs().movedim(dim, 0).flatten(1).sum(1)
+    weight = module.get_parameter("weight").detach()
+    return wide(weight).abs().movedim(dim, 0).flatten(1).sum(1)
 
 
 def read_channels(side: LayerSide) -> tuple[Tensor, Tensor]:
@@ -123,8 +124,8 @@ def _contributions(model: nn.Module, side: LayerSide, width: int, activations: A
     module = model.get_submodule(side.layer)
     ((_, dim),) = side_layout(module, "in").tensors
     energy = activations.inputs[side.layer].mean.diagonal()
-    weight = module.get_parameter("weight").detach().to(energy)
-    norms = weight.movedim(dim, 0).reshape(len(energy), -1).square().sum(1)
+    weight = module.get_parameter("weight").detach()
+    norms = alike(weight, energy).movedim(dim, 0).reshape(len(energy), -1).square().sum(1)
     positions, channels = read_channels(side)
     power = (energy * norms)[positions.to(energy.device)]
     return (

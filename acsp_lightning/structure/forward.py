@@ -4,7 +4,7 @@ import random
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from copy import deepcopy
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -87,6 +87,13 @@ def state_restored(model: nn.Module, *, but: Collection[nn.Module] = ()) -> Iter
                     buffer.copy_(value)
 
 
+def without_autocast(device_type: str) -> AbstractContextManager[object]:
+    """No autocast in the body; of devices that have none, nothing."""
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
+
+
 @contextmanager
 def evaluation_state(
     model: nn.Module, *, grad: bool = False, but: Collection[nn.Module] = ()
@@ -108,7 +115,7 @@ def evaluation_state(
     with (
         state_restored(model, but=but),
         _random_state_kept(model),
-        torch.autocast(device_type, enabled=False),
+        without_autocast(device_type),
         # Compiled code would run past hooks that were added after its compilation.
         torch.compiler.set_stance("force_eager"),
         uncompiled(model),

@@ -24,6 +24,7 @@ from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
 from acsp_lightning.functional import refit_weight
+from acsp_lightning.functional.precision import wide
 from acsp_lightning.progress import step
 from acsp_lightning.structure.forward import evaluation_state, run_forward
 from acsp_lightning.structure.plan import PruningPlan
@@ -58,8 +59,8 @@ class Target:
     def power(self) -> float:
         """Variance of the output together with what is added to it, summed over channels, scaled."""
         total = self.outputs if self.other is None else self.outputs + self.other
-        spread = total.double().var(0, correction=0)
-        return float((spread if self.scale is None else spread * self.scale.square()).sum())
+        spread = wide(total).var(0, correction=0)
+        return float((spread if self.scale is None else spread * wide(self.scale).square()).sum())
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +213,7 @@ def refit_consumers(model: nn.Module, plan: PruningPlan, refit: Refit) -> None:
         wanted = targets[layer].outputs
         kept = plan.kept(layer, "out")
         if kept is not None:
-            wanted = wanted[:, list(kept)]
+            wanted = wanted[:, torch.tensor(kept)]
         weight, bias = module.get_parameter("weight"), module._parameters.get("bias")
         new, shift = refit_weight(rows, wanted + gap, weight.flatten(1), bias)
         weight.copy_(new.view_as(weight))
@@ -237,7 +238,7 @@ def refit_consumers(model: nn.Module, plan: PruningPlan, refit: Refit) -> None:
         assert expected is not None
         kept = plan.kept(layer, "out")
         if kept is not None:
-            expected = expected[:, list(kept)]
+            expected = expected[:, torch.tensor(kept)]
         found = branch.in_own_units(
             output_rows(module, other)[targets[layer].rows], targets[layer].scale
         )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from acsp_lightning.functional.precision import wide
 from acsp_lightning.structure.forward import (
     UnsupportedStructureError,
     call_counts,
@@ -267,7 +268,7 @@ def _close(expected: Tensor, found: Tensor) -> bool:
     if not expected.is_floating_point():
         return True
     tolerance = TOLERANCE.get(expected.dtype, 1e-2)
-    expected, found = expected.double(), found.double()
+    expected, found = wide(expected), wide(found)
     finite = expected.isfinite()  # outputs may be masked with infinities
     if not torch.equal(finite, found.isfinite()):
         return False

@@ -1,0 +1,33 @@
+"""Double precision where a device has it, and on the CPU where it has not."""
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+
+@cache
+def has_float64(device: torch.device) -> bool:
+    """Whether a device computes in float64. Apple's MPS does not, nor do some of Intel's GPUs."""
+    if device.type in ("cpu", "cuda"):
+        return True
+    try:
+        torch.ones(1, dtype=torch.float64, device=device) + 1
+    except (RuntimeError, TypeError):
+        return False
+    return True
+
+
+def device_of_float64(device: torch.device) -> torch.device:
+    """The device itself, if it has float64, else the CPU."""
+    return device if has_float64(device) else torch.device("cpu")
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """A tensor in float64, on its device if that has float64, else on the CPU."""
+    return tensor.to(device_of_float64(tensor.device)).double()
+
+
+def alike(tensor: Tensor, other: Tensor) -> Tensor:
+    """A tensor in the dtype and on the device of another; either device may lack float64."""
+    return tensor.to(device_of_float64(tensor.device)).to(other.dtype).to(other.device)
