@@ -25,7 +25,7 @@ from acsp_lightning.cli.sources import Sources, check_class, check_file, find_co
 from acsp_lightning.export.card import callback_settings, model_card, pruning_steps
 from acsp_lightning.export.formats import Exported, export_onnx, export_program, export_state_dict
 from acsp_lightning.files import atomic_write, verify_checksums
-from acsp_lightning.measure.accuracy import count_correct
+from acsp_lightning.measure.accuracy import OutputReader, count_correct
 from acsp_lightning.measure.complexity import Complexity, measure_complexity
 from acsp_lightning.report import PruningStep
 from acsp_lightning.structure.example import Example, as_arguments
@@ -94,7 +94,8 @@ def _export(
         raise RefusalError(f"{error} {_built_from(sources)}") from error
     callbacks = callbacks_of(cli.trainer)
     pruning = [callback for callback in callbacks if isinstance(callback, ACSPPruningCallback)]
-    looking = _Looking(pruning[0].read_batch if pruning else read_batch, options.accuracy)
+    reading = (pruning[0].read_batch, pruning[0].read_outputs) if pruning else (read_batch, None)
+    looking = _Looking(*reading, options.accuracy)
     example = module.example_input_array
     if example is None or options.accuracy:
         sources.check_data(module, cli.datamodule)
@@ -138,8 +139,11 @@ class _Looking(pl.Callback):
         accuracy: top-1 accuracy, in [0, 1]; None if not requested, or the outputs are not class scores.
     """
 
-    def __init__(self, read_batch: BatchReader, measure: bool) -> None:
+    def __init__(
+        self, read_batch: BatchReader, read_outputs: OutputReader | None, measure: bool
+    ) -> None:
         self._read_batch = read_batch
+        self._read_outputs = read_outputs
         self._measure = measure
         self.inputs: tuple[Any, ...] = ()
         self.complexity: Complexity | None = None
@@ -158,7 +162,9 @@ class _Looking(pl.Callback):
         with torch.inference_mode(False):
             self.look_at(pl_module, self._read_batch(next(validation_batches(trainer)))[0])
             if self._measure:
-                counts = count_correct(pl_module, validation_batches(trainer), self._read_batch)
+                counts = count_correct(
+                    pl_module, validation_batches(trainer), self._read_batch, self._read_outputs
+                )
                 self.accuracy = None if counts is None else counts[0] / counts[1]
 
 

@@ -37,7 +37,7 @@ def load(model, path, prefix=""):
 PAPER = "[arXiv 2505.13225](https://arxiv.org/abs/2505.13225)"
 
 # Arguments of the callback that do not affect the network, or are local paths.
-ASIDE = {"read_batch", "report_dir", "report_plots", "latency_batch_sizes"}
+ASIDE = {"read_batch", "read_outputs", "report_dir", "report_plots", "latency_batch_sizes"}
 
 UNKNOWN = "not measured"
 
