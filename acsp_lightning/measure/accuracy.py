@@ -1,6 +1,7 @@
 """Top-1 accuracy of a network, as counts of samples."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,7 +11,8 @@ from acsp_lightning.capture.batches import BatchReader, check_labels
 from acsp_lightning.structure.example import as_arguments
 from acsp_lightning.structure.forward import evaluation_state, run_forward
 
-OutputReader = Callable[[Any], Tensor | None]
+# With a class as the type of what it returns, jsonargparse would refuse functions without annotations.
+OutputReader = Callable[[Any], Any]
 
 """A function of the outputs of forward that returns class scores, (B, C), or None."""
 
@@ -32,20 +34,19 @@ def class_scores(
     Raises:
         ValueError: if ``read_outputs`` returns anything but such scores or None.
     """
-    found = _logits(outputs) if read_outputs is None else read_outputs(outputs)
+    found: Any = _logits(outputs) if read_outputs is None else read_outputs(outputs)
     if found is None:
         return None
-    fits = (
+    if (
         isinstance(found, Tensor)
         and found.is_floating_point()
         and found.ndim in (1, 2)
-        and found.numel() >= len(found) > 0
-    )
-    if fits and (found.ndim == 1 or found.shape[1] == 1):
+        and found.numel()
+    ):
+        if found.ndim == 2 and found.shape[1] > 1:
+            return found
         logit = found.flatten()
         return torch.stack([torch.zeros_like(logit), logit], 1) if largest <= 1 else None
-    if fits:
-        return found
     if read_outputs is not None:
         kind = (
             f"{found.dtype} of shape {tuple(found.shape)}" if isinstance(found, Tensor) else "no tensor"
@@ -98,6 +99,36 @@ def check_outputs(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class ClassCounts:
+    """Samples of every class, and how many of them were classified correctly.
+
+    Attributes:
+        right: correctly classified samples by class, int64, (C,).
+        seen: samples by class, int64, (C,).
+    """
+
+    right: Tensor
+    seen: Tensor
+
+    @property
+    def accuracy(self) -> float:
+        """Share of all samples that is right, in [0, 1]; NaN without samples."""
+        samples = int(self.seen.sum())
+        return int(self.right.sum()) / samples if samples else float("nan")
+
+    def __add__(self, other: "ClassCounts") -> "ClassCounts":
+        """The counts of disjoint samples together."""
+        return ClassCounts(_sum(self.right, other.right), _sum(self.seen, other.seen))
+
+
+def _sum(one: Tensor, other: Tensor) -> Tensor:
+    short, long = sorted((one, other), key=len)
+    total = long.clone()
+    total[: len(short)] += short
+    return total
+
+
 def count_correct(
     model: nn.Module,
     batches: Iterable[Any],
@@ -106,6 +137,24 @@ def count_correct(
 ) -> tuple[int, int] | None:
     """Count the samples that ``model`` classifies correctly (top 1), and all samples.
 
+    Arguments as in :func:`count_by_class`.
+
+    Returns:
+        Two counts, which can be summed over processes; None if forward returns something else than
+        class scores.
+    """
+    counts = count_by_class(model, batches, read_batch, read_outputs)
+    return None if counts is None else (int(counts.right.sum()), int(counts.seen.sum()))
+
+
+def count_by_class(
+    model: nn.Module,
+    batches: Iterable[Any],
+    read_batch: BatchReader,
+    read_outputs: OutputReader | None = None,
+) -> ClassCounts | None:
+    """Count the samples of every class, and those that ``model`` classifies correctly (top 1).
+
     Args:
         model: run in eval mode and restored.
         batches: on the device of the model.
@@ -113,10 +162,10 @@ def count_correct(
         read_outputs: finds class scores in the outputs; None: as :func:`class_scores`.
 
     Returns:
-        Two counts, which can be summed over processes; None if forward returns something else than
-        class scores.
+        Counts of as many classes as there are scores, and of one more for all labels beyond them, if
+        there are any; None if forward returns something else than class scores.
     """
-    right, seen, largest = 0, 0, 1
+    total, largest = ClassCounts(*torch.zeros(2, 0, dtype=torch.int64)), 1
     with evaluation_state(model):
         for batch in batches:
             inputs, labels = read_batch(batch)
@@ -125,6 +174,9 @@ def count_correct(
             scores = class_scores(model(*as_arguments(model, inputs)), read_outputs, largest)
             if scores is None or len(scores) != len(labels):
                 return None
-            right += int((scores.argmax(1) == labels).sum())
-            seen += len(labels)
-    return right, seen
+            right, labels = (scores.argmax(1) == labels).cpu(), labels.cpu().clamp(max=scores.shape[1])
+            classes = max(scores.shape[1], int(labels.max()) + 1)
+            total += ClassCounts(
+                labels[right].bincount(minlength=classes), labels.bincount(minlength=classes)
+            )
+    return total

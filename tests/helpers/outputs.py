@@ -7,6 +7,10 @@ from typing import NamedTuple
 from torch import Tensor
 
 
+def second(outputs):
+    return outputs[1]
+
+
 class ModelOutput(OrderedDict[str, Tensor]):
     """As that of Hugging Face's transformers: a mapping whose entries are attributes too."""
 

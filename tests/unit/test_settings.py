@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 from helpers.fits import HALF, Classifier, Fit, train_loader, val_loader
+from helpers.outputs import second
+from jsonargparse import ArgumentParser
 
 from acsp_lightning import ACSPPruningCallback, Guard, PruningSettings, SelectionConfig, preview
 from acsp_lightning.capture.batches import read_batch
@@ -102,3 +104,11 @@ def test_every_option_is_in_signature_and_help_of_the_callback() -> None:
     for name in parameters:
         assert f"\n    {name}: " in help_text, name
     assert len(help_text.splitlines()) < 90
+
+
+@pytest.mark.parametrize("name", ["read_batch", "read_outputs", "copies"])
+def test_functions_come_from_yaml_by_their_import_paths(name: str) -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(ACSPPruningCallback, "cut")
+    given = parser.parse_string(f"cut: {{epochs: [0], {name}: helpers.outputs.second}}")
+    assert getattr(parser.instantiate_classes(given).cut, name) is second
