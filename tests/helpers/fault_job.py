@@ -19,7 +19,7 @@ from acsp_lightning.serialization import encode
 from helpers import fits
 from helpers.fits import Classifier, ResumableLoader, callback, equal, widths
 
-KILLS = 20
+KILLS = 12
 STEPS = 12  # three epochs of four batches
 
 

@@ -181,23 +181,23 @@ class Broken(nn.Module):
         return self.compute(self.layer, x)
 
 
-class Counting(nn.Module):
-    """Gives the number of the call."""
+class TwoFaced(nn.Module):
+    """Gives 4 while it is exported, and 2 otherwise; counts its calls."""
 
     calls = 0
 
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
-        return 0 * x + self.calls
+        return 0 * x + (4 if torch.compiler.is_exporting() else 2)
 
 
 @pytest.mark.parametrize("suffix", EXPORTS)
 def test_a_file_that_computes_something_else_is_not_kept(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"net{suffix}"
     path.write_text("earlier")
-    network = Counting()
-    # Calls 1 and 2 are compared with the 3 of the tracing; 1e-4 of the larger output is allowed.
-    with pytest.raises(ValueError, match=r"of Counting by up to 2; 0\.0002 is allowed\. No file was"):
+    network = TwoFaced()
+    # 1e-4 of the largest output is allowed.
+    with pytest.raises(ValueError, match=r"of TwoFaced by up to 2; 0\.0002 is allowed\. No file was"):
         EXPORTS[suffix](network, noise(4, 3), path)
     assert network.calls == 0
     assert path.read_text() == "earlier"

@@ -5,8 +5,9 @@ from contextlib import redirect_stderr, redirect_stdout
 from types import SimpleNamespace
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
-from helpers.fits import Classifier, Fit, callback
+from helpers.fits import Classifier, Fit, callback, train_loader, val_loader
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar, TQDMProgressBar
 
 from acsp_lightning.trainer.progress_bars import display_of
@@ -19,18 +20,32 @@ STEPS = {
 }
 
 
-def console_of(fit: Fit, bar: ProgressBar, **options: Any) -> str:
-    sink = io.StringIO()
-    with redirect_stderr(sink), redirect_stdout(sink):
-        fit(Classifier(), [callback(report_plots=True), bar], **options)
-    return sink.getvalue()
+@pytest.fixture(scope="module")
+def consoles(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What a fit prints beside a bar of either kind."""
+    rich = RichProgressBar(console_kwargs={"force_terminal": True, "width": 100})
+    found = []
+    for bar in (TQDMProgressBar(), rich):
+        sink = io.StringIO()
+        with redirect_stderr(sink), redirect_stdout(sink):
+            trainer = pl.Trainer(
+                max_epochs=2,
+                accelerator="cpu",
+                logger=False,
+                enable_checkpointing=False,
+                enable_model_summary=False,
+                default_root_dir=tmp_path_factory.mktemp("fit"),
+                callbacks=[callback(), bar],
+            )
+            trainer.fit(Classifier(), train_loader(), val_loader())
+        found.append(sink.getvalue())
+    return found
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_beside_lightnings_own_bars(fit: Fit, name: str) -> None:
-    assert name in console_of(fit, TQDMProgressBar(), enable_progress_bar=True)
-    rich = RichProgressBar(console_kwargs={"force_terminal": True, "width": 100})
-    assert name in console_of(fit, rich, enable_progress_bar=True)
+def test_beside_lightnings_own_bars(consoles: list[str], name: str) -> None:
+    for console in consoles:
+        assert name in console
 
 
 def test_quiet_on_other_ranks() -> None:
