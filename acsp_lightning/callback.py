@@ -1,7 +1,7 @@
 """The conductor: when to capture, when to cut, what to log. It holds no formula and cuts no weight."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,18 +10,20 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.hooks import RemovableHandle
 
 from acsp_lightning.capture.batches import check_labels
+from acsp_lightning.capture.class_names import class_names
 from acsp_lightning.capture.hooks import ActivationCapture
 from acsp_lightning.capture.statistics import Captured, merge_activations
 from acsp_lightning.checkpoint import resize_on_load
 from acsp_lightning.measure.complexity import Complexity, measure_complexity
 from acsp_lightning.pipeline import (
+    count_classified,
     groups_due,
     make_cut,
-    measure_accuracy,
     trace,
 )
 from acsp_lightning.progress import shown_by
 from acsp_lightning.report import PruningStep
+from acsp_lightning.report.step import FitEnd
 from acsp_lightning.settings import PruningSettings, check_epochs, with_options
 from acsp_lightning.structure.example import as_arguments
 from acsp_lightning.trainer.averaging import (
@@ -47,6 +49,7 @@ from acsp_lightning.trainer.reporting import (
     announce_end,
     announce_missed,
     announce_verdict,
+    write_end_report,
 )
 from acsp_lightning.trainer.resume import fix_loop_progress, verify_before_load
 from acsp_lightning.trainer.snapshot import save_uncut
@@ -72,8 +75,8 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
 
     Attributes:
         steps: one :class:`PruningStep` for each cut of the last fit, also for those that were rolled
-            back; after ``fit(ckpt_path=...)`` those of the checkpoint, and what follows. Every fit starts
-            a new list.
+            back; after ``fit(ckpt_path=...)`` those of the checkpoint, and what follows. Every fit
+            starts a new list.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -97,6 +100,7 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
         self.steps: list[PruningStep] = []
         self._monitor = GuardMonitor(self.guard)
         self._visited: list[str] = []
+        self._left_whole: Mapping[str, str] = {}
         self._settled: set[int] = set()  # epochs in which no layer was left to capture
         self._tried = False  # the first training batch
         self._initial: Complexity | None = None
@@ -174,7 +178,9 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
         self._captured = None
 
         def due() -> dict[str, Any]:
-            groups = groups_due(trace(pl_module, survey.example, self).groups, self, self._visited)
+            tracing = trace(pl_module, survey.example, self)
+            self._left_whole = tracing.left_whole
+            groups = groups_due(tracing.groups, self, self._visited)
             return {group.name: group for group in groups}
 
         groups = check_ranks_agree(due)
@@ -231,7 +237,9 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
             return
         self._stop_capture()
         activations = merge_activations(run_on_all_ranks(capture.finish)).to(pl_module.device)
-        self._captured = Captured(trainer.current_epoch, capture.groups, activations, metric)
+        self._captured = Captured(
+            trainer.current_epoch, capture.groups, activations, metric, left_whole=self._left_whole
+        )
 
     def _stop_capture(self) -> None:
         if self._capture is not None:
@@ -284,7 +292,8 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
         example = self._survey.example
         site = self._site(trainer, lambda: self._monitor.open(site, trainer.current_epoch, captured))
         try:
-            step = make_cut(site, captured, self, example, self._initial)
+            names = class_names(trainer.datamodule, trainer.val_dataloaders)  # type: ignore[attr-defined]
+            step = make_cut(site, captured, self, example, self._initial, names)
         finally:
             if site.is_cut:
                 self._captured = None
@@ -313,10 +322,14 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
             return
         announce_missed(set(self.epochs) - self._settled - {step.epoch for step in self.steps})
         if self.steps:
-            final = measure_complexity(pl_module, self._survey.example.counted)
             site = self._site(trainer)
-            accuracy = measure_accuracy(site, site.network, self)
-            announce_end(self.steps, final, accuracy, averaged=ends_averaged(trainer))
+            end = FitEnd(
+                measure_complexity(pl_module, self._survey.example.counted),
+                count_classified(site, site.network, self),
+            )
+            averaged = ends_averaged(trainer)
+            announce_end(self.steps, end.complexity, end.accuracy, averaged=averaged)
+            write_end_report(trainer, self.steps, end, self)
 
     # -- checkpoints ---------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ copy of a network. A :class:`Site` is what the pipeline needs of such a place.
 """
 
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -16,7 +16,7 @@ from acsp_lightning.capture.batches import BatchReader, check_labels, count_clas
 from acsp_lightning.capture.hooks import ActivationCapture
 from acsp_lightning.capture.samples import collect_inputs
 from acsp_lightning.capture.statistics import Captured
-from acsp_lightning.measure.accuracy import check_outputs, count_correct
+from acsp_lightning.measure.accuracy import ClassCounts, check_outputs, count_by_class
 from acsp_lightning.measure.complexity import Complexity, measure_complexity
 from acsp_lightning.measure.latency import LatencyComparison, compare_latency
 from acsp_lightning.progress import tracked, warn_on_error
@@ -205,7 +205,8 @@ def capture_network(
     if example is None:
         raise ValueError("There is no batch to capture; pass at least one.")
     num_classes = count_classes(labels)
-    groups = groups_due(examine(model, example, settings, initial).tracing.groups, settings, visited)
+    tracing = examine(model, example, settings, initial).tracing
+    groups = groups_due(tracing.groups, settings, visited)
     check_outputs(model, example.traced, labels, settings.read_outputs)
     rare = rare_classes(labels)
     if rare is not None:
@@ -220,7 +221,7 @@ def capture_network(
                 model(*as_arguments(model, inputs))
     finally:
         capture.detach()
-    return example, Captured(None, groups, capture.finish())
+    return example, Captured(None, groups, capture.finish(), left_whole=tracing.left_whole)
 
 
 def decide_cut(
@@ -322,20 +323,21 @@ def make_cut(
     settings: PruningSettings,
     example: Example,
     initial: Complexity | None = None,
+    class_names: Sequence[str] = (),
 ) -> PruningStep:
-    """Decide, cut and measure; arguments as in :func:`decide_cut`.
+    """Decide, cut and measure; returns the record.
 
-    Returns:
-        The record of the cut.
+    Arguments as in :func:`decide_cut`, and the names of the classes.
 
     Raises:
         ValueError: as :func:`decide_cut`; RuntimeError: if the network does not work after the cut.
             The network is as it was then.
     """
     proposal, recovery = decide_cut(site, captured, settings, example, initial)
-    accuracy_before = measure_accuracy(site, site.network, settings)
+    classes_before = count_classified(site, site.network, settings)
     uncut = _kept_for_timing(site, settings)
     smaller = site.prune(proposal, recovery)
+    classes_after = count_classified(site, smaller, settings)
     step = PruningStep(
         epoch=captured.epoch,
         plan=proposal.plan,
@@ -343,30 +345,33 @@ def make_cut(
         layers=proposal.plan.filters(proposal.groups),
         before=proposal.before,
         after=measure_complexity(smaller, example.counted),
-        accuracy_before=accuracy_before,
-        accuracy_after=measure_accuracy(site, smaller, settings),
+        accuracy_before=None if classes_before is None else classes_before.accuracy,
+        accuracy_after=None if classes_after is None else classes_after.accuracy,
         samples=captured.activations.samples,
         comparison=proposal.comparison,
         network=proposal.network,
         latency=_timed(site, uncut, smaller, example, settings),
         maps=proposal.maps,
         averaged=site.is_averaged,
+        classes_before=classes_before,
+        classes_after=classes_after,
+        class_names=tuple(class_names),
+        left_whole=captured.left_whole,
     )
     for concern in concerns(step):
         site.warn(concern)
     return step
 
 
-def measure_accuracy(site: Site, network: nn.Module, settings: PruningSettings) -> float | None:
-    """Top-1 accuracy on the captured batches of all processes, in [0, 1]; None without class scores."""
+def count_classified(site: Site, network: nn.Module, settings: PruningSettings) -> ClassCounts | None:
+    """Samples captured by all processes, by class; None without samples or class scores."""
 
-    def share() -> tuple[int, int] | None:
+    def share() -> ClassCounts | None:
         with random_state_restored():
-            return count_correct(network, site.batches(), settings.read_batch, settings.read_outputs)
+            return count_by_class(network, site.batches(), settings.read_batch, settings.read_outputs)
 
-    known = [counts for counts in site.on_all_ranks(share) if counts is not None]
-    seen = sum(total for _, total in known)
-    return sum(right for right, _ in known) / seen if seen else None
+    known = [counts for counts in site.on_all_ranks(share) if counts is not None and len(counts.seen)]
+    return sum(known[1:], start=known[0]) if known else None
 
 
 def _kept_for_timing(site: Site, settings: PruningSettings) -> nn.Module | None:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
+from acsp_lightning.capture.class_names import class_names
 from acsp_lightning.functional import SelectionConfig
 from acsp_lightning.pipeline import Recovery, capture_network, make_cut, prune_network
 from acsp_lightning.report import PruningStep
@@ -57,8 +58,17 @@ def preview(
     return preview_cut(model, dataloader, PruningSettings(selection=selection, **options))
 
 
-def preview_cut(model: nn.Module, dataloader: Iterable[Any], settings: PruningSettings) -> PruningStep:
-    """As :func:`preview`, from settings."""
+def preview_cut(
+    model: nn.Module, dataloader: Iterable[Any], settings: PruningSettings, *named: Any
+) -> PruningStep:
+    """As :func:`preview`, from settings.
+
+    Args:
+        model: as there.
+        dataloader: as there.
+        settings: what is cut, and how.
+        named: what may name the classes, besides the loader.
+    """
     if isinstance(dataloader, Iterator):
         raise ValueError(
             f"dataloader is a {type(dataloader).__name__}, which can be read once; a preview reads the "
@@ -68,7 +78,8 @@ def preview_cut(model: nn.Module, dataloader: Iterable[Any], settings: PruningSe
     site = CopySite(model, _Batches(dataloader, devices.pop(), settings.max_batches))
     with random_state_restored():
         example, captured = capture_network(model, site.batches(), settings)
-        return make_cut(site, captured, settings, example)
+        names = class_names(*named, dataloader)
+        return make_cut(site, captured, settings, example, class_names=names)
 
 
 class CopySite:

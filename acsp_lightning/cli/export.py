@@ -1,12 +1,10 @@
 """``acsp-lightning export``: export the network of a checkpoint to other formats, with a model card."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from acsp_lightning.cli.formats import FORMATS
 from acsp_lightning.cli.refusals import Parser, RefusalError
-
-FORMATS: Mapping[str, str] = {"onnx": ".onnx", "torch.export": ".pt2", "state_dict": ".pt"}
-"""Formats, and their file extensions."""
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ from torch import nn
 from acsp_lightning.callback import ACSPPruningCallback
 from acsp_lightning.capture.batches import BatchReader, read_batch
 from acsp_lightning.checkpoint import load_pruned
-from acsp_lightning.cli.export import FORMATS
+from acsp_lightning.cli.formats import FORMATS
 from acsp_lightning.cli.lightning_cli import ACSPCommandLine, as_text
 from acsp_lightning.cli.refusals import RefusalError
 from acsp_lightning.cli.sources import Sources, check_class, check_file, find_config

@@ -46,6 +46,8 @@ class PreviewCallback(pl.Callback):
                 pl_module,
                 _ValidationBatches(trainer),
                 self.settings,
+                trainer.datamodule,  # type: ignore[attr-defined]
+                trainer.val_dataloaders,
             )
 
 

@@ -4,7 +4,7 @@ Letters: N channels of a layer, C classes, P spatial positions, L = C(C-1)/2 cla
 k clusters.
 """
 
-from acsp_lightning.functional.class_separation import ClassSeparation, class_separation
+from acsp_lightning.functional.class_separation import ClassSeparation, LostPair, class_separation
 from acsp_lightning.functional.clustering import (
     KMedoidsSweep,
     coverage,
@@ -43,6 +43,7 @@ __all__ = [
     "ClassSeparation",
     "ClassSums",
     "KMedoidsSweep",
+    "LostPair",
     "SelectionConfig",
     "Separation",
     "WidthDecision",

@@ -1,7 +1,14 @@
 """The record of a cut, and its tables, plots and files."""
 
 from acsp_lightning.report.figures import png, summary_figures
-from acsp_lightning.report.files import draw_step, find_records, read_step, write_report, write_step
+from acsp_lightning.report.files import (
+    draw_step,
+    find_records,
+    read_step,
+    rewrite_page,
+    write_report,
+    write_step,
+)
 from acsp_lightning.report.step import PruningStep
 from acsp_lightning.report.tables import headline, step_table, summary_table, verdict_line
 
@@ -12,6 +19,7 @@ __all__ = [
     "headline",
     "png",
     "read_step",
+    "rewrite_page",
     "step_table",
     "summary_figures",
     "summary_table",

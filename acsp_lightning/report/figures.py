@@ -3,7 +3,7 @@
 import io
 import math
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import RLock
 from urllib.parse import quote
@@ -20,7 +20,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import EngFormatter, PercentFormatter
 from torch import Tensor
 
-from acsp_lightning.functional import ChannelSelection
+from acsp_lightning.functional import ChannelSelection, ClassSeparation, LostPair, WidthReason
 from acsp_lightning.report.step import PruningStep
 from acsp_lightning.selection.maps import GroupMap
 from acsp_lightning.selection.path import NetworkCurve
@@ -39,10 +39,15 @@ MOST_TICKS = 10
 LEAST_SHARE = 0.02  # of the largest layer; norms would crowd out the layers that matter
 MOST_INDICES = 40  # that are legible on a map
 MOST_LINES = 150  # channels whose lines to their medoids can still be followed
+RING_KEY = "ring: kept      size: contribution"
 MAP_KEY = (
-    "ring: kept      size: contribution      grey: cluster of one channel\n"
+    f"{RING_KEY}      grey: cluster of one channel\n"
     "colour and lines: a cluster and its medoid (distant clusters may share a colour)"
 )
+MOST_CLASSES = 30  # that a matrix shows; of more, the worst pairs are named
+LONGEST_CLASS = 16
+# Widths that a group's own curve decides; what did not decide is not drawn.
+BY_CURVE = (WidthReason.KNEE, WidthReason.NO_KNEE, WidthReason.LEVEL)
 LEAST_LOSS = 0.2  # JM, minimum range of the scale of losses, so that tiny ones look tiny
 
 STYLE = {"font.size": 8, "axes.titlesize": 8, "text.parse_math": False}  # $ in a name is no formula
@@ -60,16 +65,19 @@ def _house_style() -> Iterator[None]:
 def step_figures(step: PruningStep) -> Iterator[tuple[str, Figure]]:
     """Yield all plots of a cut, with their file names without extension."""
     yield from summary_figures(step)
-    if step.selections:
-        yield "curves", curves_figure(step.selections)
+    deciding = {name: chosen for name, chosen in step.selections.items() if chosen.reason in BY_CURVE}
+    if deciding:
+        yield "curves", curves_figure(deciding)
     for name, view in step.maps.items():
-        yield layer_plot(name), layer_figure(name, step.selections[name], view)
+        yield layer_plot(name), layer_figure(name, step.selections[name], view, step.class_name)
 
 
 def summary_figures(step: PruningStep) -> Iterator[tuple[str, Figure]]:
     """Yield the plots of the whole network."""
     if step.network is not None:
-        yield "network", network_figure(step.network, step.after.flops / step.before.flops)
+        reasons = {chosen.reason for chosen in step.selections.values()}
+        decides = WidthReason.NETWORK_KNEE in reasons
+        yield "network", network_figure(step.network, step.after.flops / step.before.flops, decides)
     yield "channels", bars_figure(step.layers, "output channels")
     before, after = step.before.by_layer, step.after.by_layer
     least = LEAST_SHARE * max(before.values(), default=0)
@@ -117,12 +125,13 @@ def bars_figure(widths: Mapping[str, tuple[int, int]], what: str) -> Figure:
 
 
 @_house_style()
-def network_figure(curve: NetworkCurve, chosen: float) -> Figure:
-    """Damage to the network over its FLOPs, with the knee and the cut that was chosen.
+def network_figure(curve: NetworkCurve, chosen: float, decides: bool) -> Figure:
+    """Damage to the network over its FLOPs, with the cut that was chosen.
 
     Args:
         curve: curve of the network.
         chosen: share of the FLOPs that the cut keeps.
+        decides: whether the knee of the curve decided it; it is shown then.
     """
     figure = _figure(3.6)
     axes = figure.add_subplot()
@@ -131,7 +140,7 @@ def network_figure(curve: NetworkCurve, chosen: float) -> Figure:
     damage = [math.sqrt(max(lost, 0.0) / largest) for lost in curve.damage]
     axes.plot(shares, damage, color=AFTER, label="path of least damage")
     axes.axvline(chosen, color=MARK, linestyle="--", label=f"this cut: {chosen:.0%} of the FLOPs")
-    if curve.knee is not None:
+    if decides and curve.knee is not None:
         at = curve.knee
         axes.plot(shares[at], damage[at], "o", color=MARK, label=f"knee: {shares[at]:.0%}")
     axes.set_xlabel("FLOPs kept")
@@ -145,7 +154,7 @@ def network_figure(curve: NetworkCurve, chosen: float) -> Figure:
 
 @_house_style()
 def curves_figure(selections: Mapping[str, ChannelSelection]) -> Figure:
-    """The curves of every group over the number of clusters, with its knee and the width chosen."""
+    """The deciding curve of every group over the number of clusters, with its knee and the width."""
     rows = -(-len(selections) // COLUMNS)
     figure = _figure(0.5 + 2.1 * rows)
     cells = figure.subplots(rows, COLUMNS, squeeze=False, sharey=True).flatten().tolist()
@@ -164,12 +173,8 @@ def curves_figure(selections: Mapping[str, ChannelSelection]) -> Figure:
 
 def _draw_curves(axes: Axes, name: str, selection: ChannelSelection) -> None:
     ks = selection.ks.tolist()
-    for label, values, colour in (
-        ("coverage", selection.coverage, AFTER),
-        ("mean simplified silhouette", selection.mss, FAINT),
-    ):
-        alpha = 1.0 if values is selection.curve else 0.4
-        axes.plot(ks, values.tolist(), color=colour, alpha=alpha, label=label)
+    label = "coverage" if selection.decided_by == "coverage" else "mean simplified silhouette"
+    axes.plot(ks, selection.curve.tolist(), color=AFTER, label=label)
     axes.axvline(selection.k, color=MARK, linestyle="--", label="channels kept")
     if selection.knee is not None:
         height = float(selection.curve[ks.index(selection.knee)])
@@ -183,10 +188,24 @@ def _draw_curves(axes: Axes, name: str, selection: ChannelSelection) -> None:
 
 
 @_house_style()
-def layer_figure(name: str, selection: ChannelSelection, view: GroupMap) -> Figure:
-    """The map of a group's channels, and the classes that they separate before and after."""
+def layer_figure(
+    name: str, selection: ChannelSelection, view: GroupMap, class_name: Callable[[int], str] = str
+) -> Figure:
+    """The map of a group's channels, and the classes that they separate before and after.
+
+    Args:
+        name: name of the group.
+        selection: its channels to keep.
+        view: its map.
+        class_name: name of a class by its index.
+    """
     figure = _figure(5.0)
     figure.suptitle(f"{_short(name, 70)}: {selection.width} → {selection.k} channels", fontsize=9)
+    if names_pairs(view.classes):
+        cells = figure.subplot_mosaic([["map", "pairs"]], width_ratios=[1.3, 1])
+        _draw_map(cells["map"], selection, view)
+        _draw_pairs(cells["pairs"], view.classes.worst, class_name)
+        return figure
     cells = figure.subplot_mosaic(
         [["map", "before", "after"], ["map", "lost", "scales"]], width_ratios=[2.2, 1, 1]
     )
@@ -194,10 +213,12 @@ def layer_figure(name: str, selection: ChannelSelection, view: GroupMap) -> Figu
     before, after = view.classes.before, view.classes.after
     lost = before - after
     most = max(float(lost.nan_to_num().max()), LEAST_LOSS)
-    ranges = view.classes.ranges
-    _draw_classes(cells["before"], f"all {selection.width} channels", before, ranges, 2, "viridis")
-    told = _draw_classes(cells["after"], f"the {selection.k} kept", after, ranges, 2, "viridis")
-    gone = _draw_classes(cells["lost"], "lost", lost, ranges, most, "YlOrRd")
+    names = [
+        class_name(first) if first == last else f"{first}-{last}" for first, last in view.classes.ranges
+    ]
+    _draw_classes(cells["before"], f"all {selection.width} channels", before, names, 2, "viridis")
+    told = _draw_classes(cells["after"], f"the {selection.k} kept", after, names, 2, "viridis")
+    gone = _draw_classes(cells["lost"], "lost", lost, names, most, "YlOrRd")
     cells["before"].tick_params(labelbottom=False)
     cells["after"].tick_params(labelleft=False)
     cells["scales"].set_axis_off()
@@ -216,19 +237,51 @@ def _draw_classes(
     axes: Axes,
     title: str,
     values: Tensor,
-    ranges: tuple[tuple[int, int], ...],
+    names: Sequence[str],
     most: float,
     colours: str,
 ) -> AxesImage:
     image = axes.imshow(values.numpy(), vmin=0, vmax=most, cmap=colours, interpolation="nearest")
     axes.set_facecolor(BLANK)
     axes.set_title(title, fontsize=8)
-    names = [str(first) if first == last else f"{first}-{last}" for first, last in ranges]
     ticks = range(0, len(names), -(-len(names) // MOST_TICKS))
-    shown = [names[tick] for tick in ticks]
+    shown = [_short(names[tick], LONGEST_CLASS) for tick in ticks]
     axes.set_xticks(ticks, shown, fontsize=6.5, rotation=90 if max(map(len, shown)) > 2 else 0)
     axes.set_yticks(ticks, shown, fontsize=6.5)
     return image
+
+
+def names_pairs(classes: ClassSeparation) -> bool:
+    """Whether the pairs that lose most are named: a matrix of so many classes would be a blot."""
+    many = len(classes.ranges) > MOST_CLASSES or any(first != last for first, last in classes.ranges)
+    return many and bool(classes.worst)
+
+
+def _draw_pairs(axes: Axes, pairs: Sequence[LostPair], class_name: Callable[[int], str]) -> None:
+    places = range(len(pairs))
+    before, after = [pair.before for pair in pairs], [pair.after for pair in pairs]
+    axes.hlines(places, after, before, color=FAINT, linewidth=1, zorder=1)
+    axes.scatter(before, places, 26, BEFORE, label="by the best of all channels", zorder=2)
+    axes.scatter(after, places, 26, AFTER, label="by the best of those kept", zorder=2)
+    names = [
+        " | ".join(_short(class_name(index), LONGEST_CLASS) for index in (pair.first, pair.second))
+        for pair in pairs
+    ]
+    axes.set_yticks(places, names, fontsize=7)
+    axes.set_ylim(len(pairs) - 0.4, -0.6)
+    axes.set_xlim(-0.05, 2.05)
+    axes.set_xlabel("Jeffries-Matusita distance", fontsize=7)
+    axes.tick_params(axis="x", labelsize=7)
+    axes.set_title("the pairs of classes that lose most", fontsize=8)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.4, -0.1), fontsize=7, frameon=False)
+
+
+def clusters_decide(selection: ChannelSelection) -> bool:
+    """Whether one channel of every cluster stays; other criteria take no notice of clusters."""
+    clusters = selection.labels[selection.kept]
+    return torch.equal(clusters.sort().values, torch.arange(selection.k))
 
 
 def _draw_map(axes: Axes, selection: ChannelSelection, view: GroupMap) -> None:
@@ -236,27 +289,28 @@ def _draw_map(axes: Axes, selection: ChannelSelection, view: GroupMap) -> None:
     weight = selection.weights[shown]
     size = 18 + 80 * weight / weight.max().clamp(min=torch.finfo(weight.dtype).tiny)
     where = dict(zip(shown.tolist(), places.tolist(), strict=True))
+    clustered = clusters_decide(selection)
     middle = selection.medoids[selection.labels[shown]].tolist()
-    if len(shown) <= MOST_LINES:
+    if clustered and len(shown) <= MOST_LINES:
         ends = zip(shown.tolist(), middle, strict=True)
         lines = [(where[one], where[other]) for one, other in ends if other != one and other in where]
         axes.add_collection(LineCollection(lines, colors=FAINT, linewidths=0.6, zorder=1))
     across, up = places.T.tolist()
-    colours = _colours(selection, view)
+    colours = _colours(selection, view) if clustered else [AFTER] * len(shown)
     axes.scatter(across, up, size.tolist(), colours, linewidths=0, zorder=2)
     kept = torch.isin(shown, selection.kept)
     across, up = places[kept].T.tolist()
     rings = (size[kept] + 40).tolist()
     axes.scatter(across, up, rings, facecolors="none", edgecolors="black", zorder=3)
     if len(selection.kept) <= MOST_INDICES:
-        for channel in selection.kept.tolist():
+        for channel in shown[kept].tolist():
             number = axes.annotate(
                 str(channel), where[channel], (5, 4), textcoords="offset points", fontsize=7
             )
             number.set_path_effects([withStroke(linewidth=1.5, foreground="white")])
     some = f"{len(shown)} of {selection.width} channels" if len(shown) < selection.width else "channels"
     axes.set_title(f"{some}; close ones separate the same classes\n{_trust(view.stress)}")
-    axes.set_xlabel(MAP_KEY, fontsize=7)
+    axes.set_xlabel(MAP_KEY if clustered else RING_KEY, fontsize=7)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.margins(0.1)

@@ -72,6 +72,17 @@ def draw_step(step: PruningStep, folder: Path) -> Path:
     return folder / PAGE
 
 
+def rewrite_page(step: PruningStep, folder: Path) -> Path:
+    """Write the page of a cut again, with the plots that are in its folder; returns the page.
+
+    Raises:
+        OSError: if a file cannot be read or written.
+    """
+    plots = {path.stem: path.read_bytes() for path in folder.glob("*.png")}
+    _write(folder / PAGE, step_page(step, plots).encode())
+    return folder / PAGE
+
+
 def write_report(step: PruningStep, root: str | PathLike[str]) -> Path:
     """Write record, plots and page of a cut into a folder of its own below ``root``.
 

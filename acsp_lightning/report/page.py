@@ -1,11 +1,12 @@
 """The report page of a cut: one self-contained HTML file that includes the plots."""
 
 import base64
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 
-from acsp_lightning.functional import ChannelSelection, ClassSeparation
-from acsp_lightning.report.figures import layer_plot
+from acsp_lightning.functional import ChannelSelection, ClassSeparation, WidthReason
+from acsp_lightning.report.classes import class_rows, pair_cells
+from acsp_lightning.report.figures import clusters_decide, layer_plot, names_pairs
 from acsp_lightning.report.step import PruningStep
 from acsp_lightning.report.tables import comparison_notes, milliseconds, verdict_line
 
@@ -20,6 +21,7 @@ th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid var(-
 th:first-child, td:first-child, .words :is(th, td):last-child { text-align: left; }
 td:first-child { overflow-wrap: anywhere; min-width: 8rem; }
 thead th { background: var(--soft); }
+.wide { overflow-x: auto; }
 figure { margin: 1rem 0; } img { max-width: 100%; height: auto; background: white; border-radius: 4px; }
 figcaption, .note { font-size: .9rem; opacity: .85; }
 code { font: .85rem ui-monospace, monospace; overflow-wrap: anywhere; }
@@ -33,8 +35,8 @@ NETWORK_PLOTS = {
     "network": (
         "Damage over FLOPs",
         "Read it from right to left: channels are removed in the order of least damage per FLOP saved. "
-        "Damage is the part of the next layers' outputs that the kept channels cannot explain. The dot "
-        "is the knee, beyond which a cut costs more than it saves; the dashed line is this cut.",
+        "Damage is the part of the next layers' outputs that the kept channels cannot explain. The "
+        "dashed line is this cut. ",
     ),
     "channels": (
         "Channels of every layer",
@@ -47,29 +49,53 @@ NETWORK_PLOTS = {
         "becomes cheaper if it has fewer input channels.",
     ),
     "curves": (
-        "Curves of every group",
-        "For every number k of kept channels: coverage is how well they represent all channels, "
-        "weighted by contribution; the silhouette is how well the k clusters are separated. If a group "
-        "is decided on its own, its width is the knee of the darker line. The dashed line is the number "
-        "kept; the title has the reason.",
+        "Curves of the groups",
+        "The curve that decides, for every number k of kept channels: coverage is how well they "
+        "represent all channels, weighted by contribution; the silhouette is how well the k clusters "
+        "are separated. The dashed line is the number kept; the title has the reason. ",
     ),
 }
+# What of a plot decided the widths, added to its caption.
+DECIDED = {
+    "network": {
+        WidthReason.NETWORK_KNEE: "The knee of this curve decided how many channels every group keeps: "
+        "the dot, beyond which a cut costs more than it saves.",
+        WidthReason.LEAST_DAMAGE: "The FLOPs target decided: the widths are those of least damage on "
+        "this curve that meet it.",
+        WidthReason.NO_NETWORK_KNEE: "It has no knee, so every channel is kept.",
+    },
+    "curves": {
+        WidthReason.KNEE: "The knee of its own curve, the dot, decided for each of these groups.",
+        WidthReason.NO_KNEE: "A curve without a knee keeps every channel.",
+        WidthReason.LEVEL: "The FLOPs target decided: the widths are those at which all curves have one "
+        "level, the highest that meets it.",
+    },
+}
+MOST_CLASSES = 30  # in the table of all
+WORST_CLASSES = 15  # of more
+LEFT_WHOLE_NOTE = (
+    "These layers were asked for and cannot be cut. The output layer is never cut, and layers that were "
+    "excluded are not listed."
+)
 GROUPS_NOTE = (
     "A group is a set of layers that must lose the same channels, named after the first one. Groups "
     "that keep all channels have no plot."
 )
 # Shown once: a large network has dozens of these plots.
 HOW_TO_READ = (
-    "On the left of each plot every dot is a channel; close channels separate the same classes. "
-    "Channels of one colour, joined by lines, are a cluster; the one that is kept for all of them has a "
-    "ring. Grey channels are clusters of one. The map shows many dimensions in two: the stress is the "
-    "error of its distances, 0 if they are exact. On the right each cell is a pair of classes, with "
-    "their distance by the channel that separates them best (Jeffries-Matusita distance: 0 not at all, "
-    "2 completely): for all channels, for those kept, and the loss between the two. Channels together "
-    "separate more than the best of them, and fine-tuning can recover a loss. If there are many "
-    "classes, neighbours share a cell, which shows the pair that is separated least; if there are very "
-    "many pairs, a random sample is compared."
+    "On the left of each plot every dot is a channel; close channels separate the same classes. {map}"
+    "The map shows many dimensions in two: the stress is the error of its distances, 0 if they are "
+    "exact. {classes} by the channel that separates them best (Jeffries-Matusita distance: 0 not at "
+    "all, 2 completely): for all channels, for those kept, and the loss between the two. Channels "
+    "together separate more than the best of them, and fine-tuning can recover a loss."
 )
+CLUSTERS = (
+    "Channels of one colour, joined by lines, are a cluster; the one that is kept for all of them has a "
+    "ring. Grey channels are clusters of one. "
+)
+RINGS = "Kept channels have a ring; clusters did not decide which. "
+MATRICES = "On the right each cell is a pair of classes, with their distance"
+PAIRS = "On the right are the pairs of classes that lose most, with their distance"
 
 
 def step_page(step: PruningStep, plots: Mapping[str, bytes]) -> str:
@@ -89,8 +115,10 @@ def step_page(step: PruningStep, plots: Mapping[str, bytes]) -> str:
             _contents(step),
             '<h2 id="layers">Layers</h2>',
             _layers(step),
+            *_left_whole(step),
+            *_classes(step),
             '<h2 id="network">The network</h2>',
-            *_network(plots),
+            *_network(step, plots),
             *_groups(step, plots),
         ]
     )
@@ -111,7 +139,7 @@ def _lead(step: PruningStep) -> Iterator[str]:
     else:
         yield (
             f"<p>Captured in the validation of epoch {step.epoch} (counted from 0), cut at the start of "
-            "the next one. The numbers are those straight after the cut, before any training step.</p>"
+            f"the next one.{' The fit has ended since.' if step.end else ''}</p>"
         )
     if step.verdict is not None:
         back = (
@@ -127,22 +155,42 @@ def _lead(step: PruningStep) -> Iterator[str]:
 
 
 def _totals(step: PruningStep) -> str:
-    before, after = step.before, step.after
-    cells = [
-        (name, f"{old:,}", f"{new:,}", f"{old / new:.2f}x less")
-        for name, old, new in (
-            ("parameters", before.parameters, after.parameters),
-            ("FLOPs (fvcore)", before.flops, after.flops),
-        )
+    """What was lost and gained, straight after the cut and, once it is known, at the end of the fit."""
+    ends = [] if step.end is None else [step.end]
+    complexities = [step.before, step.after, *(end.complexity for end in ends)]
+    rows = [
+        _row("parameters", [float(c.parameters) for c in complexities], "{:,.0f}", _times_less),
+        _row("FLOPs (fvcore)", [float(c.flops) for c in complexities], "{:,.0f}", _times_less),
     ]
-    if step.accuracy_before is not None and step.accuracy_after is not None:
-        change = f"{100 * (step.accuracy_after - step.accuracy_before):+.2f} points"
-        cells.append(("accuracy", f"{step.accuracy_before:.2%}", f"{step.accuracy_after:.2%}", change))
+    accuracies = [step.accuracy_before, step.accuracy_after, *(end.accuracy for end in ends)]
+    known = [accuracy for accuracy in accuracies if accuracy is not None]
+    if len(known) > 1:
+        rows.append(_row("accuracy", known, "{:.2%}", _points))
     for found in step.latency:
         name = f"latency, batch {found.before.batch_size} ({found.before.device}), ms"
         times = milliseconds(found.before.median), milliseconds(found.after.median)
-        cells.append((name, *times, f"{found.speedup:.2f}x as fast"))
-    return _table(("", "before", "straight after", "change"), cells)
+        rows.append((name, *times, f"{found.speedup:.2f}x as fast"))
+    head = ["", "before", "straight after", "change"]
+    if ends:
+        head += ["at the end", "change"]
+    return _table(head, [[*row, *[""] * (len(head) - len(row))] for row in rows])
+
+
+def _row(
+    name: str, values: Sequence[float], form: str, change: Callable[[float, float], str]
+) -> tuple[str, ...]:
+    """A row with the first value, and each further one beside its change from the first."""
+    first, *others = values
+    pairs = [(form.format(value), change(first, value)) for value in others]
+    return (name, form.format(first), *(cell for pair in pairs for cell in pair))
+
+
+def _points(old: float, new: float) -> str:
+    return f"{100 * (new - old):+.2f} points"
+
+
+def _times_less(old: float, new: float) -> str:
+    return f"{old / new:.2f}x less"
 
 
 def _notes(step: PruningStep) -> str:
@@ -159,7 +207,12 @@ def _notes(step: PruningStep) -> str:
 
 
 def _contents(step: PruningStep) -> str:
-    places = {"layers": "Layers", "network": "The network"}
+    places = {"layers": "Layers"}
+    if step.left_whole:
+        places["whole"] = "Left whole"
+    if class_rows(step):
+        places["classes"] = "Classes"
+    places["network"] = "The network"
     places.update({layer_plot(name): name for name in step.selections})
     links = "".join(
         f'<li><a href="#{escape(at)}">{escape(words)}</a></li>' for at, words in places.items()
@@ -176,9 +229,44 @@ def _layers(step: PruningStep) -> str:
     return _table(("layer", "channels before", "after", "kept", "reason"), rows, "words")
 
 
-def _network(plots: Mapping[str, bytes]) -> Iterator[str]:
+def _left_whole(step: PruningStep) -> Iterator[str]:
+    if step.left_whole:
+        yield f'<h2 id="whole">Left whole</h2><p class="note">{LEFT_WHOLE_NOTE}</p>'
+        yield _table(("layer", "why it stays whole"), list(step.left_whole.items()), "words")
+
+
+def _classes(step: PruningStep) -> Iterator[str]:
+    """The accuracy of every class; of many, of those that lose most, and of the others on demand."""
+    rows = class_rows(step)
+    if not rows:
+        return
+    lose, gain = sum(row.change < 0 for row in rows), sum(row.change > 0 for row in rows)
+    when = "straight after the cut" if step.end is None else "at the end of the fit"
+    head = ["class", "samples", "before", "straight after", "change in points"]
+    if step.end is not None and step.end.classes is not None:
+        head.insert(-1, "at the end")
+    yield '<h2 id="classes">Classes</h2>'
+    yield (
+        f"<p>Accuracy on the captured samples of each class: {lose:,} of {len(rows):,} classes have less"
+        f" of it {when}, {gain:,} have more.</p>"
+    )
+    if len(rows) <= MOST_CLASSES:
+        yield _table(head, [row.cells() for row in rows])
+        return
+    worst = sorted(rows, key=lambda row: row.change)[:WORST_CLASSES]
+    yield f"<h3>The {len(worst)} classes that lose most</h3>"
+    yield _table(head, [row.cells() for row in worst])
+    yield f"<details><summary>All {len(rows):,} classes</summary>"
+    yield _table(head, [row.cells() for row in rows])
+    yield "</details>"
+
+
+def _network(step: PruningStep, plots: Mapping[str, bytes]) -> Iterator[str]:
+    reasons = {selection.reason for selection in step.selections.values()}
     for name, (title, words) in NETWORK_PLOTS.items():
         if name in plots:
+            decided = DECIDED.get(name, {})
+            words += " ".join(decided[reason] for reason in decided if reason in reasons)
             yield f"<section><h3>{title}</h3>{_figure(plots[name], title, words)}</section>"
 
 
@@ -186,21 +274,40 @@ def _groups(step: PruningStep, plots: Mapping[str, bytes]) -> Iterator[str]:
     if step.selections:
         yield f'<h2>Group by group</h2><p class="note">{GROUPS_NOTE}</p>'
     if step.maps:
-        yield f'<p class="note">{HOW_TO_READ}</p>'
+        yield f'<p class="note">{_how_to_read(step)}</p>'
     for name, selection in step.selections.items():
         plot = layer_plot(name)
         yield f'<section id="{escape(plot)}"><h3>{escape(name)}</h3>'
         yield f"<p>{selection.k} of {selection.width} channels stay: {escape(selection.reason)}.</p>"
         if name in step.maps and plot in plots:
             title = f"{name}: its channels, and the classes that they separate"
-            yield _figure(plots[plot], title, _loss(step.maps[name].classes))
+            classes = step.maps[name].classes
+            yield _figure(plots[plot], title, _loss(classes, step))
+            if names_pairs(classes):
+                head = ("pair of classes", "all channels", "kept channels", "change")
+                yield _table(head, pair_cells(classes, step))
         if selection.k < selection.width:
             yield _kept(selection)
         yield "</section>"
 
 
-def _loss(classes: ClassSeparation) -> str:
+def _how_to_read(step: PruningStep) -> str:
+    clustered = any(clusters_decide(step.selections[name]) for name in step.maps)
+    paired = any(names_pairs(view.classes) for view in step.maps.values())
+    return HOW_TO_READ.format(
+        map=CLUSTERS if clustered else RINGS, classes=PAIRS if paired else MATRICES
+    )
+
+
+def _loss(classes: ClassSeparation, step: PruningStep) -> str:
     """The pair of classes that loses most, in words."""
+    if classes.worst:
+        pair = classes.worst[0]
+        return (
+            f"Of {classes.class_pairs:,} pairs of classes compared, {step.class_name(pair.first)} and "
+            f"{step.class_name(pair.second)} lose most: their distance falls from {pair.before:.2f} to "
+            f"{pair.after:.2f}."
+        )
     lost = (classes.before - classes.after).nan_to_num()
     first, second = divmod(int(lost.argmax()), len(lost))
     if not lost[first, second] > 0:
@@ -228,4 +335,5 @@ def _figure(plot: bytes, title: str, words: str) -> str:
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> str:
     columns = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     lines = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return f'<table class="{kind}"><thead><tr>{columns}</tr></thead><tbody>{lines}</tbody></table>'
+    table = f'<table class="{kind}"><thead><tr>{columns}</tr></thead><tbody>{lines}</tbody></table>'
+    return f'<div class="wide">{table}</div>'

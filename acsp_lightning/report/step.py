@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Any
 
 from acsp_lightning.functional import ChannelSelection, WidthReason
+from acsp_lightning.measure.accuracy import ClassCounts
 from acsp_lightning.measure.complexity import Complexity
 from acsp_lightning.measure.latency import LatencyComparison
 from acsp_lightning.selection.maps import GroupMap
@@ -13,6 +14,9 @@ from acsp_lightning.selection.path import NetworkCurve
 from acsp_lightning.selection.scores import Comparison
 from acsp_lightning.serialization import from_record, to_record
 from acsp_lightning.structure.plan import PruningPlan
+
+MOST_NAMES = 4  # of layers in a summary
+LONGEST = 30  # letters of such a name
 
 
 class Outcome(StrEnum):
@@ -39,6 +43,24 @@ class Verdict:
     before: float
     after: float | None
     outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class FitEnd:
+    """The network at the end of the fit.
+
+    Attributes:
+        complexity: its complexity, as that of the cut.
+        classes: its accuracy on the captured validation batches by class; None without class scores.
+    """
+
+    complexity: Complexity
+    classes: ClassCounts | None
+
+    @property
+    def accuracy(self) -> float | None:
+        """Its top-1 accuracy, in [0, 1]; None without class scores."""
+        return None if self.classes is None else self.classes.accuracy
 
 
 OTHER_FORMAT = "Read the report.html beside it, or draw it with the version that wrote it."
@@ -69,6 +91,11 @@ class PruningStep:
             validation uses, and not of the weights in training.
         maps: maps of the channels and the classes that they separate, by group name, of the groups that
             lost channels; empty if they could not be computed.
+        classes_before: the accuracy before the cut by class; None without class scores.
+        classes_after: the same straight after it.
+        class_names: names of the classes, as far as the data has them.
+        left_whole: why layers that were asked for cannot be cut, by name of their group.
+        end: the network at the end of the fit, in the report of its last cut; else None.
     """
 
     epoch: int | None
@@ -86,6 +113,36 @@ class PruningStep:
     latency: Sequence[LatencyComparison] = ()
     maps: Mapping[str, GroupMap] = field(default_factory=dict)
     averaged: bool = False
+    classes_before: ClassCounts | None = None
+    classes_after: ClassCounts | None = None
+    class_names: Sequence[str] = ()
+    left_whole: Mapping[str, str] = field(default_factory=dict)
+    end: FitEnd | None = None
+
+    def __repr__(self) -> str:
+        """A summary that fits a screen; the fields hold thousands of numbers."""
+        narrower = [name for name, (before, after) in self.layers.items() if before != after]
+        shown = [
+            f"{_short(name)} {self.layers[name][0]} -> {self.layers[name][1]}"
+            for name in narrower[:MOST_NAMES]
+        ]
+        if len(narrower) > MOST_NAMES:
+            shown.append(f"and {len(narrower) - MOST_NAMES} more")
+        lines = [
+            self.title,
+            f"{len(narrower)} of {len(self.layers)} layers narrower: {', '.join(shown) or 'none'}",
+            f"parameters {self.before.parameters:,} -> {self.after.parameters:,}",
+            f"FLOPs {self.before.flops:,} -> {self.after.flops:,}",
+        ]
+        if self.accuracy_before is not None and self.accuracy_after is not None:
+            lines.append(f"accuracy {self.accuracy_before:.2%} -> {self.accuracy_after:.2%}")
+        if self.verdict is not None:
+            lines.append(f"guard: {self.verdict.outcome}")
+        return f"<{type(self).__name__}: " + "\n    ".join(lines) + ">"
+
+    def class_name(self, index: int) -> str:
+        """Name of a class, or its index if that has none."""
+        return self.class_names[index] if index < len(self.class_names) else str(index)
 
     @property
     def again(self) -> bool:
@@ -117,3 +174,7 @@ class PruningStep:
                 the first field that does not match.
         """
         return from_record(cls, data, OTHER_FORMAT)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST else f"…{name[1 - LONGEST :]}"

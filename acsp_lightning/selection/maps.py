@@ -1,14 +1,15 @@
 """Data for the report on a group: a map of its channels, and the classes that they separate."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from sklearn.manifold import ClassicalMDS
 from torch import Tensor
 
 from acsp_lightning.capture.statistics import Activations
-from acsp_lightning.functional import ChannelSelection, ClassSeparation, class_separation
+from acsp_lightning.functional import ChannelSelection, ClassSeparation
+from acsp_lightning.functional.class_separation import class_separation_of_layers
 from acsp_lightning.progress import tracked
 from acsp_lightning.selection.allocation import Allocation
 from acsp_lightning.structure.groups import ChannelGroup
@@ -26,7 +27,8 @@ class GroupMap:
 
     Attributes:
         channels: the S channels on the map, ascending, int64, (S,): all or, if there are many, those of
-            largest weight among the kept and among the removed, in proportion.
+            largest weight among the kept and among the removed, in proportion; kept ones stay on the
+            map if they are few.
         places: their coordinates in two dimensions, by classical MDS of the distances between their
             separability vectors, float64, (S, 2).
         stress: Kruskal's stress of the map: root of the sum of squared errors of its distances over the
@@ -73,11 +75,16 @@ def map_group(
 
 
 def _shown(selection: ChannelSelection) -> Tensor:
-    kept = torch.isin(torch.arange(selection.width), selection.kept)
-    share = min(1.0, MOST_CHANNELS / selection.width)
+    if selection.width <= MOST_CHANNELS:
+        return torch.arange(selection.width)
     heaviest = selection.weights.argsort(descending=True, stable=True)
-    parts = [heaviest[kept[heaviest]], heaviest[~kept[heaviest]]]
-    return torch.cat([part[: max(1, round(share * len(part)))] for part in parts]).sort().values
+    kept = torch.isin(heaviest, selection.kept)
+    stay, go = heaviest[kept], heaviest[~kept]
+    # All that stay where they are few; each of them stands for many that go.
+    fewest = min(len(stay), MOST_CHANNELS // 2)
+    share = MOST_CHANNELS * len(stay) // selection.width
+    most = max(1, fewest, share, MOST_CHANNELS - len(go))
+    return torch.cat([stay[:most], go[: MOST_CHANNELS - most]]).sort().values
 
 
 def _map(distances: Tensor) -> tuple[Tensor, float]:
@@ -92,18 +99,11 @@ def _map(distances: Tensor) -> tuple[Tensor, float]:
 
 def _classes(group: ChannelGroup, activations: Activations, kept: Tensor) -> ClassSeparation:
     """Class separation over all producers of the channels: the best one counts."""
-    found = []
+    layers = []
     for side in group.producers:
         # Indices of the kept channels in this layer's output.
         stay = torch.isin(torch.tensor(side.channels), kept).nonzero().flatten()
-        moments = activations.moments(side.layer)
-        most = max(1, MOST_EXPONENTIALS // (moments.num_channels * moments.num_positions))
-        found.append(class_separation(moments, stay, class_pairs=most))
-    first, *others = found
-    for other in others:
-        first = replace(
-            first,
-            before=torch.maximum(first.before, other.before),
-            after=torch.maximum(first.after, other.after),
-        )
-    return first
+        layers.append((activations.moments(side.layer), stay))
+    largest = max(moments.num_channels * moments.num_positions for moments, _ in layers)
+    most = max(1, MOST_EXPONENTIALS // largest)
+    return class_separation_of_layers(layers, class_pairs=most)

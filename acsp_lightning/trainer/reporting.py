@@ -1,6 +1,7 @@
 """Reporting a cut during a fit: log lines, warnings, scalars, and a folder of files."""
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,12 +15,13 @@ from acsp_lightning.report import (
     PruningStep,
     draw_step,
     headline,
+    rewrite_page,
     summary_figures,
     summary_table,
     verdict_line,
     write_step,
 )
-from acsp_lightning.report.step import Outcome
+from acsp_lightning.report.step import FitEnd, Outcome
 from acsp_lightning.settings import PruningSettings
 from acsp_lightning.trainer.loggers import log_cut, log_rolled_back, takes_plots
 
@@ -80,6 +82,20 @@ def announce_end(
         rank_zero_info("\n" + summary_table(standing, final, accuracy, ends_averaged=averaged))
 
 
+def write_end_report(
+    trainer: pl.Trainer, steps: Sequence[PruningStep], end: FitEnd, settings: PruningSettings
+) -> None:
+    """Write the report of the last cut that stands again, with the network at the end of the fit."""
+    standing = [step for step in steps if not step.rolled_back]
+    folder = _report_dir(trainer, settings)
+    if not standing or folder is None:
+        return
+    step = replace(standing[-1], end=end)
+    own = _guarded(lambda: write_step(step, folder), f"written to {folder}")
+    if own is not None and settings.report_plots:
+        _guarded(lambda: rewrite_page(step, own), f"written to {own}")
+
+
 def announce_missed(epochs: Collection[int]) -> None:
     """Warn of cuts that were asked for and could not be made."""
     if epochs:
@@ -91,11 +107,7 @@ def announce_missed(epochs: Collection[int]) -> None:
 
 def write_cut_report(trainer: pl.Trainer, step: PruningStep, settings: PruningSettings) -> None:
     """Write the record of a cut, its plots and its page; a fit goes on without what fails."""
-    if not trainer.is_global_zero:
-        return
-    folder = _guarded(
-        lambda: Path(settings.report_dir or Path(_log_dir(trainer), "acsp")), "given a folder"
-    )
+    folder = _report_dir(trainer, settings)
     if folder is None:
         return
     own = _guarded(lambda: write_step(step, folder), f"written to {folder}")
@@ -103,6 +115,15 @@ def write_cut_report(trainer: pl.Trainer, step: PruningStep, settings: PruningSe
         page = _guarded(lambda: draw_step(step, own), f"drawn in {own}")
         if page is not None:
             rank_zero_info(f"Report: {page}")
+
+
+def _report_dir(trainer: pl.Trainer, settings: PruningSettings) -> Path | None:
+    """The folder of all reports on the process that writes them; None on others, or if it fails."""
+    if not trainer.is_global_zero:
+        return None
+    return _guarded(
+        lambda: Path(settings.report_dir or Path(_log_dir(trainer), "acsp")), "given a folder"
+    )
 
 
 def _log_dir(trainer: pl.Trainer) -> str:

@@ -5,9 +5,16 @@ from dataclasses import replace
 import torch
 
 from acsp_lightning import Complexity, PruningPlan, PruningStep, SelectionConfig
-from acsp_lightning.functional import ChannelSelection, ClassSeparation, select_channels
+from acsp_lightning.functional import (
+    ChannelSelection,
+    ClassSeparation,
+    LostPair,
+    WidthReason,
+    select_channels,
+)
+from acsp_lightning.measure.accuracy import ClassCounts
 from acsp_lightning.measure.latency import Latency, LatencyComparison
-from acsp_lightning.report.step import Outcome, Verdict
+from acsp_lightning.report.step import FitEnd, Outcome, Verdict
 from acsp_lightning.selection.maps import GroupMap
 from acsp_lightning.selection.path import NetworkCurve
 from acsp_lightning.selection.scores import Comparison
@@ -40,15 +47,18 @@ def step(epoch: int = 4, before: int = 6, after: int = 3, accuracy: float | None
 
 
 def viewed() -> PruningStep:
-    """The same with everything that a record can hold."""
+    """The same with everything that a record can hold, decided by the network's curve."""
     found = step(accuracy=0.75)
+    decided = replace(found.selections["conv"], reason=WidthReason.NETWORK_KNEE)
     nan = float("nan")
     before = torch.tensor([[nan, 1.5], [1.5, nan]], dtype=torch.float64)
     view = GroupMap(
         channels=torch.arange(6),
         places=torch.rand(6, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64),
         stress=0.125,
-        classes=ClassSeparation(((0, 1), (2, 4)), before, before / 2, class_pairs=10),
+        classes=ClassSeparation(
+            ((0, 1), (2, 4)), before, before / 2, class_pairs=10, worst=(LostPair(1, 4, 1.5, 0.75),)
+        ),
     )
     both = (
         LatencyComparison(
@@ -59,10 +69,20 @@ def viewed() -> PruningStep:
     )
     return replace(
         found,
+        selections={"conv": decided},
         accuracy_after=0.5,
         comparison=Comparison(classes=3, unseen=2, class_pairs=2, sampling_error=0.25),
         network=NetworkCurve((60.0, 40.0, 30.0), (0.0, 0.1, 0.5), 1),
         verdict=Verdict("val_acc", 0.75, 0.7, Outcome.RECOVERED),
         latency=tuple(both),
         maps={"conv": view},
+        classes_before=counts([6, 4, 0, 0, 3], [6, 6, 0, 0, 6]),
+        classes_after=counts([3, 5, 0, 0, 1], [6, 6, 0, 0, 6]),
+        class_names=("ant", "bee", "cat", "dog", "<eel>"),
+        left_whole={"stem": "forward fails after a cut (ValueError: <three> channels)"},
+        end=FitEnd(complexity(2500, 25_000), counts([6, 6, 0, 0, 5], [6, 6, 0, 0, 6])),
     )
+
+
+def counts(right: list[int], seen: list[int]) -> ClassCounts:
+    return ClassCounts(torch.tensor(right), torch.tensor(seen))

@@ -17,6 +17,7 @@ from torch import nn
 
 from acsp_lightning import PruningSettings, SelectionConfig, pipeline
 from acsp_lightning.capture.batches import read_batch
+from acsp_lightning.measure.accuracy import ClassCounts
 from acsp_lightning.measure.complexity import measure_complexity
 from acsp_lightning.selection.proposal import propose
 from acsp_lightning.structure.example import Example
@@ -129,7 +130,7 @@ def test_without_recovery_the_cut_is_the_network_with_zeros_where_channels_were(
 class Several:
     """A place of a cut with made-up counts of other processes."""
 
-    def __init__(self, *others: tuple[int, int] | None) -> None:
+    def __init__(self, *others: ClassCounts | None) -> None:
         self.others = others
 
     def batches(self) -> Any:
@@ -146,14 +147,31 @@ class Constant(nn.Module):
         return torch.eye(CLASSES)[torch.zeros(len(images), dtype=torch.int64)]
 
 
+def counts(right: list[int], seen: list[int]) -> ClassCounts:
+    return ClassCounts(torch.tensor(right), torch.tensor(seen))
+
+
 @pytest.mark.parametrize(
-    ("others", "accuracy"), [((), 6 / 18), (((2, 2), None), 8 / 20), (((0, 6), (6, 6)), 12 / 30)]
+    ("others", "right", "seen"),
+    [
+        ((), [6, 0, 0], [6, 6, 6]),
+        ((counts([2, 0, 0], [2, 0, 0]), None), [8, 0, 0], [8, 6, 6]),
+        # One that has met a label beyond the outputs counts it in a class of its own.
+        (
+            (counts([0, 5, 0], [1, 5, 0]), counts([0, 0, 1, 0], [0, 0, 1, 3])),
+            [6, 5, 1, 0],
+            [7, 11, 7, 3],
+        ),
+    ],
 )
-def test_accuracy_is_that_over_all_processes(others: tuple[Any, ...], accuracy: float) -> None:
+def test_accuracy_is_that_over_all_processes(others: Any, right: list[int], seen: list[int]) -> None:
     site: Any = Several(*others)
-    assert pipeline.measure_accuracy(site, Constant(), HALF) == pytest.approx(accuracy)
+    found = pipeline.count_classified(site, Constant(), HALF)
+    assert found is not None
+    assert (found.right.tolist(), found.seen.tolist()) == (right, seen)
+    assert found.accuracy == sum(right) / sum(seen)
 
 
 def test_no_accuracy_where_nobody_has_class_scores() -> None:
     site: Any = Several(None)
-    assert pipeline.measure_accuracy(site, nn.Flatten(0), HALF) is None
+    assert pipeline.count_classified(site, nn.Flatten(0), HALF) is None

@@ -176,9 +176,11 @@ def test_a_card_says_what_was_cut_and_measured() -> None:
         "- input: float32, (batch, 1, 6, 6)\n- input: int64, (batch)\n- input: float32, (3, 2)"
     )
     assert "validation samples: `my.Data`" in found["Data"]
-    assert "captured for the cut after epoch 4: 18 of 3 classes; 2 more had fewer than two" in found["Data"]
+    assert (
+        "captured for the cut after epoch 4: 18 of 3 classes; 2 more had fewer than two" in found["Data"]
+    )
     assert "arXiv 2505.13225" in found["Method"]
-    assert "widths: fixed share of the channels (1 groups of layers)" in found["Method"]
+    assert "widths: knee of the network's damage against its FLOPs (1 groups" in found["Method"]
     assert "settings that are not the defaults: `epochs`: [4], `selection.keep`: 0.5" in found["Method"]
     assert "(val_acc 0.75 -> 0.7)" in found["Method"]
     assert "2 pairs of classes drawn at random" in found["Method"]

@@ -16,8 +16,22 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from acsp_lightning import Complexity, PruningStep, SelectionConfig
-from acsp_lightning.functional import ChannelSelection, ClassSeparation, WidthReason, select_channels
-from acsp_lightning.report.figures import ALONE, layer_plot, png, step_figures, summary_figures
+from acsp_lightning.functional import (
+    ChannelSelection,
+    ClassSeparation,
+    LostPair,
+    WidthReason,
+    select_channels,
+)
+from acsp_lightning.report.figures import (
+    ALONE,
+    BY_CURVE,
+    layer_plot,
+    png,
+    step_figures,
+    summary_figures,
+)
+from acsp_lightning.selection import maps
 from acsp_lightning.selection.maps import GroupMap
 from acsp_lightning.selection.path import NetworkCurve
 
@@ -32,9 +46,26 @@ def selected(points: torch.Tensor, config: SelectionConfig) -> ChannelSelection:
 
 
 def test_which_plots_there_are() -> None:
-    assert list(figures(viewed())) == ["network", "channels", "flops", "curves", "layer.conv"]
+    assert list(figures(viewed())) == ["network", "channels", "flops", "layer.conv"]
     assert list(dict(summary_figures(viewed()))) == ["network", "channels", "flops"]
-    assert list(figures(step())) == ["channels", "flops", "curves"]
+    assert list(figures(step())) == ["channels", "flops"]
+
+
+@pytest.mark.parametrize("reason", list(WidthReason))
+def test_curves_are_drawn_where_they_decided_and_nowhere_else(reason: WidthReason) -> None:
+    drawn = figures(replace(step(), selections={"conv": replace(selection(), reason=reason)}))
+    assert ("curves" in drawn) == (reason in (WidthReason.KNEE, WidthReason.NO_KNEE, WidthReason.LEVEL))
+    found = viewed()
+    chosen = replace(found.selections["conv"], reason=reason)
+    (axes,) = figures(replace(found, selections={"conv": chosen}))["network"].axes
+    assert len(axes.lines) == (3 if reason is WidthReason.NETWORK_KNEE else 2)
+
+
+def test_a_layer_that_decided_by_itself_has_a_curve_among_others() -> None:
+    own = replace(selection(), reason=WidthReason.KNEE)
+    figure = figures(replace(step(), selections={"share": selection(), "own": own}))["curves"]
+    (axes,) = (axes for axes in figure.axes if axes.axison)
+    assert axes.get_title("left").startswith("own\n")
 
 
 def test_bars_are_as_long_as_the_layers_are_wide() -> None:
@@ -75,15 +106,14 @@ def test_a_network_without_knee_or_damage() -> None:
 
 
 def test_the_curves_of_a_layer() -> None:
-    chosen = selection()
-    axes, *empty = figures(step())["curves"].axes
-    coverage, silhouette, kept = axes.lines
+    chosen = replace(selection(), reason=WidthReason.LEVEL)
+    axes, *empty = figures(replace(step(), selections={"conv": chosen}))["curves"].axes
+    coverage, kept = axes.lines
     assert list(coverage.get_xdata()) == chosen.ks.tolist()
     assert list(coverage.get_ydata()) == chosen.coverage.tolist()
-    assert list(silhouette.get_ydata()) == chosen.mss.tolist()
-    assert coverage.get_alpha() > silhouette.get_alpha(), "the deciding curve stands out"
+    assert coverage.get_label() == "coverage"
     assert kept.get_xdata()[0] == chosen.k == 3
-    assert axes.get_title("left") == "conv\n3 of 6: fixed share of the channels"
+    assert axes.get_title("left").startswith("conv\n3 of 6: one level of all curves")
     assert not any(axes.axison for axes in empty)
 
 
@@ -92,8 +122,8 @@ def test_the_knee_of_a_layer_is_marked() -> None:
     chosen = selected(points, SelectionConfig(curve="mss"))
     assert chosen.knee is not None
     axes, *_ = figures(replace(step(), selections={"conv": chosen}))["curves"].axes
-    coverage, silhouette, _, knee = axes.lines
-    assert coverage.get_alpha() < silhouette.get_alpha()
+    silhouette, _, knee = axes.lines
+    assert list(silhouette.get_ydata()) == chosen.mss.tolist()
     assert list(knee.get_xdata()) == [chosen.knee]
     assert list(knee.get_ydata()) == [float(chosen.mss[chosen.ks.tolist().index(chosen.knee)])]
 
@@ -123,8 +153,10 @@ def test_the_map_of_a_layer() -> None:
 
 def test_the_classes_of_a_layer() -> None:
     found = viewed()
+    view = found.maps["conv"]
+    classes = replace(view.classes, ranges=((1, 1), (3, 3)))
+    found = replace(found, maps={"conv": replace(view, classes=classes)})
     _, before, after, lost, _ = figures(found)["layer.conv"].axes
-    classes = found.maps["conv"].classes
     for axes, values in (
         (before, classes.before),
         (after, classes.after),
@@ -133,7 +165,7 @@ def test_the_classes_of_a_layer() -> None:
         (image,) = axes.images
         np.testing.assert_array_equal(image.get_array().filled(np.nan), values)
     for labels in (before.get_yticklabels(), after.get_xticklabels(), lost.get_xticklabels()):
-        assert [label.get_text() for label in labels] == ["0-1", "2-4"]
+        assert [label.get_text() for label in labels] == ["bee", "dog"]
     assert before.images[0].get_clim() == after.images[0].get_clim() == (0, 2)
     assert lost.images[0].get_clim() == (0, 0.75)
     assert (before.get_title(), after.get_title()) == ("all 6 channels", "the 3 kept")
@@ -146,6 +178,69 @@ def mapped(points: torch.Tensor, config: SelectionConfig, ranges: int = 2) -> Pr
     classes = ClassSeparation(bounds, values, values, class_pairs=1)
     view = GroupMap(torch.arange(len(points)), points[:, :2].double(), 0.5, classes)
     return replace(step(), selections={"conv": selected(points, config)}, maps={"conv": view})
+
+
+@pytest.mark.parametrize("classes", [31, 100, 1000])
+def test_of_many_classes_the_worst_pairs_are_named(classes: int) -> None:
+    found = viewed()
+    view = found.maps["conv"]
+    number = min(classes, 50)
+    edges = [place * classes // number for place in range(number + 1)]
+    worst = tuple(LostPair(place, classes - 1 - place, 1.9 - place / 10, 0.1) for place in range(12))
+    many = ClassSeparation(
+        tuple((low, high - 1) for low, high in pairwise(edges)),
+        *torch.rand(2, number, number, dtype=torch.float64),
+        class_pairs=9,
+        worst=worst,
+    )
+    names = tuple(f"class number {index} of a long name" for index in range(classes - 3))
+    step = replace(found, maps={"conv": replace(view, classes=many)}, class_names=names)
+    figure = figures(step)["layer.conv"]
+    _, pairs = figure.axes
+    before, after = pairs.collections[1:]
+    assert before.get_offsets()[:, 0].tolist() == [pair.before for pair in worst]
+    assert after.get_offsets()[:, 0].tolist() == [pair.after for pair in worst]
+    labels = [label.get_text() for label in pairs.get_yticklabels()]
+    assert labels[0].endswith(f" | {classes - 1}"), "one without a name has its number"
+    assert "ong name" in labels[0]
+    figure.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in pairs.get_yticklabels()]
+    assert all(one.y0 >= other.y1 - 1 for one, other in pairwise(boxes))
+    assert all(box.x0 >= 0 for box in boxes)
+
+
+@pytest.mark.parametrize(("width", "limit"), [(8, 3), (13, 5), (21, 4), (512, 400)])
+def test_a_plot_of_whatever_widths(monkeypatch: pytest.MonkeyPatch, width: int, limit: int) -> None:
+    monkeypatch.setattr(maps, "MOST_CHANNELS", limit)
+    generator = torch.Generator().manual_seed(width)
+    points = torch.randn(width, 3, generator=generator)
+    distances = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
+    magnitudes = torch.rand(width, generator=generator)
+    few, many = [2, 3, width // 2, width - 1], [3]
+    for k in few if width < 100 else many:
+        for config in (SelectionConfig(), SelectionConfig(representative="weight")):
+            chosen = select_channels(distances, config, magnitudes=magnitudes, k=k)
+            shown = maps._shown(chosen)
+            view = replace(viewed().maps["conv"], channels=shown, places=points[shown, :2].double())
+            figure = figures(replace(step(), selections={"conv": chosen}, maps={"conv": view}))
+            places = figure["layer.conv"].axes[0]
+            ringed = shown[torch.isin(shown, chosen.kept)]
+            np.testing.assert_allclose(places.collections[-1].get_offsets(), points[ringed, :2])
+            if k <= min(limit // 2, 40):
+                assert [t.get_text() for t in places.texts] == [str(c) for c in chosen.kept.tolist()]
+
+
+def test_clusters_that_did_not_decide_are_not_drawn() -> None:
+    points = torch.randn(30, 5, generator=torch.Generator().manual_seed(0))
+    found = mapped(points, SelectionConfig(keep=0.2))
+    distances = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
+    config = SelectionConfig(keep=0.2, criterion="l1")
+    by_size = select_channels(distances, config, magnitudes=points[:, 0])
+    for chosen, clusters in ((found.selections["conv"], True), (by_size, False)):
+        places = figures(replace(found, selections={"conv": chosen}))["layer.conv"].axes[0]
+        assert (len(places.collections) == 3) == clusters, "lines"
+        assert (len(np.unique(places.collections[-2].get_facecolors(), axis=0)) > 1) == clusters
+        assert ("cluster" in places.get_xlabel()) == clusters
 
 
 def test_clusters_side_by_side_have_different_colours() -> None:
@@ -202,7 +297,7 @@ def test_names_are_shortened_and_do_not_overlap() -> None:
 
 
 def test_titles_of_many_curves_do_not_overlap() -> None:
-    wordy = replace(selection(), reason=max(WidthReason, key=len))
+    wordy = replace(selection(), reason=max(BY_CURVE, key=len))
     figure = figures(replace(step(), selections=dict.fromkeys(LONG[:7], wordy)))["curves"]
     figure.draw_without_rendering()
     used = [axes for axes in figure.axes if axes.axison]

@@ -17,7 +17,8 @@ from helpers.records import step, viewed
 from PIL import Image, ImageColor
 
 from acsp_lightning import PruningStep, SelectionConfig
-from acsp_lightning.functional import select_channels
+from acsp_lightning.functional import WidthReason, select_channels
+from acsp_lightning.measure.accuracy import ClassCounts
 from acsp_lightning.report import write_report
 from acsp_lightning.report.figures import AFTER, BEFORE, MARK, layer_plot
 from acsp_lightning.report.page import STYLE, step_page
@@ -34,6 +35,7 @@ class Page(HTMLParser):
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.open: list[str] = []
         self.text = ""
+        self.tables: list[list[list[str]]] = []
         self.feed(html)
         self.close()
 
@@ -41,12 +43,20 @@ class Page(HTMLParser):
         self.tags.append((tag, dict(attrs)))
         if tag not in ("meta", "img"):
             self.open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("th", "td"):
+            self.tables[-1][-1].append("")
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
         self.text += data
+        if "td" in self.open or "th" in self.open:
+            self.tables[-1][-1][-1] += data
 
     def of(self, kind: str) -> list[dict[str, str | None]]:
         return [attributes for tag, attributes in self.tags if tag == kind]
@@ -88,7 +98,6 @@ def test_every_plot_is_there_with_words(tmp_path: Path) -> None:
         "Damage over FLOPs",
         "Channels of every layer",
         "FLOPs of every layer",
-        "Curves of every group",
         "conv: its channels, and the classes that they separate",
     ]
     assert len(page.of("figcaption")) == len(page.of("img"))
@@ -122,21 +131,106 @@ def test_the_figures_are_those_of_the_record() -> None:
     assert "Guard: cut after epoch 4 recovered (val_acc 0.75 -> 0.7)" in text
     kept = viewed().selections["conv"].kept.tolist()
     assert ", ".join(map(str, kept)) in text
-    assert "3 of 6 channels stay: fixed share of the channels." in text
+    assert "3 of 6 channels stay: knee of the network's damage against its FLOPs." in text
     assert "1 of 1 layers become narrower. A forward pass then takes 50% of the operations" in text
+
+
+def test_what_was_lost_and_gained_is_in_one_table() -> None:
+    page = page_of(viewed())
+    (totals, *_) = page.tables
+    assert totals == [
+        ["", "before", "straight after", "change", "at the end", "change"],
+        ["parameters", "6,000", "3,000", "2.00x less", "2,500", "2.40x less"],
+        ["FLOPs (fvcore)", "60,000", "30,000", "2.00x less", "25,000", "2.40x less"],
+        ["accuracy", "75.00%", "50.00%", "-25.00 points", "94.44%", "+19.44 points"],
+        ["latency, batch 1 (cpu), ms", "2.00", "1.00", "2.00x as fast", "", ""],
+        ["latency, batch 32 (cpu), ms", "64.00", "32.00", "2.00x as fast", "", ""],
+    ]
+    (totals, *_) = page_of(replace(viewed(), end=None)).tables
+    assert totals[0] == ["", "before", "straight after", "change"]
+    assert totals[3] == ["accuracy", "75.00%", "50.00%", "-25.00 points"]
+
+
+def test_every_class_has_its_accuracy_under_its_name() -> None:
+    page = page_of(viewed())
+    (table,) = (table for table in page.tables if table[0][0] == "class")
+    assert table == [
+        ["class", "samples", "before", "straight after", "at the end", "change in points"],
+        ["ant", "6", "100.0%", "50.0%", "100.0%", "+0.0"],
+        ["bee", "6", "66.7%", "83.3%", "100.0%", "+33.3"],
+        ["<eel>", "6", "50.0%", "16.7%", "83.3%", "+33.3"],
+    ]
+    assert "0 of 3 classes have less of it at the end of the fit, 2 have more" in page.text
+    page = page_of(replace(viewed(), end=None, class_names=("ant",)))
+    (table,) = (table for table in page.tables if table[0][0] == "class")
+    assert table[1:] == [
+        ["ant", "6", "100.0%", "50.0%", "-50.0"],
+        ["1", "6", "66.7%", "83.3%", "+16.7"],
+        ["4", "6", "50.0%", "16.7%", "-33.3"],
+    ]
+    assert "2 of 3 classes have less of it straight after the cut, 1 have more" in page.text
+    assert "Classes" not in page_of(step()).text
+
+
+@pytest.mark.parametrize("classes", [100, 1000])
+def test_of_many_classes_those_that_lose_most_come_first(classes: int) -> None:
+    seen = torch.full((classes,), 100)
+    after = torch.arange(classes) * 97 % 101
+    counts = {"classes_before": ClassCounts(seen, seen), "classes_after": ClassCounts(after, seen)}
+    many = replace(viewed(), end=None, **counts)
+    page = page_of(many)
+    worst, everything = (table[1:] for table in page.tables if table[0][0] == "class")
+    assert [row[0] for row in everything[5:]] == [str(index) for index in range(5, classes)]
+    assert len(everything) == classes
+    assert [row[3] for row in worst] == [f"{share}.0%" for share in after.sort().values[:15].tolist()]
+
+
+def test_the_layers_left_whole_are_named_with_the_reason() -> None:
+    page = page_of(viewed())
+    (table,) = (table for table in page.tables if table[0][0] == "layer" and len(table[0]) == 2)
+    assert table[1] == ["stem", "forward fails after a cut (ValueError: <three> channels)"]
+    assert {"href": "#whole"} in page.of("a")
+    assert "Left whole" not in page_of(step()).text
+
+
+@pytest.mark.parametrize(
+    ("reason", "plot", "words"),
+    [
+        (WidthReason.NETWORK_KNEE, "network", "The knee of this curve decided"),
+        (WidthReason.LEAST_DAMAGE, "network", "The FLOPs target decided"),
+        (WidthReason.NO_NETWORK_KNEE, "network", "It has no knee, so every channel is kept"),
+        (WidthReason.KNEE, "curves", "The knee of its own curve, the dot, decided"),
+        (WidthReason.LEVEL, "curves", "The FLOPs target decided"),
+    ],
+)
+def test_captions_say_which_curve_decided(reason: WidthReason, plot: str, words: str) -> None:
+    found = viewed()
+    found = replace(found, selections={"conv": replace(found.selections["conv"], reason=reason)})
+    text = Page(step_page(found, {plot: b"plot"})).text
+    said = {
+        "The knee of this curve decided",
+        "The FLOPs target decided",
+        "It has no knee, so every channel is kept",
+        "The knee of its own curve, the dot, decided",
+    }
+    assert {sentence for sentence in said if sentence in text} == {words}
 
 
 def test_the_layers_have_their_reasons() -> None:
     page = page_of(replace(viewed(), layers={"conv": (6, 3), "twin": (12, 6)}))
-    assert "conv6350%fixed share of the channels" in page.text
+    assert "conv6350%knee of the network's damage against its FLOPs" in page.text
     assert "twin12650%goes with another layer" in page.text
 
 
 def test_the_classes_that_lose_most() -> None:
     found = viewed()
-    assert "classes 0-1 and 2-4: their distance falls from 1.50 to 0.75" in page_of(found).text
+    words = "Of 10 pairs of classes compared, bee and <eel> lose most: their distance falls from 1.50"
+    assert words in page_of(found).text
     classes = found.maps["conv"].classes
-    whole = replace(found.maps["conv"], classes=replace(classes, after=classes.before))
+    unnamed = replace(found.maps["conv"], classes=replace(classes, worst=()))
+    words = "classes 0-1 and 2-4: their distance falls from 1.50 to 0.75"
+    assert words in page_of(replace(found, maps={"conv": unnamed})).text
+    whole = replace(found.maps["conv"], classes=replace(classes, after=classes.before, worst=()))
     page = page_of(replace(found, maps={"conv": whole}))
     assert "For every pair of classes the channel that separates it best stays." in page.text
 
@@ -219,7 +313,7 @@ def test_a_browser_shows_the_page(browse: Callable[..., str], tmp_path: Path, wi
     copy.write_text(source.replace("</body>", f"{PROBE}</body>"))
     shown = browse(copy, f"--window-size={width},900", "--dump-dom")
     (title,) = re.findall(r"<title>(.*?)</title>", shown)
-    assert title == "5 of 5 plots, overflow false, lost links 0"
+    assert title == "4 of 4 plots, overflow false, lost links 0"
     assert NAME.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;") in shown
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from acsp_lightning import SelectionConfig
 from acsp_lightning.capture.hooks import ActivationCapture
 from acsp_lightning.capture.statistics import Activations
-from acsp_lightning.functional import class_separation, separability_vectors
+from acsp_lightning.functional import class_separation, select_channels, separability_vectors
 from acsp_lightning.selection import maps
 from acsp_lightning.selection.allocation import Allocation, select_groups
 from acsp_lightning.selection.maps import GroupMap, map_groups
@@ -85,9 +85,29 @@ def test_of_many_channels_the_heaviest_are_shown_in_proportion(monkeypatch: pyte
     heaviest = chosen.weights.argsort(descending=True).tolist()
     stay = [c for c in heaviest if c in chosen.kept.tolist()]
     go = [c for c in heaviest if c not in stay]
-    # Five of eight: of four that stay and four that go alike.
-    assert found.channels.tolist() == sorted(stay[:2] + go[:2])
-    assert found.places.shape == (4, 2)
+    # Five of eight: of four that stay and four that go alike, as far as that goes.
+    assert found.channels.tolist() == sorted(stay[:2] + go[:3])
+    assert found.places.shape == (5, 2)
+
+
+@pytest.mark.parametrize("limit", [2, 7, 10])
+def test_whatever_the_widths_some_of_both_are_shown(
+    monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    monkeypatch.setattr(maps, "MOST_CHANNELS", limit)
+    points = torch.randn(21, 3, generator=torch.Generator().manual_seed(0))
+    for width in range(3, 22):
+        distances = torch.cdist(points[:width], points[:width])
+        for k in range(2, width):
+            chosen = select_channels(distances, k=k)
+            shown = maps._shown(chosen)
+            assert len(shown) == min(width, limit) == len(set(shown.tolist()))
+            assert torch.equal(shown, shown.sort().values)
+            stay = torch.isin(shown, chosen.kept)
+            assert stay.any()
+            assert (~stay).any()
+            if k <= limit // 2:
+                assert int(stay.sum()) == k
 
 
 def test_classes_are_told_apart_by_the_better_of_several_producers() -> None:
