@@ -229,6 +229,8 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remove the hooks, and keep the statistics of all processes for the cut."""
+        if trainer.sanity_checking:
+            self._monitor.after_sanity_check(trainer)
         if self._survey is None or trainer.sanity_checking:
             return
         capture = self._capture

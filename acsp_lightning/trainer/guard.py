@@ -59,6 +59,7 @@ class GuardMonitor:
         self._guard = guard
         self._epochs: int | None = None  # of the fit, before SWA adds one
         self._stale: Tensor | None = None  # the monitor as it was before a validation
+        self._validated = False  # in this fit
 
     @property
     def patience(self) -> int:
@@ -68,6 +69,7 @@ class GuardMonitor:
     def begin(self, callback: pl.Callback, trainer: pl.Trainer, epochs: Sequence[int]) -> None:
         """Check that the cuts after ``epochs`` can be judged, and rolled back without harm to others."""
         self._epochs = None if trainer.max_epochs in (None, -1) else trainer.max_epochs
+        self._validated = False
         if self._guard is not None:
             check_judged(self._guard, epochs, self._epochs, trainer.check_val_every_n_epoch or 1)
             check_alone(callback, trainer)
@@ -91,15 +93,30 @@ class GuardMonitor:
         if self._guard is not None:
             self._stale = trainer.callback_metrics.pop(self._guard.monitor, None)
 
+    def after_sanity_check(self, trainer: pl.Trainer) -> None:
+        """Check, before the first epoch, that the monitor is among the metrics that are logged.
+
+        Raises:
+            ValueError: if others are, and it is not.
+        """
+        guard, metrics = self._guard, trainer.callback_metrics
+        if guard is not None:
+            where = "the sanity check"
+            run_on_all_ranks(lambda: check_logged(guard, metrics, where) if metrics else None)
+
     def after_validation(self, trainer: pl.Trainer, *, captured: bool) -> float | None:
         """The monitor as the first process has it; None if this validation has not logged it.
 
         Raises:
-            ValueError: if it was not logged, or is not finite, in a validation that was ``captured``.
+            ValueError: if it was not logged, or is not finite, in a validation that was ``captured``;
+                or if it was not logged in the first of a fit.
         """
         guard, metrics = self._guard, trainer.callback_metrics
         if guard is None:
             return None
+        first, self._validated = not self._validated, True
+        if first and not captured:
+            run_on_all_ranks(lambda: check_logged(guard, metrics, "the first validation"))
         if captured:
             return run_on_all_ranks(lambda: monitored_value(guard, metrics))[0]
         if guard.monitor not in metrics:
@@ -176,18 +193,23 @@ class GuardMonitor:
         return trainer.max_steps == -1 or trainer.global_step + steps <= trainer.max_steps
 
 
+def check_logged(guard: Guard, metrics: Mapping[str, Tensor], where: str) -> None:
+    """Raise ``ValueError`` unless a validation has logged the guard's metric; says what it has."""
+    if guard.monitor not in metrics:
+        raise ValueError(
+            f"monitor is {guard.monitor!r}, not logged in {where}; logged were "
+            f"{', '.join(map(repr, sorted(metrics))) or 'no metrics'}. Name one of them, or log it in "
+            "every validation, the sanity check included (num_sanity_val_steps=0 leaves that out)."
+        )
+
+
 def monitored_value(guard: Guard, metrics: Mapping[str, Tensor]) -> float:
     """The guard's metric in the validation that was captured.
 
     Raises:
         ValueError: if it was not logged, and says what was; or if it is not finite.
     """
-    if guard.monitor not in metrics:
-        raise ValueError(
-            f"monitor is {guard.monitor!r}, not logged in the validation that was captured; "
-            f"logged were {', '.join(map(repr, sorted(metrics))) or 'no metrics'}. Name one of "
-            "them, or log it in every validation."
-        )
+    check_logged(guard, metrics, "the validation that was captured")
     value = float(metrics[guard.monitor])
     if not math.isfinite(value):
         raise ValueError(
