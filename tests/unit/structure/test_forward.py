@@ -249,3 +249,15 @@ def test_other_checkpointing_is_followed(options, whole):
     assert [group.name for group in tracing.groups] == ["stem", "body.0", "body.2", "last"]
     assert not is_checkpointed(Frugal(whole=whole, **options).eval(), X)
     assert is_checkpointed(Frugal(True, whole), X)
+
+
+def test_layers_that_are_spared_keep_their_new_buffers_and_get_back_their_flags() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3)).train()
+    with evaluation_state(model, but=[model[0]]):
+        model[0].train()
+        model(torch.ones(4, 3))
+        model[0].eval()
+        model[1].running_mean += 1
+    assert [int(norm.num_batches_tracked) for norm in model] == [1, 0]
+    assert torch.equal(model[1].running_mean, torch.zeros(3))
+    assert all(norm.training for norm in model)

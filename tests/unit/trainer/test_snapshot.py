@@ -72,3 +72,14 @@ def test_a_network_goes_back_and_trains_on_as_if_nothing_had_been(optimizer: Any
     train(network, own, 2)
     train(stayed, other, 2)
     assert same_state(snapshot(network), snapshot(stayed))
+
+
+def test_an_optimizer_that_had_not_stepped_has_no_state_again() -> None:
+    network = conv_net()
+    optimizer = torch.optim.Adam(network.parameters())
+    before = take_snapshot(network, (), [optimizer])
+    network(IMAGES).square().mean().backward()
+    optimizer.step()
+    assert optimizer.state
+    restore_snapshot(before, network, (), [optimizer])
+    assert not optimizer.state
