@@ -14,22 +14,13 @@ from acsp_lightning.capture.class_names import class_names
 from acsp_lightning.capture.hooks import ActivationCapture
 from acsp_lightning.capture.statistics import Captured, merge_activations
 from acsp_lightning.checkpoint import resize_on_load
-from acsp_lightning.measure.complexity import Complexity, measure_complexity
-from acsp_lightning.pipeline import (
-    count_classified,
-    groups_due,
-    make_cut,
-    trace,
-)
+from acsp_lightning.measure.complexity import Complexity
+from acsp_lightning.pipeline import groups_due, make_cut, trace
 from acsp_lightning.progress import shown_by
 from acsp_lightning.report import PruningStep
-from acsp_lightning.report.step import FitEnd
 from acsp_lightning.settings import PruningSettings, check_epochs, with_options
 from acsp_lightning.structure.example import as_arguments
-from acsp_lightning.trainer.averaging import (
-    averaged_copies,
-    ends_averaged,
-)
+from acsp_lightning.trainer.averaging import averaged_copies
 from acsp_lightning.trainer.checks import (
     check_schedule,
     check_step_schedule,
@@ -46,10 +37,9 @@ from acsp_lightning.trainer.progress_bars import display_of
 from acsp_lightning.trainer.ranks import check_ranks_agree, run_on_all_ranks
 from acsp_lightning.trainer.reporting import (
     announce_cut,
-    announce_end,
     announce_missed,
     announce_verdict,
-    write_end_report,
+    sum_up,
 )
 from acsp_lightning.trainer.resume import fix_loop_progress, verify_before_load
 from acsp_lightning.trainer.snapshot import save_uncut
@@ -324,14 +314,7 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
             return
         announce_missed(set(self.epochs) - self._settled - {step.epoch for step in self.steps})
         if self.steps:
-            site = self._site(trainer)
-            end = FitEnd(
-                measure_complexity(pl_module, self._survey.example.counted),
-                count_classified(site, site.network, self),
-            )
-            averaged = ends_averaged(trainer)
-            announce_end(self.steps, end.complexity, end.accuracy, averaged=averaged)
-            write_end_report(trainer, self.steps, end, self)
+            sum_up(trainer, self._site(trainer), self.steps, self._survey.example, self)
 
     # -- checkpoints ---------------------------------------------------------------------------------
 

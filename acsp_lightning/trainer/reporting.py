@@ -9,7 +9,8 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from acsp_lightning.functional import WidthReason
-from acsp_lightning.measure.complexity import Complexity
+from acsp_lightning.measure.complexity import Complexity, measure_complexity
+from acsp_lightning.pipeline import count_classified
 from acsp_lightning.progress import warn_on_error
 from acsp_lightning.report import (
     PruningStep,
@@ -23,6 +24,9 @@ from acsp_lightning.report import (
 )
 from acsp_lightning.report.step import FitEnd, Outcome
 from acsp_lightning.settings import PruningSettings
+from acsp_lightning.structure.example import Example
+from acsp_lightning.trainer.averaging import ends_averaged
+from acsp_lightning.trainer.cut import FitSite
 from acsp_lightning.trainer.loggers import log_cut, log_rolled_back, takes_plots
 
 T = TypeVar("T")
@@ -82,10 +86,19 @@ def announce_end(
         rank_zero_info("\n" + summary_table(standing, final, accuracy, ends_averaged=averaged))
 
 
-def write_end_report(
-    trainer: pl.Trainer, steps: Sequence[PruningStep], end: FitEnd, settings: PruningSettings
+def sum_up(
+    trainer: pl.Trainer,
+    site: FitSite,
+    steps: Sequence[PruningStep],
+    example: Example,
+    settings: PruningSettings,
 ) -> None:
-    """Write the report of the last cut that stands again, with the network at the end of the fit."""
+    """Measure the network at the end of a fit, log the table, and write the last report again."""
+    end = FitEnd(
+        measure_complexity(trainer.lightning_module, example.counted),
+        count_classified(site, site.network, settings),
+    )
+    announce_end(steps, end.complexity, end.accuracy, averaged=ends_averaged(trainer))
     standing = [step for step in steps if not step.rolled_back]
     folder = _report_dir(trainer, settings)
     if not standing or folder is None:

@@ -91,9 +91,7 @@ def test_of_many_channels_the_heaviest_are_shown_in_proportion(monkeypatch: pyte
 
 
 @pytest.mark.parametrize("limit", [2, 7, 10])
-def test_whatever_the_widths_some_of_both_are_shown(
-    monkeypatch: pytest.MonkeyPatch, limit: int
-) -> None:
+def test_whatever_the_widths_some_of_both_are_shown(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     monkeypatch.setattr(maps, "MOST_CHANNELS", limit)
     points = torch.randn(21, 3, generator=torch.Generator().manual_seed(0))
     for width in range(3, 22):
