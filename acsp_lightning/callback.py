@@ -118,7 +118,6 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
             self._load_hooks.append(resize_on_load(module))
         if stage != "fit" or is_fast_dev_run(trainer):
             return
-        # Every fit is counted by itself; the next one may be of another network.
         self.steps, self._visited, self._initial, self._unreadable = [], [], None, None
         self._settled, self._tried = set(), False
         check_schedule(self.epochs, trainer)
@@ -263,7 +262,7 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Roll back a cut that did not recover, and keep the network that is about to be cut.
 
-        Before the checkpoints of this epoch are written; from the start of an epoch no fit can resume.
+        Before checkpoints of this epoch are written; from the start of an epoch no fit can resume.
         """
         self._judge_if_due(trainer, trainer.current_epoch + 1)
         if self._captured is not None and self._captured.decisions is None:
@@ -281,11 +280,10 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
 
     def _cut(self, trainer: pl.Trainer, captured: Captured) -> None:
         assert self._survey is not None, "on_train_start comes first"
-        example = self._survey.example
         site = self._site(trainer, lambda: self._monitor.open(site, trainer.current_epoch, captured))
         try:
             names = class_names(trainer.datamodule, trainer.val_dataloaders)  # type: ignore[attr-defined]
-            step = make_cut(site, captured, self, example, self._initial, names)
+            step = make_cut(site, captured, self, self._survey.example, self._initial, names)
         finally:
             if site.is_cut:
                 self._captured = None
@@ -314,7 +312,8 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
             return
         announce_missed(set(self.epochs) - self._settled - {step.epoch for step in self.steps})
         if self.steps:
-            sum_up(trainer, self._site(trainer), self.steps, self._survey.example, self)
+            example = self._survey.example
+            self.steps[:] = sum_up(trainer, self._site(trainer), self.steps, example, self)
 
     # -- checkpoints ---------------------------------------------------------------------------------
 

@@ -92,21 +92,28 @@ def sum_up(
     steps: Sequence[PruningStep],
     example: Example,
     settings: PruningSettings,
-) -> None:
-    """Measure the network at the end of a fit, log the table, and write the last report again."""
+) -> list[PruningStep]:
+    """Measure the network at the end of a fit, log the table, and write the last report again.
+
+    Returns:
+        The steps, the last one that was not rolled back with the end of the fit.
+    """
     end = FitEnd(
         measure_complexity(trainer.lightning_module, example.counted),
         count_classified(site, site.network, settings),
     )
     announce_end(steps, end.complexity, end.accuracy, averaged=ends_averaged(trainer))
-    standing = [step for step in steps if not step.rolled_back]
+    standing = [place for place, step in enumerate(steps) if not step.rolled_back]
+    found = list(steps)
+    if not standing:
+        return found
+    step = found[standing[-1]] = replace(found[standing[-1]], end=end)
     folder = _report_dir(trainer, settings)
-    if not standing or folder is None:
-        return
-    step = replace(standing[-1], end=end)
-    own = _guarded(lambda: write_step(step, folder), f"written to {folder}")
-    if own is not None and settings.report_plots:
-        _guarded(lambda: rewrite_page(step, own), f"written to {own}")
+    if folder is not None:
+        own = _guarded(lambda: write_step(step, folder), f"written to {folder}")
+        if own is not None and settings.report_plots:
+            _guarded(lambda: rewrite_page(step, own), f"written to {own}")
+    return found
 
 
 def announce_missed(epochs: Collection[int]) -> None:

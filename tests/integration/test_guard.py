@@ -412,9 +412,40 @@ def test_off_by_default(fit: Fit) -> None:
     assert pruning.state_dict()["trial"] is None
 
 
-def test_a_metric_that_nobody_logs(fit: Fit) -> None:
-    with pytest.raises(ValueError, match=r"monitor is 'val_acc', not logged.*'val_loss'"):
-        fit(Classifier(), [callback(1, guard=Guard(0.1))], max_epochs=4)
+@pytest.mark.parametrize(
+    ("sanity", "where", "steps"),
+    [(2, "the sanity check", 0), (-1, "the sanity check", 0), (0, "the first validation", 4)],
+)
+def test_a_metric_that_nobody_logs_is_told_before_the_first_epoch_ends(
+    fit: Fit, sanity: int, where: str, steps: int
+) -> None:
+    module, ends = Classifier(), Probe()
+    message = rf"monitor is 'val_acc', not logged in {where}; logged were .*'val_loss'"
+    with pytest.raises(ValueError, match=message):
+        fit(
+            module,
+            [ends, callback(1, guard=Guard(0.1))],
+            max_epochs=4,
+            num_sanity_val_steps=sanity,
+        )
+    assert module.steps == steps
+    assert not ends.names()["train_epoch_end"]
+
+
+def test_a_first_validation_that_is_captured_tells_as_well(fit: Fit) -> None:
+    with pytest.raises(ValueError, match=r"'val_acc', not logged in the validation that was captured"):
+        fit(Classifier(), [callback(0, guard=Guard(0.1))], max_epochs=4, num_sanity_val_steps=0)
+
+
+def test_a_sanity_check_that_logs_nothing_tells_nothing(fit: Fit) -> None:
+    class Silent(Scripted):
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            if not self.trainer.sanity_checking:
+                super().validation_step(batch, batch_idx)
+
+    pruning = guarded(0)
+    fit(Silent(only_whole), [pruning], max_epochs=3)
+    assert len(pruning.steps) >= 1
 
 
 def test_a_metric_that_says_nothing_before_the_cut(fit: Fit) -> None:
