@@ -211,9 +211,10 @@ def test_one_line_for_each_cut_and_a_table_at_the_end(
 def test_a_callback_serves_a_second_fit(fit: Fit) -> None:
     module, pruning = Classifier(), callback()
     fit(module, [pruning], max_epochs=2)
+    first = pruning.steps
     fit(module, [pruning], max_epochs=2)
-    assert [step.epoch for step in pruning.steps] == [0, 0]
-    assert pruning.steps[0].after == pruning.steps[1].before
+    assert [step.epoch for step in [*first, *pruning.steps]] == [0, 0]
+    assert first[0].after == pruning.steps[0].before
     assert widths(module)["net.conv1"] == 2
 
 
@@ -227,7 +228,7 @@ def test_a_second_fit_of_another_network_starts_afresh(fit: Fit, logged: list[st
     fit(module, [pruning])
     printed = "\n".join(logged)
     assert widths(module) == {"net.1": 6, "net.3": 3}
-    assert [list(step.layers) for step in pruning.steps] == [["net.conv1"], ["net.1"]]
+    assert [list(step.layers) for step in pruning.steps] == [["net.1"]]
     assert "Pruned in one cut" in printed
     assert "net.conv1" not in printed
 
