@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from inspect import cleandoc
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
@@ -171,6 +171,11 @@ class PruningSettings:
         self.selection = _record("selection", self.selection, SelectionConfig, "keep=0.5")
         if self.guard is not None:
             self.guard = _record("guard", self.guard, Guard, "max_drop=0.01")
+
+
+# Defaults are those of the constructor; as attributes of the class, help would list them once more.
+for _field in fields(PruningSettings):
+    delattr(PruningSettings, _field.name)
 
 
 def check_epochs(epochs: Sequence[int]) -> None:

@@ -1,6 +1,7 @@
 """A fit and a preview know the same options, and accept and refuse the same values of them."""
 
 import inspect
+import pydoc
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,13 @@ def test_every_option_is_in_signature_and_help_of_the_callback() -> None:
     for name in parameters:
         assert f"\n    {name}: " in help_text, name
     assert len(help_text.splitlines()) < 90
+
+
+def test_the_help_of_the_callback_fits_three_screens() -> None:
+    """Of 60 lines each, less what it has from Lightning's own Callback."""
+    whole = pydoc.plain(pydoc.render_doc(ACSPPruningCallback))
+    own = whole.partition("Methods inherited from lightning.pytorch")[0]
+    assert len(own.splitlines()) <= 3 * 60
 
 
 @pytest.mark.parametrize("name", ["read_batch", "read_outputs", "copies"])
