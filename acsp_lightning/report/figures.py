@@ -40,10 +40,8 @@ LEAST_SHARE = 0.02  # of the largest layer; norms would crowd out the layers tha
 MOST_INDICES = 40  # that are legible on a map
 MOST_LINES = 150  # channels whose lines to their medoids can still be followed
 RING_KEY = "ring: kept      size: contribution"
-MAP_KEY = (
-    f"{RING_KEY}      grey: cluster of one channel\n"
-    "colour and lines: a cluster and its medoid (distant clusters may share a colour)"
-)
+ALONE_KEY = "grey: cluster of one channel"
+CLUSTER_KEY = "a cluster and its medoid\n(distant clusters may share a colour)"
 MOST_CLASSES = 30  # that a matrix shows; of more, the worst pairs are named
 LONGEST_CLASS = 16
 # Widths that a group's own curve decides; what did not decide is not drawn.
@@ -291,7 +289,8 @@ def _draw_map(axes: Axes, selection: ChannelSelection, view: GroupMap) -> None:
     where = dict(zip(shown.tolist(), places.tolist(), strict=True))
     clustered = clusters_decide(selection)
     middle = selection.medoids[selection.labels[shown]].tolist()
-    if clustered and len(shown) <= MOST_LINES:
+    lined = len(shown) <= MOST_LINES
+    if clustered and lined:
         ends = zip(shown.tolist(), middle, strict=True)
         lines = [(where[one], where[other]) for one, other in ends if other != one and other in where]
         axes.add_collection(LineCollection(lines, colors=FAINT, linewidths=0.6, zorder=1))
@@ -310,7 +309,9 @@ def _draw_map(axes: Axes, selection: ChannelSelection, view: GroupMap) -> None:
             number.set_path_effects([withStroke(linewidth=1.5, foreground="white")])
     some = f"{len(shown)} of {selection.width} channels" if len(shown) < selection.width else "channels"
     axes.set_title(f"{some}; close ones separate the same classes\n{_trust(view.stress)}")
-    axes.set_xlabel(MAP_KEY if clustered else RING_KEY, fontsize=7)
+    marks = "colour and lines" if lined else "colour"
+    key = f"{RING_KEY}      {ALONE_KEY}\n{marks}: {CLUSTER_KEY}" if clustered else RING_KEY
+    axes.set_xlabel(key, fontsize=7)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.margins(0.1)

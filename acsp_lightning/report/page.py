@@ -26,6 +26,7 @@ figure { margin: 1rem 0; } img { max-width: 100%; height: auto; background: whit
 figcaption, .note { font-size: .9rem; opacity: .85; }
 code { font: .85rem ui-monospace, monospace; overflow-wrap: anywhere; }
 nav ul { columns: 18rem; font-size: .9rem; overflow-wrap: anywhere; }
+nav li { break-inside: avoid; }
 a { color: var(--link); } summary { cursor: pointer; }
 @media print { body { max-width: none; margin: 0; } section, figure, tr { break-inside: avoid; } }
 """

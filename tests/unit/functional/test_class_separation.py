@@ -11,6 +11,7 @@ from acsp_lightning.functional import (
     class_separation,
     separability_vectors,
 )
+from acsp_lightning.functional.class_separation import WORST_PAIRS, class_separation_of_layers
 
 
 def moments_of(
@@ -96,3 +97,31 @@ def test_one_class_is_no_pair() -> None:
     moments.count[1:] = 0
     with pytest.raises(ValueError, match="1 of 3 classes have 2 samples"):
         class_separation(moments, torch.tensor([0]))
+
+
+@pytest.mark.parametrize("rare", [None, 2])
+def test_the_pairs_that_lose_most_are_named_by_their_classes(rare: int | None) -> None:
+    moments = moments_of(9, unseen=rare)
+    seen = [index for index in range(9) if index != rare]
+    found = class_separation(moments, torch.tensor([0, 4]), ranges=3)
+    before, after = by_hand(moments, [0, 1, 2, 3, 4]), by_hand(moments, [0, 4])
+    lost = sorted(((before[pair] - after[pair], pair) for pair in before), reverse=True)
+    assert len(found.worst) == min(WORST_PAIRS, sum(loss > 0 for loss, _ in lost))
+    for named, (loss, (one, other)) in zip(found.worst, lost, strict=False):
+        assert (named.first, named.second) == (seen[one], seen[other])
+        assert named.before - named.after == pytest.approx(loss)
+        assert named.before == pytest.approx(before[one, other])
+
+
+def test_pairs_that_lose_nothing_are_not_named() -> None:
+    assert class_separation(moments_of(6), torch.arange(5)).worst == ()
+    few = class_separation(moments_of(11), torch.tensor([0]), class_pairs=3)
+    assert len(few.worst) <= 3
+
+
+def test_of_several_layers_the_best_counts_for_every_pair() -> None:
+    layers = [(moments_of(5), torch.tensor([1])), (moments_of(5, unseen=None), torch.tensor([3]))]
+    found = class_separation_of_layers(layers)
+    each = [by_hand(moments, kept.tolist()) for moments, kept in layers]
+    for (one, other), best in each[0].items():
+        assert float(found.after[one, other]) == pytest.approx(max(best, each[1][one, other]))

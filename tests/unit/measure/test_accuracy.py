@@ -1,3 +1,4 @@
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,7 +9,7 @@ from helpers.outputs import ModelOutput, Named, Scored
 from torch import Tensor, nn
 
 from acsp_lightning.capture.batches import read_batch
-from acsp_lightning.measure.accuracy import check_outputs, count_correct
+from acsp_lightning.measure.accuracy import ClassCounts, check_outputs, count_by_class, count_correct
 
 
 def fixed_logits() -> nn.Module:
@@ -148,3 +149,33 @@ def test_accuracy_runs_in_eval_mode_and_leaves_the_model_alone() -> None:
 def batches(sizes: list[int]) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(size, 1, 6, 6, generator=generator) * (i + 1) for i, size in enumerate(sizes)]
+
+
+def test_samples_are_counted_by_class() -> None:
+    scores = torch.eye(3)[[0, 1, 1, 2, 0, 0]]
+    labels = torch.tensor([0, 1, 2, 2, 1, 0])
+    batches = [(scores[:4], labels[:4]), (scores[4:], labels[4:])]
+    found = count_by_class(fixed_logits(), batches, read_batch)
+    assert found is not None
+    assert found.right.tolist() == [2, 1, 1]
+    assert found.seen.tolist() == [2, 2, 2]
+    assert found.accuracy == 4 / 6
+    assert count_correct(fixed_logits(), batches, read_batch) == (4, 6)
+
+
+def test_labels_beyond_the_scores_take_no_room() -> None:
+    scores, labels = torch.eye(3)[[0, 1, 2]], torch.tensor([0, 5, 70_000])
+    found = count_by_class(fixed_logits(), [(scores, labels)], read_batch)
+    assert found is not None
+    assert (found.right.tolist(), found.seen.tolist()) == ([1, 0, 0, 0], [1, 0, 0, 2])
+
+
+def test_counts_of_disjoint_samples_add_up() -> None:
+    one = ClassCounts(torch.tensor([1, 2]), torch.tensor([3, 4]))
+    other = ClassCounts(torch.tensor([1, 0, 5]), torch.tensor([1, 1, 6]))
+    for total in (one + other, other + one):
+        assert total.right.tolist() == [2, 2, 5]
+        assert total.seen.tolist() == [4, 5, 6]
+    assert one.right.tolist() == [1, 2]
+    nothing = ClassCounts(*torch.zeros(2, 0, dtype=torch.int64))
+    assert math.isnan(nothing.accuracy)

@@ -1,3 +1,4 @@
+import textwrap
 from dataclasses import replace
 
 import pytest
@@ -60,3 +61,27 @@ def test_what_is_no_record_is_refused() -> None:
         PruningStep.from_dict({**step().to_dict(), "epoch": "four"})
     with pytest.raises(ValueError, match=r"Read the report\.html beside it"):
         PruningStep.from_dict({**step().to_dict(), "format": 0})
+
+
+@pytest.mark.parametrize("layers", [0, 1, 54, 1000])
+def test_a_summary_fits_a_screen(layers: int) -> None:
+    names = [f"backbone.layer{place}.{'block.' * 30}conv{place}" for place in range(layers)]
+    found = replace(viewed(), layers={name: (64, 64 - place) for place, name in enumerate(names)})
+    text = repr(found)
+    lines = [part for line in text.splitlines() for part in textwrap.wrap(line, 80)]
+    assert len(lines) <= 10
+    assert f"{max(layers - 1, 0)} of {layers} layers narrower" in text
+    for words in ("Cut after epoch 4", "6,000 -> 3,000", "60,000 -> 30,000", "75.00% -> 50.00%"):
+        assert words in text
+    assert "guard: recovered" in text
+
+
+def test_a_summary_names_layers_and_leaves_out_what_is_not_known() -> None:
+    assert "1 of 1 layers narrower: conv 6 -> 3" in repr(step())
+    assert "accuracy" not in repr(step())
+    assert repr([step(), step()]).count("PruningStep") == 2
+
+
+def test_classes_have_names_or_their_numbers() -> None:
+    named = replace(step(), class_names=("ant", "bee"))
+    assert [named.class_name(index) for index in range(3)] == ["ant", "bee", "2"]
