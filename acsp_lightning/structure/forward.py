@@ -49,6 +49,15 @@ def uncompiled(model: nn.Module) -> Iterator[None]:
             attributes[name] = value
 
 
+def is_compiled(model: nn.Module) -> bool:
+    """Whether an attribute of a module is a callable that ``torch.compile`` made."""
+    return any(
+        callable(value) and hasattr(value, "_torchdynamo_orig_callable")
+        for module in model.modules()
+        for value in vars(module).values()
+    )
+
+
 def eager_copy(model: nn.Module) -> nn.Module:
     """A deep copy of ``model``, without what ``torch.compile`` made of it.
 

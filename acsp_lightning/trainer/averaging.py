@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from acsp_lightning.settings import PruningSettings
+from acsp_lightning.structure.forward import is_compiled
 from acsp_lightning.structure.layers import is_producer
 from acsp_lightning.structure.surgery import SlicedParameter
 from acsp_lightning.trainer.checks import callbacks_of
@@ -49,11 +50,16 @@ def averaged_copies(trainer: pl.Trainer) -> Iterator[nn.Module]:
 
 
 def evaluated_network(trainer: pl.Trainer) -> nn.Module:
-    """The network whose weights validation sees: the average that WeightAveraging swaps in, if any."""
+    """The network whose weights validation sees: the average that WeightAveraging swaps in, if any.
+
+    A compiled module shares its compiled callables with its copy, which would run the weights of the
+    module; then it is the module itself.
+    """
     for callback in callbacks_of(trainer):
         if isinstance(callback, WeightAveraging) and callback._average_model is not None:
             average: nn.Module = callback._average_model.module
-            return average
+            if not is_compiled(average):
+                return average
     return trainer.lightning_module
 
 

@@ -87,8 +87,8 @@ def test_steps_with_and_without_latency_survive_a_checkpoint(
     fit: Fit, make_trainer: Fit, timed: PruningStep, tmp_path: Path
 ) -> None:
     pruning = callback(0, 1, layers_per_epoch=1)
-    pruning.steps = [timed]
     trainer = fit(Classifier(), [pruning])
+    pruning.steps.insert(0, timed)
     trainer.save_checkpoint(tmp_path / "steps.ckpt")
     (state,) = torch.load(tmp_path / "steps.ckpt", weights_only=True)["callbacks"].values()
     fresh = callback(0, 1, layers_per_epoch=1)
