@@ -4,7 +4,6 @@ import warnings
 from typing import Literal
 
 import numpy as np
-from kneed import KneeLocator
 from torch import Tensor
 
 # With fewer points, Kneedle's sensitivity, one mean step in x, exceeds the bulge to be detected.
@@ -61,6 +60,9 @@ def find_knee(
     chord = np.interp(x, x[[0, -1]], y[[0, -1]])
     if np.abs(y - chord).max() < MIN_BULGE * np.ptp(y):
         return None
+    # Imported here, since it brings SciPy: who only draws or loads should not wait for that.
+    from kneed import KneeLocator
+
     with warnings.catch_warnings():
         # Some releases of kneed warn if there is no knee; here that is a valid result.
         warnings.filterwarnings("ignore", message="No knee/elbow found")

@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from sklearn.manifold import ClassicalMDS
 from torch import Tensor
 
 from acsp_lightning.capture.statistics import Activations
@@ -91,6 +90,9 @@ def _map(distances: Tensor) -> tuple[Tensor, float]:
     whole = distances.square().sum()
     if len(distances) < 2 or not whole:
         return torch.zeros(len(distances), 2, dtype=torch.float64), 0.0
+    # Imported here, since drawing a map that was made before does not need it.
+    from sklearn.manifold import ClassicalMDS
+
     found = ClassicalMDS(n_components=2, metric="precomputed").fit_transform(distances.numpy())
     places = torch.from_numpy(found)
     error = (torch.cdist(places, places) - distances).square().sum()

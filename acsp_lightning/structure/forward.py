@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.checkpoint import CheckpointFunction
 
@@ -335,3 +336,16 @@ def varied(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
     changed: tuple[Any, ...] = tree_map(vary, inputs)
     return changed
+
+
+@contextmanager
+def train_mode(model: nn.Module) -> Iterator[None]:
+    """Train mode for forward passes, and eval mode after them."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()  # in train mode it refuses a batch of one
+    try:
+        yield
+    finally:
+        model.eval()

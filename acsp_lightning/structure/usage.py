@@ -6,8 +6,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from acsp_lightning.structure.forward import evaluation_state, run_forward
-from acsp_lightning.structure.verification import train_mode
+from acsp_lightning.structure.forward import evaluation_state, run_forward, train_mode
 
 
 class _Reads(TorchFunctionMode):

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from acsp_lightning.functional.precision import wide
 from acsp_lightning.structure.forward import (
@@ -22,6 +21,7 @@ from acsp_lightning.structure.forward import (
     evaluation_state,
     output_tensors,
     run_forward,
+    train_mode,
     varied,
 )
 from acsp_lightning.structure.groups import ChannelGroup, Tracing
@@ -232,19 +232,6 @@ def _training_forward(model: nn.Module, inputs: tuple[Any, ...]) -> Exception | 
     except Exception as error:
         return error
     return None
-
-
-@contextmanager
-def train_mode(model: nn.Module) -> Iterator[None]:
-    """Train mode for forward passes, and eval mode after them."""
-    model.train()
-    for module in model.modules():
-        if isinstance(module, _BatchNorm):
-            module.eval()  # in train mode it refuses a batch of one
-    try:
-        yield
-    finally:
-        model.eval()
 
 
 def _without_front(width: int) -> list[int]:
