@@ -1,5 +1,7 @@
 """The networks of the paper's tables, cut by the default rule in a fit."""
 
+from functools import partial
+
 import pytest
 import torch
 import torchvision
@@ -16,8 +18,9 @@ NETWORKS = {
     "vgg19_bn": zoo.vgg19_bn,
     "densenet40": zoo.densenet40,
     "mobilenet_v2": zoo.mobilenet_v2,
-    "torchvision_mobilenet_v2": torchvision.models.mobilenet_v2,
-    "torchvision_resnet50": torchvision.models.resnet50,
+    # Half as wide as theirs, which takes a third of the time.
+    "torchvision_mobilenet_v2": partial(torchvision.models.mobilenet_v2, width_mult=0.5),
+    "torchvision_resnet50": partial(torchvision.models.resnet50, width_per_group=32),
 }
 
 
