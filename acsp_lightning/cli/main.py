@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
 
 from acsp_lightning.cli.refusals import PROGRAM, RefusalError, refusals_reported
 
@@ -35,8 +36,9 @@ def main(args: Sequence[str] | None = None) -> None:
     if words[:1] in (["-h"], ["--help"]):
         print(_help())
         raise SystemExit(0)
-    if "" not in sys.path:
-        sys.path.insert(0, "")
+    here = str(Path.cwd())  # and not "", since configurations are read from within their own folders
+    if here not in sys.path:
+        sys.path.insert(0, here)
     name = words[0] if words and words[0] in COMMANDS else ""
     with refusals_reported(name):
         if not name and not (words and words[0].startswith("-")):

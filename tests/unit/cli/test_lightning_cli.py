@@ -1,4 +1,5 @@
 import csv
+import sys
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -138,3 +139,16 @@ def test_a_refusal_is_a_message_and_leaves_nothing(acsp, words, message, tmp_pat
 def test_what_nobody_expected_keeps_its_traceback(acsp) -> None:
     with pytest.raises(TypeError):
         acsp(*FIT, f"--model={__name__}.Odd")
+
+
+def test_classes_of_a_configuration_in_another_folder_are_found_here(acsp, own, tmp_path: Path) -> None:
+    folder = tmp_path / "configs"
+    folder.mkdir()
+    content = {
+        "model": {"class_path": f"{own}.Small", "init_args": {"hidden": 4}},
+        "data": {"class_path": f"{own}.Data"},
+        "trainer": {"logger": False, "accelerator": "cpu", "limit_val_batches": 1},
+    }
+    (folder / "run.yaml").write_text(yaml.safe_dump(content))
+    sys.path.remove(str(tmp_path))  # which the command has to put there
+    acsp("validate", "--config", folder / "run.yaml", "--seed_everything=0")

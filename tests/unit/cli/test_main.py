@@ -79,4 +79,4 @@ def test_classes_are_found_where_the_user_is(
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
     message = refused(capsys, "export", "no.ckpt", "--to", "onnx")
     assert "no.ckpt does not exist" in message
-    assert sys.path[0] == ""
+    assert sys.path[0] == str(tmp_path)
