@@ -93,6 +93,8 @@ def state_restored(model: nn.Module, *, but: Collection[nn.Module] = ()) -> Iter
             module._buffers.update(buffers)
         with torch.no_grad():
             for buffer, value in values:
+                if buffer.shape != value.shape:
+                    buffer.resize_(value.shape)  # as observers of channels do with their ranges
                 if not torch.equal(buffer, value):
                     buffer.copy_(value)
 

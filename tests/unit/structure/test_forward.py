@@ -140,6 +140,23 @@ def test_evaluation_leaves_no_trace(grad: bool, fails: bool) -> None:
     assert generator_states() == before
 
 
+@pytest.mark.parametrize("size", [0, 2])
+def test_buffers_that_forward_resizes_are_put_back(size: int) -> None:
+    """As observers of channels do, whose ranges are empty before their first pass."""
+
+    def forward(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        net.inner.ranges.resize_(x.shape[1]).copy_(x.amax(0))
+        return net.inner(x) / net.inner.ranges
+
+    inner, ranges = nn.Identity(), torch.full((size,), 7.0)
+    inner.register_buffer("ranges", ranges)
+    model = Wired(forward, inner=inner)
+    with evaluation_state(model):
+        model(torch.rand(4, 3) + 1)
+    assert model.inner.ranges is ranges
+    assert ranges.tolist() == [7.0] * size
+
+
 def test_two_passes_are_alike() -> None:
     """Also of a network in train mode, which draws random numbers and writes to its input."""
 
