@@ -30,9 +30,9 @@ def slice_optimizer_state(optimizer: Optimizer, sliced: Iterable[SlicedParameter
 
     Parameter groups hold the parameters themselves, so that learning rates and order do not change.
     State tensors of the parameter's old shape (momentum, Adam's moments, slow weights) are sliced
-    alike, also where they lie in a list beside the parameters of a group or in a dict by parameter;
-    scalars (step counts) are kept. A parameter with state of any other shape (factored moments) loses
-    all of its state, so that the optimizer starts it again; LBFGS, whose state runs through all
+    alike, also where they lie in a list beside the parameters of a group or in a dict by parameter or
+    its id; scalars (step counts) are kept. A parameter with state of any other shape (factored moments)
+    loses all of its state, so that the optimizer starts it again; LBFGS, whose state runs through all
     parameters at once, loses it for all that were cut.
 
     Args:
@@ -67,7 +67,7 @@ def held_beside(optimizer: Optimizer) -> Iterator[tuple[Any, Any, torch.Tensor]]
 
     Yields:
         A list or dict, the place in it, and the parameter that the place belongs to: entries of lists in
-        the order of a group's parameters, or of all parameters, and of dicts by parameter.
+        the order of a group's parameters, or of all parameters, and of dicts by parameter or its id.
     """
     groups = [group["params"] for group in optimizer.param_groups]
     everything = [parameter for parameters in groups for parameter in parameters]
@@ -80,6 +80,12 @@ def held_beside(optimizer: Optimizer) -> Iterator[tuple[Any, Any, torch.Tensor]]
             continue
         if isinstance(value, MutableMapping):
             yield from ((value, key, key) for key in value if isinstance(key, torch.Tensor))
+            by_id = {id(parameter): parameter for parameter in everything}
+            yield from (
+                (value, key, by_id[key])
+                for key, entry in value.items()
+                if isinstance(key, int) and key in by_id and isinstance(entry, torch.Tensor)
+            )
         elif isinstance(value, list) and len(value) == len(groups) and isinstance(value[0], list):
             for entries, parameters in zip(value, groups, strict=True):
                 yield from _places(entries, parameters)

@@ -276,6 +276,8 @@ class Lookahead(optim.Optimizer):
             self.slow = slow
         elif form == "dict":
             self.slow = dict(zip(parameters, slow, strict=True))
+        elif form == "dict by id":
+            self.slow = dict(zip(map(id, parameters), slow, strict=True))
         elif form == "group":
             self.param_groups[0]["slow"] = slow
         else:
@@ -289,6 +291,8 @@ class Lookahead(optim.Optimizer):
             return self.slow[0]
         if self.form == "dict":
             return [self.slow[p] for p in parameters]
+        if self.form == "dict by id":
+            return [self.slow[id(p)] for p in parameters]
         if self.form == "group":
             return self.param_groups[0]["slow"]
         return self.slow if self.form == "list" else [self.state[p]["slow"] for p in parameters]
@@ -297,7 +301,7 @@ class Lookahead(optim.Optimizer):
         self.fast.step(closure)
 
 
-@pytest.mark.parametrize("form", ["nested lists", "list", "dict", "group", "state"])
+@pytest.mark.parametrize("form", ["nested lists", "list", "dict", "dict by id", "group", "state"])
 def test_slow_weights_and_the_momentum_of_a_wrapped_optimizer_are_cut_along(form):
     torch.manual_seed(0)
     model = randomized(plain())
