@@ -1,6 +1,6 @@
 """Copies of the network that somebody else holds: averaged ones, and those in the user's own hands."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from acsp_lightning.settings import PruningSettings
 from acsp_lightning.structure.forward import is_compiled
-from acsp_lightning.structure.layers import is_producer
+from acsp_lightning.structure.layers import is_producer, slice_tensor
 from acsp_lightning.structure.surgery import SlicedParameter
 from acsp_lightning.trainer.checks import callbacks_of
 
@@ -21,6 +21,9 @@ LEAST_LAYERS = 2
 
 # What belongs to frameworks leads everywhere.
 FRAMEWORKS = {"acsp_lightning", "builtins", "lightning", "torch"}
+
+# Attributes of every module that hold what is its own.
+OF_TORCH = ("_parameters", "_buffers", "_modules")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,6 +66,20 @@ def evaluated_network(trainer: pl.Trainer) -> nn.Module:
     return trainer.lightning_module
 
 
+def check_averages(trainer: pl.Trainer) -> None:
+    """Raise ``ValueError`` if an averaging callback copied the module before its network was built."""
+    names = _shapes(trainer.lightning_module).keys()
+    for copy in averaged_copies(trainer):
+        there = _shapes(copy)
+        lacking = next((name for name in names if name not in there), None)
+        if lacking is not None:
+            raise ValueError(
+                f"The averaged copy of {type(copy).__name__} lacks {lacking!r}: the averaging callback "
+                "copied the module before its network was built, and would average nothing of it. Build "
+                "the network in __init__; for WeightAveraging configure_model() is early enough, too."
+            )
+
+
 def ends_averaged(trainer: pl.Trainer) -> bool:
     """Whether the weights that a fit leaves behind are averaged, though validation saw others."""
     return any(
@@ -74,9 +91,10 @@ def ends_averaged(trainer: pl.Trainer) -> bool:
 class Copies:
     """The copies that cuts of one fit have to follow.
 
-    Found are modules in the attributes of callbacks, and submodules of the LightningModule that forward
-    never calls, with the names and shapes of the whole network or of a part of it. What is frozen and
-    has not changed since the fit began is no average but a teacher, which stays as it is.
+    Found are modules with the names and shapes of the whole network or of a part of it, in attributes of
+    callbacks and of the LightningModule and in those of objects there; submodules, if forward never
+    calls them. What is frozen and has not changed since the fit began is no average but a teacher, which
+    stays as it is.
 
     Args:
         trainer: of the fit, before its first step.
@@ -99,9 +117,18 @@ class Copies:
         """The copies to follow now."""
         return (copy for copy in self._candidates() if not self._is_teacher(copy))
 
-    def teachers(self) -> list[NetworkCopy]:
-        """Copies that are frozen and have not changed since the fit began."""
-        return [copy for copy in self._candidates() if self._is_teacher(copy)]
+    def doubtful(self) -> list[NetworkCopy]:
+        """Teachers with the very weights of the network, which may be averages that begin later."""
+        live = dict(self._trainer.lightning_module.named_parameters())
+        return [
+            copy
+            for copy in self._candidates()
+            if self._is_teacher(copy)
+            and all(
+                torch.equal(parameter, live[f"{copy.prefix}{name}"].to(parameter.device))
+                for name, parameter in copy.module.named_parameters()
+            )
+        ]
 
     def _is_teacher(self, copy: NetworkCopy) -> bool:
         frozen = not any(parameter.requires_grad for parameter in copy.module.parameters())
@@ -127,11 +154,12 @@ class Copies:
             if id(named.module) not in seen:
                 seen |= {id(part) for part in named.module.modules()}
                 found.append(replace(named, is_certain=True))
-        held = [(type(live).__name__, child) for child in live.children()]
-        for callback in callbacks_of(trainer):
-            if not isinstance(callback, WeightAveraging | StochasticWeightAveraging):
-                modules = _modules_in(vars(callback).values())
-                held += [(type(callback).__name__, module) for module in modules]
+        held = [
+            (type(holder).__name__, module)
+            for holder in (live, *callbacks_of(trainer))
+            if not isinstance(holder, WeightAveraging | StochasticWeightAveraging)
+            for module in _modules_of(holder)
+        ]
         for owner, module in held:
             for copy in _matches(originals, owner, module):
                 if id(copy.module) not in seen:
@@ -163,6 +191,20 @@ def _layers(root: str, module: nn.Module) -> set[str]:
         for name, layer in module.named_modules()
         if next(layer.parameters(recurse=False), None) is not None
     }
+
+
+def _modules_of(holder: object) -> Iterator[nn.Module]:
+    """Modules among the attributes of a holder, and one level below them in those of objects."""
+    for name, value in vars(holder).items():
+        if not name.startswith("_hparams"):  # what save_hyperparameters() keeps of arguments
+            yield from _modules_in(_attributes(value) or [value])
+
+
+def _attributes(value: object) -> list[Any]:
+    """What an object of users' code or of other packages holds, if it is no module."""
+    foreign = type(value).__module__.partition(".")[0] not in FRAMEWORKS
+    opened = foreign and hasattr(value, "__dict__") and not isinstance(value, nn.Module)
+    return list(vars(value).values()) if opened else []
 
 
 def _modules_in(values: Iterable[Any]) -> Iterator[nn.Module]:
@@ -203,12 +245,22 @@ def without_copies(
     return tuple(name for name in idle if id(live.get_submodule(name)) not in copied)
 
 
+def warn_of_doubtful(copies: Iterable[NetworkCopy]) -> None:
+    """Say when frozen copies with the weights of the network are cut along."""
+    for copy in copies:
+        rank_zero_warn(
+            f"{copy.owner} holds a frozen {type(copy.module).__name__} with the weights of the network. "
+            "It is cut along if it has changed before the cut, as averages do, and else stays whole, as "
+            "a teacher. An average that begins later has to be returned by copies=."
+        )
+
+
 def warn_of_lookalikes(trainer: pl.Trainer, copies: Iterable[NetworkCopy]) -> None:
     """Name the modules of callbacks that have the layers of the network in other shapes."""
     known = {id(part) for copy in copies for part in copy.module.modules()}
     own = [set(_shapes(part)) for part in trainer.lightning_module.modules()]
     for callback in callbacks_of(trainer):
-        for module in _modules_in(vars(callback).values()):
+        for module in _modules_of(callback):
             names = set(_shapes(module))
             if id(module) not in known and len(names) > 2 and names in own:
                 rank_zero_warn(
@@ -218,50 +270,55 @@ def warn_of_lookalikes(trainer: pl.Trainer, copies: Iterable[NetworkCopy]) -> No
                 )
 
 
-def held_tensors(trainer: pl.Trainer) -> list[tuple[Any, Any, nn.Parameter]]:
+def held_tensors(trainer: pl.Trainer) -> list[tuple[Any, Any, Tensor]]:
     """Where callbacks or the module hold a tensor for a parameter: in dicts by name, and in lists.
 
     Looked at are the attributes of callbacks and of the LightningModule, and one level below them those
-    of objects (``torch_ema``'s averages). A dict counts if all of its keys are names of parameters, of
-    the module or of a child, and a list if it is as long as the parameters of one of these and has their
-    shapes.
+    of objects (``torch_ema``'s averages); and the attributes of submodules. A dict counts if all of its
+    keys are names of parameters or buffers, of the module or of a child, and a list if it is as long as
+    the parameters of one of these and has their shapes.
 
     Returns:
-        Container, key, and the parameter that the tensor stands for.
+        Container, key, and the parameter or buffer that the tensor stands for.
     """
     live = trainer.lightning_module
-    roots = [dict(live.named_parameters()), *(dict(c.named_parameters()) for c in live.children())]
-    roots = [root for root in roots if root]
+    parts = [part for part in (live, *live.children()) if next(part.parameters(), None) is not None]
+    roots = [(dict(part.named_parameters()), dict(part.named_buffers())) for part in parts]
     found = []
-    for holder in (live, *callbacks_of(trainer)):
+    for holder in (*live.modules(), *callbacks_of(trainer)):
         for container in _containers(holder):
             found += _places(container, roots)
     return found
 
 
 def _containers(holder: object) -> Iterator[Any]:
-    for value in vars(holder).values():
+    for name, value in vars(holder).items():
+        if isinstance(holder, nn.Module) and name in OF_TORCH:
+            continue
         if isinstance(value, list | MutableMapping):
             yield value
-        elif hasattr(value, "__dict__") and type(value).__module__.partition(".")[0] not in FRAMEWORKS:
-            yield from (v for v in vars(value).values() if isinstance(v, list | MutableMapping))
+        else:
+            yield from (v for v in _attributes(value) if isinstance(v, list | MutableMapping))
 
 
-def _places(container: Any, roots: list[dict[str, nn.Parameter]]) -> list[tuple[Any, Any, nn.Parameter]]:
-    for root in roots:
-        pairs: list[tuple[Any, nn.Parameter | None]]
+def _places(
+    container: Any, roots: list[tuple[dict[str, nn.Parameter], dict[str, Tensor]]]
+) -> list[tuple[Any, Any, Tensor]]:
+    for parameters, buffers in roots:
+        pairs: list[tuple[Any, Tensor | None]]
         if isinstance(container, MutableMapping):
+            root = {**parameters, **buffers}
             pairs = [(key, root.get(key)) for key in container if isinstance(key, str)]
             whole = bool(pairs) and len(pairs) == len(container)
         else:
-            pairs = list(enumerate(root.values()))
-            whole = len(container) == len(root)
+            pairs = list(enumerate(parameters.values()))
+            whole = len(container) == len(parameters)
         if whole and all(_stands_for(container[key], parameter) for key, parameter in pairs):
             return [(container, key, parameter) for key, parameter in pairs if parameter is not None]
     return []
 
 
-def _stands_for(value: Any, parameter: nn.Parameter | None) -> bool:
+def _stands_for(value: Any, parameter: Tensor | None) -> bool:
     return (
         isinstance(value, Tensor)
         and parameter is not None
@@ -271,19 +328,23 @@ def _stands_for(value: Any, parameter: nn.Parameter | None) -> bool:
 
 
 def slice_held(
-    places: Iterable[tuple[Any, Any, nn.Parameter]],
+    places: Iterable[tuple[Any, Any, Tensor]],
     sliced: Iterable[SlicedParameter],
     corrections: Mapping[int, Tensor],
+    buffers: Mapping[int, Sequence[tuple[int, Tensor]]],
 ) -> None:
-    """Cut the tensors that stand for parameters, as these were cut.
+    """Cut the tensors that stand for parameters and buffers, as these were cut.
 
     Args:
         places: from :func:`held_tensors`, asked before the cut.
         sliced: what the cut made smaller.
         corrections: what recovery added to a parameter, by its identity.
+        buffers: dimension and kept indices of the cuts of a buffer, by its identity before them.
     """
     by_parameter = {id(entry.parameter): entry for entry in sliced}
     for container, key, parameter in places:
+        for dim, kept in buffers.get(id(parameter), ()):
+            container[key] = slice_tensor(container[key], dim, kept)
         entry = by_parameter.get(id(parameter))
         if entry is not None:
             container[key] = entry.slice(container[key])

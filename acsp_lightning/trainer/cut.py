@@ -15,6 +15,7 @@ from acsp_lightning.selection.proposal import Proposal
 from acsp_lightning.settings import PruningSettings
 from acsp_lightning.structure.batchnorm import recalibrate_batchnorm
 from acsp_lightning.structure.forward import eager_copy, random_state_restored
+from acsp_lightning.structure.layers import side_layout
 from acsp_lightning.structure.optimizer import nested_optimizers, slice_optimizer_state
 from acsp_lightning.structure.plan import PruningPlan
 from acsp_lightning.structure.refit import prepare_refit
@@ -167,6 +168,7 @@ def _cut(
     for copy in copies:
         check_plan(copy.module, proposal.plan.part(copy.prefix))
     held, biases = held_tensors(trainer), _biases(live, proposal.plan)
+    buffers = _buffer_cuts(live, proposal.plan)
 
     def own(network: nn.Module) -> Recovery:
         refit = recovery.refit
@@ -181,7 +183,7 @@ def _cut(
             _cut_part(copy, live, proposal.plan, corrections)
         else:
             prune_network(copy.module, proposal, own(copy.module), tried=False)
-    slice_held(held, sliced, corrections)
+    slice_held(held, sliced, corrections, buffers)
     dropped = [
         name
         for optimizer in nested_optimizers(trainer.optimizers)
@@ -193,6 +195,18 @@ def _cut(
             "and cannot be cut with it; it was dropped and starts again."
         )
     return sliced
+
+
+def _buffer_cuts(network: nn.Module, plan: PruningPlan) -> dict[int, list[tuple[int, Tensor]]]:
+    """What a plan is about to cut of buffers: dimension and kept indices, by identity of the buffer."""
+    found: dict[int, list[tuple[int, Tensor]]] = {}
+    for cut in plan:
+        layer = network.get_submodule(cut.layer)
+        for name, dim in side_layout(layer, cut.side).tensors:
+            buffer = layer._buffers.get(name)
+            if buffer is not None:
+                found.setdefault(id(buffer), []).append((dim, torch.tensor(cut.kept)))
+    return found
 
 
 def _biases(network: nn.Module, plan: PruningPlan) -> dict[int, Tensor]:

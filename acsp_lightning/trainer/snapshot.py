@@ -69,7 +69,7 @@ def take_snapshot(
     model: nn.Module,
     copies: Iterable[nn.Module],
     optimizers: Iterable[Optimizer],
-    held: Iterable[tuple[Any, Any, nn.Parameter]] = (),
+    held: Iterable[tuple[Any, Any, Tensor]] = (),
 ) -> Snapshot:
     """Copy what a cut and the training after it will change; tensors stay on their devices.
 
@@ -92,7 +92,7 @@ def restore_snapshot(
     model: nn.Module,
     copies: Iterable[nn.Module],
     optimizers: Iterable[Optimizer],
-    held: Iterable[tuple[Any, Any, nn.Parameter]] = (),
+    held: Iterable[tuple[Any, Any, Tensor]] = (),
 ) -> None:
     """Put the network, its copies and its optimizers back, in place.
 

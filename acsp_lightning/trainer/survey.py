@@ -16,7 +16,13 @@ from acsp_lightning.settings import PruningSettings
 from acsp_lightning.structure.example import Example
 from acsp_lightning.structure.groups import Tracing
 from acsp_lightning.structure.verification import unseen_layers
-from acsp_lightning.trainer.averaging import Copies, warn_of_lookalikes, without_copies
+from acsp_lightning.trainer.averaging import (
+    Copies,
+    check_averages,
+    warn_of_doubtful,
+    warn_of_lookalikes,
+    without_copies,
+)
 from acsp_lightning.trainer.loaders import validation_batches
 from acsp_lightning.trainer.ranks import run_on_all_ranks
 
@@ -51,6 +57,7 @@ def survey_fit(trainer: pl.Trainer, settings: PruningSettings, initial: Complexi
             be reached.
     """
     module = trainer.lightning_module
+    run_on_all_ranks(lambda: check_averages(trainer))
     shares = run_on_all_ranks(lambda: _share(trainer, settings))
     labels = torch.cat([found for _, found in shares])
     num_classes = count_classes(labels)
@@ -64,7 +71,9 @@ def survey_fit(trainer: pl.Trainer, settings: PruningSettings, initial: Complexi
         found = examine(module, example, settings, initial)
         idle = unseen_layers(module, example.traced)
         copies = Copies(trainer, settings, idle)
-        warn_of_tracing(found.tracing, without_copies(module, idle, copies))
+        doubtful = copies.doubtful()
+        warn_of_tracing(found.tracing, without_copies(module, idle, [*copies, *doubtful]))
+        warn_of_doubtful(doubtful)
         warn_of_lookalikes(trainer, copies)
         check_outputs(module, example.traced, labels, settings.read_outputs)
         return FitSurvey(example, num_classes, found.complexity, copies)

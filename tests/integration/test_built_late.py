@@ -11,13 +11,14 @@ from helpers.fits import (
     Fit,
     callback,
     conv_net,
+    ordered,
     same_state,
     snapshot,
     train_loader,
     val_loader,
     widths,
 )
-from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
 from torch import nn
 
 from acsp_lightning import PrunedCheckpointMixin
@@ -76,6 +77,27 @@ def test_an_averaged_copy_of_it_is_cut_too(fit: Fit) -> None:
     fit(InConfigureModel(), [averaging, callback()])
     assert averaging._average_model is not None
     assert widths(averaging._average_model.module) == ALL_HALVED
+
+
+@pytest.mark.filterwarnings(
+    "ignore:You're using the WeightAveraging callback with a model that overrides"
+)
+@pytest.mark.parametrize("ours_first", [True, False])
+@pytest.mark.parametrize(
+    ("late", "average"),
+    [
+        (InSetup, lambda: EMAWeightAveraging(decay=0.5)),
+        (InSetup, lambda: StochasticWeightAveraging(0.01)),
+        (InConfigureModel, lambda: StochasticWeightAveraging(0.01)),
+    ],
+)
+def test_an_average_that_copied_before_it_was_there_is_refused(
+    fit: Fit, late: type[Late], average: Any, ours_first: bool
+) -> None:
+    module = late()
+    with pytest.raises(ValueError, match=f"copy of {late.__name__} lacks 'net.conv1.weight': the aver"):
+        fit(module, ordered(callback(), average(), ours_first))
+    assert module.steps == 0
 
 
 @LATE

@@ -63,9 +63,18 @@ class Object:
         self.shadow_params = [p.detach().clone() for p in module.parameters()]
 
 
+class Wrapper:
+    """As averages of other packages keep a module."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.average = copy.deepcopy(module)
+
+
 def tensors(held: Any) -> Iterable[Tensor]:
     if isinstance(held, nn.Module):
         return held.parameters()
+    if isinstance(held, Wrapper):
+        return held.average.parameters()
     if isinstance(held, Object):
         return held.shadow_params
     return held.values() if isinstance(held, dict) else held
@@ -97,6 +106,7 @@ FORMS = {
     "dict by name in the part": lambda m: {n: p.detach().clone() for n, p in m.net.named_parameters()},
     "list": lambda m: [p.detach().clone() for p in m.parameters()],
     "object": Object,
+    "object with a module": lambda m: Wrapper(m.net),
 }
 
 
@@ -108,6 +118,58 @@ def test_what_a_callback_holds_is_cut_along(fit: Fit, form: str) -> None:
     assert shapes(tensors(held)) == shapes(module.parameters())
 
 
+@pytest.mark.parametrize("part", [False, True])
+def test_a_state_dict_is_cut_along(fit: Fit, part: bool) -> None:
+    def state(module: Any) -> dict[str, Tensor]:
+        return {n: v.clone() for n, v in (module.net if part else module).state_dict().items()}
+
+    class Follow(Holder):
+        """An average without memory: it has to be the network that was cut, buffers included."""
+
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+            for name, value in state(pl_module).items():
+                self.held[name].copy_(value)
+
+        def on_pruned(self, trainer: Any, pl_module: Any, plan: Any, sliced: Any) -> None:
+            self.cut = {n: v.clone() for n, v in self.held.items()}
+            self.live = state(pl_module)
+
+    module, follow = Classifier(), Follow(state)
+    fit(module, [follow, callback(0)])
+    assert widths(module) == ALL_HALVED
+    assert follow.cut.keys() == follow.live.keys()
+    for name, value in follow.live.items():
+        torch.testing.assert_close(follow.cut[name], value)
+
+
+@pytest.mark.parametrize("form", ["list of modules", "object with a module"])
+def test_what_the_module_hides_from_its_state_dict_is_cut_along(fit: Fit, form: str) -> None:
+    module = Classifier()
+    module.hidden = FORMS[form](module)
+    fit(module, [callback(0)])
+    held = module.hidden[0] if form == "list of modules" else module.hidden
+    assert shapes(tensors(held)) == shapes(module.parameters())
+
+
+def test_what_a_submodule_holds_is_cut_along(fit: Fit) -> None:
+    module = Classifier()
+    module.net.start = {n: p.detach().clone() for n, p in module.net.named_parameters()}
+    fit(module, [callback(0)])
+    assert shapes(module.net.start.values()) == shapes(module.parameters())
+
+
+def test_an_average_that_begins_after_the_cut_is_named_by_the_user(fit: Fit) -> None:
+    class Later(Averaged):
+        def on_train_batch_end(self, *_: Any) -> None:
+            if self.current_epoch > 0:
+                super().on_train_batch_end()
+
+    module = Later()
+    module.average.requires_grad_(False)
+    fit(module, [callback(0, copies=lambda m: [m.average])])
+    assert shapes(module.average.parameters()) == shapes(module.net.parameters())
+
+
 def test_a_frozen_teacher_of_the_same_shape_stays_as_it_is(fit: Fit) -> None:
     class Taught(Classifier):
         def __init__(self) -> None:
@@ -116,7 +178,9 @@ def test_a_frozen_teacher_of_the_same_shape_stays_as_it_is(fit: Fit) -> None:
 
     module = Taught()
     before = snapshot(module.teacher)
-    with pytest.warns(UserWarning, match="forward calls 'teacher.conv1'"):
+    with pytest.warns(
+        UserWarning, match="Taught holds a frozen Sequential .* stays whole, as a teacher"
+    ):
         fit(module, [callback(0)])
     assert widths(module.net) == HALVED
     assert same_state(snapshot(module.teacher), before)
