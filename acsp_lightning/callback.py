@@ -17,7 +17,7 @@ from acsp_lightning.checkpoint import resize_on_load
 from acsp_lightning.measure.complexity import Complexity
 from acsp_lightning.pipeline import groups_due, make_cut, trace
 from acsp_lightning.progress import shown_by
-from acsp_lightning.report import PruningStep
+from acsp_lightning.report import PruningStep, reference_accuracy
 from acsp_lightning.settings import PruningSettings, check_epochs, with_options
 from acsp_lightning.structure.example import as_arguments
 from acsp_lightning.trainer.averaging import averaged_copies
@@ -177,8 +177,9 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
             rank_zero_warn(f"Every layer was visited before epoch {epoch}; no cut.")
             self._settled.add(epoch)
             return
-        grid = self.selection.grid
-        self._capture = ActivationCapture(pl_module, groups.values(), grid, survey.num_classes)
+        self._capture = ActivationCapture(
+            pl_module, groups.values(), self.selection.grid, survey.num_classes, survey.held_back
+        )
         self._capture.attach()
 
     def on_validation_batch_start(
@@ -229,7 +230,12 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
         self._stop_capture()
         activations = merge_activations(run_on_all_ranks(capture.finish)).to(pl_module.device)
         self._captured = Captured(
-            trainer.current_epoch, capture.groups, activations, metric, left_whole=self._left_whole
+            trainer.current_epoch,
+            capture.groups,
+            activations,
+            metric,
+            left_whole=self._left_whole,
+            held_back=capture.held_back,
         )
 
     def _stop_capture(self) -> None:
@@ -283,7 +289,15 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
         site = self._site(trainer, lambda: self._monitor.open(site, trainer.current_epoch, captured))
         try:
             names = class_names(trainer.datamodule, trainer.val_dataloaders)  # type: ignore[attr-defined]
-            step = make_cut(site, captured, self, self._survey.example, self._initial, names)
+            step = make_cut(
+                site,
+                captured,
+                self,
+                self._survey.example,
+                self._initial,
+                class_names=names,
+                reference=reference_accuracy(self.steps),
+            )
         finally:
             if site.is_cut:
                 self._captured = None

@@ -1,20 +1,21 @@
 """One cut: trace, capture, propose, prune, measure, record. The only place that knows this order.
 
 A cut is made somewhere: in a running fit, with its processes, optimizers and averaged copies, or on a
-copy of a network. A :class:`Site` is what the pipeline needs of such a place.
+copy of a network; :class:`acsp_lightning.site.Site` is what the pipeline needs of such a place.
 """
 
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from acsp_lightning.capture.batches import BatchReader, check_labels, count_classes, rare_classes
+from acsp_lightning.capture.holdout import held_back
 from acsp_lightning.capture.hooks import ActivationCapture
-from acsp_lightning.capture.samples import collect_inputs
+from acsp_lightning.capture.samples import SampleCollector, Samples, collect_samples
 from acsp_lightning.capture.statistics import Captured
 from acsp_lightning.measure.accuracy import ClassCounts, check_outputs, count_by_class
 from acsp_lightning.measure.complexity import Complexity, measure_complexity
@@ -23,58 +24,22 @@ from acsp_lightning.progress import tracked, warn_on_error
 from acsp_lightning.report import PruningStep
 from acsp_lightning.report.concerns import concerns
 from acsp_lightning.selection.allocation import check_reachable, flops_budget
+from acsp_lightning.selection.holdback import share_to_hold_back
 from acsp_lightning.selection.proposal import Proposal, propose
+from acsp_lightning.selection.trials import HeldBack, Timing, Trials
 from acsp_lightning.settings import PruningSettings
+from acsp_lightning.site import Site
 from acsp_lightning.structure.example import Example, as_arguments
 from acsp_lightning.structure.forward import evaluation_state, random_state_restored
 from acsp_lightning.structure.groups import ChannelGroup, Tracing
-from acsp_lightning.structure.pruning import prune
+from acsp_lightning.structure.pruning import Recovery, prune
 from acsp_lightning.structure.refit import Refit, prepare_refit
 from acsp_lightning.structure.surgery import SlicedParameter
 from acsp_lightning.structure.verification import prunable_groups
 
-T = TypeVar("T")
-
 LATENCY_FAILED = "The latency of the network could not be measured"
 LATENCY_ADVICE = "Pruning goes on without it; leave latency_batch_sizes empty to measure none."
 NO_BATCH = "The validation loader is empty; pruning captures validation batches."
-
-
-class Site(Protocol):
-    """Where a cut is made."""
-
-    @property
-    def network(self) -> nn.Module:
-        """The network before the cut."""
-
-    @property
-    def is_averaged(self) -> bool:
-        """Whether the network has averaged weights instead of those in training."""
-
-    @property
-    def is_rank_zero(self) -> bool:
-        """Whether this process decides."""
-
-    def on_all_ranks(self, work: Callable[[], T]) -> list[T]:
-        """Results of ``work`` on every process; where it fails on one, it fails on all."""
-
-    def on_rank_zero(self, work: Callable[[], T]) -> T:
-        """The result of ``work`` on the process that decides, on every process."""
-
-    def batches(self) -> Iterable[Any]:
-        """This process's share of the captured validation batches, on the device of the network."""
-
-    def uncut(self) -> nn.Module:
-        """The network before the cut, for as long as the caller holds it."""
-
-    def prune(self, proposal: Proposal, recovery: "Recovery") -> nn.Module:
-        """Make the cut; returns the smaller network."""
-
-    def inform(self, message: str) -> None:
-        """Show a message to the user."""
-
-    def warn(self, message: str) -> None:
-        """Warn the user, once for all processes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,23 +53,6 @@ class Examination:
 
     tracing: Tracing
     complexity: Complexity
-
-
-@dataclass(frozen=True, slots=True)
-class Recovery:
-    """What the layers that read removed channels recover with.
-
-    Attributes:
-        example: arguments of forward, to try the network with after the cut.
-        input_moments: second moments of their inputs, (D, D), by layer; None: nothing is folded.
-        refit: samples and the outputs before the cut, on the process that fits; else None.
-        refits: whether any process fits.
-    """
-
-    example: tuple[Any, ...]
-    input_moments: Mapping[str, Tensor] | None
-    refit: Refit | None
-    refits: bool
 
 
 def survey(
@@ -184,6 +132,7 @@ def capture_network(
     *,
     visited: Collection[str] = (),
     initial: Complexity | None = None,
+    measured: bool = False,
 ) -> tuple[Example, Captured]:
     """Capture a network that no Trainer runs.
 
@@ -193,6 +142,7 @@ def capture_network(
         settings: what is to be cut.
         visited: as in :func:`groups_due`.
         initial: as in :func:`examine`.
+        measured: hold samples back to measure cuts on, even if the settings decide without.
 
     Returns:
         The example that the network was looked at with, and what was captured; its epoch is None.
@@ -204,14 +154,17 @@ def capture_network(
     example, labels = survey(model, batches, settings.read_batch)
     if example is None:
         raise ValueError("There is no batch to capture; pass at least one.")
-    num_classes = count_classes(labels)
+    count_classes(labels)
     tracing = examine(model, example, settings, initial).tracing
     groups = groups_due(tracing.groups, settings, visited)
-    check_outputs(model, example.traced, labels, settings.read_outputs)
-    rare = rare_classes(labels)
-    if rare is not None:
-        warnings.warn(rare, stacklevel=2)
-    capture = ActivationCapture(model, groups, settings.selection.grid, num_classes)
+    scored = check_outputs(model, example.traced, labels, settings.read_outputs)
+    share, unmeasured = share_to_hold_back(len(labels), scored, settings, anyway=measured)
+    labels = captured_labels([labels], share)
+    num_classes = count_classes(labels)
+    for concern in (unmeasured, rare_classes(labels)):
+        if concern is not None:
+            warnings.warn(concern, stacklevel=2)
+    capture = ActivationCapture(model, groups, settings.selection.grid, num_classes, share)
     capture.attach()
     try:
         with evaluation_state(model):
@@ -221,7 +174,18 @@ def capture_network(
                 model(*as_arguments(model, inputs))
     finally:
         capture.detach()
-    return example, Captured(None, groups, capture.finish(), left_whole=tracing.left_whole)
+    activations = capture.finish()
+    return example, Captured(None, groups, activations, left_whole=tracing.left_whole, held_back=share)
+
+
+def captured_labels(labels: Iterable[Tensor], share: float) -> Tensor:
+    """Labels of the samples that are not held back.
+
+    Args:
+        labels: of all samples, by process.
+        share: share of them that is held back.
+    """
+    return torch.cat([found[~held_back(0, len(found), share)] for found in labels])
 
 
 def decide_cut(
@@ -230,6 +194,9 @@ def decide_cut(
     settings: PruningSettings,
     example: Example,
     initial: Complexity | None = None,
+    *,
+    reference: float | None = None,
+    shares: Sequence[float] = (),
 ) -> tuple[Proposal, Recovery]:
     """Decide what is cut, and prepare what the consumers recover with; changes nothing.
 
@@ -239,27 +206,19 @@ def decide_cut(
         settings: what is cut, and how.
         example: arguments of forward.
         initial: the complexity that ``selection.flops`` is a share of; None: that of the network.
+        reference: as in :func:`acsp_lightning.selection.proposal.propose`.
+        shares: as there.
 
     Raises:
         ValueError: if classes are missing, or the volume asked for cannot be had.
     """
-    before = measure_complexity(site.network, example.counted)
+    network = site.network
+    before = measure_complexity(network, example.counted)
     refits = settings.recovery == "least_squares"
-    outputs: Refit | None = None
-    if refits or settings.selection.is_global:
-        outputs = _consumer_outputs(site, captured, settings)
-
-    def decide() -> Proposal:
-        return propose(
-            site.network,
-            captured,
-            settings,
-            before,
-            outputs=outputs,
-            initial=initial,
-            inform=site.inform,
-        )
-
+    measures = captured.held_back > 0 and captured.decisions is None
+    outputs, samples = _looked_at(
+        site, captured, settings, refits or settings.selection.is_global, measures
+    )
     folds = settings.recovery != "none"
     recovery = Recovery(
         example=example.traced,
@@ -267,26 +226,58 @@ def decide_cut(
         refit=outputs if refits else None,
         refits=refits,
     )
+
+    def decide() -> Proposal:
+        trials = None
+        if samples is not None:
+            timing = Timing(example.counted, settings.latency_batch_sizes)
+            held = HeldBack(*samples)
+            trials = Trials(
+                network, captured.groups, before, recovery, held, settings.read_outputs, timing
+            )
+        return propose(
+            network,
+            captured,
+            settings,
+            before,
+            outputs=outputs,
+            initial=initial,
+            trials=trials,
+            reference=reference,
+            shares=shares,
+            inform=site.inform,
+        )
+
     return site.on_rank_zero(decide), recovery
 
 
-def _consumer_outputs(site: Site, captured: Captured, settings: PruningSettings) -> Refit | None:
-    """Samples, and the outputs of all consumers for them, on the process that decides."""
-    found: list[Refit] = []
+def _looked_at(
+    site: Site, captured: Captured, settings: PruningSettings, refits: bool, measures: bool
+) -> tuple[Refit | None, Samples | None]:
+    """Captured samples with the outputs of all consumers, and samples held back, where it is decided."""
+    found: list[tuple[Refit | None, Samples | None]] = [(None, None)]
 
     def prepare() -> None:
-        if not site.is_rank_zero:
+        if not site.is_rank_zero or not (refits or measures):
             return
+        share = captured.held_back
+        fitted = SampleCollector(
+            settings.recovery_samples, lambda start, count: ~held_back(start, count, share)
+        )
+        measured = SampleCollector(
+            settings.measured_samples, lambda start, count: held_back(start, count, share)
+        )
+        collectors = [fitted] * refits + [measured] * measures
         with random_state_restored():
-            inputs = collect_inputs(
-                site.network, site.batches(), settings.read_batch, settings.recovery_samples
-            )
-        if inputs is not None:
+            collect_samples(site.network, site.batches(), settings.read_batch, *collectors)
+        refit = None
+        if fitted.samples is not None:
             layers = dict.fromkeys(side.layer for group in captured.groups for side in group.consumers)
-            found.append(prepare_refit(site.network, layers, inputs))
+            refit = prepare_refit(site.network, layers, fitted.samples[0])
+        found.append((refit, measured.samples))
 
     site.on_all_ranks(prepare)
-    return found[0] if found else None
+    return found[-1]
 
 
 def prune_network(
@@ -323,7 +314,10 @@ def make_cut(
     settings: PruningSettings,
     example: Example,
     initial: Complexity | None = None,
+    *,
     class_names: Sequence[str] = (),
+    reference: float | None = None,
+    shares: Sequence[float] = (),
 ) -> PruningStep:
     """Decide, cut and measure; returns the record.
 
@@ -333,7 +327,9 @@ def make_cut(
         ValueError: as :func:`decide_cut`; RuntimeError: if the network does not work after the cut.
             The network is as it was then.
     """
-    proposal, recovery = decide_cut(site, captured, settings, example, initial)
+    proposal, recovery = decide_cut(
+        site, captured, settings, example, initial, reference=reference, shares=shares
+    )
     classes_before = count_classified(site, site.network, settings)
     uncut = _kept_for_timing(site, settings)
     smaller = site.prune(proposal, recovery)
@@ -357,6 +353,7 @@ def make_cut(
         classes_after=classes_after,
         class_names=tuple(class_names),
         left_whole=captured.left_whole,
+        trade_off=proposal.trade_off,
     )
     for concern in concerns(step):
         site.warn(concern)

@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
@@ -13,11 +13,12 @@ from torch.utils._pytree import tree_map
 
 from acsp_lightning.capture.class_names import class_names
 from acsp_lightning.functional import SelectionConfig
-from acsp_lightning.pipeline import Recovery, capture_network, make_cut, prune_network
+from acsp_lightning.pipeline import capture_network, make_cut, prune_network
 from acsp_lightning.report import PruningStep
 from acsp_lightning.selection.proposal import Proposal
 from acsp_lightning.settings import PruningSettings, with_options
 from acsp_lightning.structure.forward import eager_copy, random_state_restored
+from acsp_lightning.structure.pruning import Recovery
 
 T = TypeVar("T")
 
@@ -29,6 +30,8 @@ def preview(
     model: nn.Module,
     dataloader: Iterable[Any],
     selection: SelectionConfig = SelectionConfig(),  # noqa: B008 - frozen, hence safe to share
+    *,
+    trade_off: bool | Sequence[float] = False,
     **options: Any,
 ) -> PruningStep:
     """What :class:`acsp_lightning.ACSPPruningCallback` would do to a network now.
@@ -41,6 +44,10 @@ def preview(
         dataloader: labelled validation batches; read several times, so no iterator that ends. Batches
             are moved to the device of the model.
         selection: how many channels would stay, and which.
+        trade_off: measure what cuts of several depths would cost, as ``step.trade_off``, even where the
+            volume does not depend on it; a sequence of shares of the FLOPs, in (0, 1], has a cut to each
+            of these measured as well. Up to half of the samples are then held back from the capture, so
+            that the cut may differ a little from the one that a fit would make.
         options: the other options of the callback. Those of a fit (``batchnorm_batches``, reports,
             ``reset_monitors``, ``guard``) are checked and have no effect; ``layers_per_epoch`` previews
             the first cut.
@@ -55,11 +62,16 @@ def preview(
             classes, there is nothing to cut, or a volume cannot be had; or if ``dataloader`` is an
             iterator.
     """
-    return preview_cut(model, dataloader, PruningSettings(selection=selection, **options))
+    settings = PruningSettings(selection=selection, **options)
+    return preview_cut(model, dataloader, settings, trade_off=trade_off)
 
 
 def preview_cut(
-    model: nn.Module, dataloader: Iterable[Any], settings: PruningSettings, *named: Any
+    model: nn.Module,
+    dataloader: Iterable[Any],
+    settings: PruningSettings,
+    *named: Any,
+    trade_off: bool | Sequence[float] = False,
 ) -> PruningStep:
     """As :func:`preview`, from settings.
 
@@ -68,7 +80,12 @@ def preview_cut(
         dataloader: as there.
         settings: what is cut, and how.
         named: what may name the classes, besides the loader.
+        trade_off: as there.
     """
+    shares = () if isinstance(trade_off, bool) else tuple(trade_off)
+    for share in shares:
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+            raise ValueError(f"trade_off has {share!r}; shares of the FLOPs are numbers in (0, 1].")
     if isinstance(dataloader, Iterator):
         raise ValueError(
             f"dataloader is a {type(dataloader).__name__}, which can be read once; a preview reads the "
@@ -77,13 +94,15 @@ def preview_cut(
     devices = {tensor.device for tensor in model.parameters()} or {torch.device("cpu")}
     site = CopySite(model, _Batches(dataloader, devices.pop(), settings.max_batches))
     with random_state_restored():
-        example, captured = capture_network(model, site.batches(), settings)
+        example, captured = capture_network(
+            model, site.batches(), settings, measured=trade_off is not False
+        )
         names = class_names(*named, dataloader)
-        return make_cut(site, captured, settings, example, class_names=names)
+        return make_cut(site, captured, settings, example, class_names=names, shares=shares)
 
 
 class CopySite:
-    """A single process, in which a copy of a network is cut; see :class:`acsp_lightning.pipeline.Site`.
+    """A single process, in which a copy of a network is cut; see :class:`acsp_lightning.site.Site`.
 
     Args:
         network: left as it is.

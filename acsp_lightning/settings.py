@@ -83,8 +83,12 @@ class PruningSettings:
         recovery: what the layers that read removed channels do: "least_squares" refits them one after
             the other to their outputs before the cut; "fold" only folds into them what the kept
             channels predict of the removed ones, without a further pass; "none" leaves their weights.
-        recovery_samples: up to this many captured samples serve "least_squares" and the "damage"
-            curve, all at once; memory grows with it.
+        recovery_samples: up to this many captured samples serve "least_squares" and the damage curve,
+            all at once; memory grows with it.
+        measured_samples: up to this many validation samples, at most half of them, are held back from
+            the capture where the volume is measured: ``selection.curve="measured"`` without
+            ``selection.flops``, or ``selection.tolerance``. Cuts are compared with the uncut network on
+            those of the first process; time grows with it.
         batchnorm_batches: training batches, at most an epoch of them, from which BatchNorm statistics
             are estimated again after a cut. 0: they stay.
         round_to: channel counts are rounded up to a multiple of this, at most the width of the
@@ -120,6 +124,7 @@ class PruningSettings:
     selection: SelectionConfig = SelectionConfig()  # noqa: RUF009 - frozen, hence safe to share
     recovery: Literal["least_squares", "fold", "none"] = "least_squares"
     recovery_samples: int = 512
+    measured_samples: int = 1024
     batchnorm_batches: int = 0
     round_to: int = 1
     max_batches: int | None = None
@@ -137,7 +142,12 @@ class PruningSettings:
         for name in ("layers_per_epoch", "max_batches"):
             if getattr(self, name) is not None:
                 _check_count(name, getattr(self, name), at_least=1)
-        for name, least in (("recovery_samples", 1), ("batchnorm_batches", 0), ("round_to", 1)):
+        for name, least in (
+            ("recovery_samples", 1),
+            ("measured_samples", 1),
+            ("batchnorm_batches", 0),
+            ("round_to", 1),
+        ):
             _check_count(name, getattr(self, name), at_least=least)
         for name in ("residual", "report_plots", "reset_monitors"):
             if not isinstance(getattr(self, name), bool):

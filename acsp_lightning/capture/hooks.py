@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d
 from torch.utils.hooks import RemovableHandle
 
+from acsp_lightning.capture.holdout import held_back
 from acsp_lightning.capture.statistics import Activations, InputMoments, check_positions
 from acsp_lightning.functional import ClassSums
 from acsp_lightning.functional.precision import wide
@@ -77,10 +78,16 @@ class ActivationCapture:
         groups: groups of channels to capture.
         grid: pool every spatial axis to at most this many positions; None: keep every pixel.
         num_classes: C; raised if larger labels occur.
+        held_back: share of the samples that is passed over, see :func:`held_back`.
     """
 
     def __init__(
-        self, model: nn.Module, groups: Iterable[ChannelGroup], grid: int | None, num_classes: int
+        self,
+        model: nn.Module,
+        groups: Iterable[ChannelGroup],
+        grid: int | None,
+        num_classes: int,
+        held_back: float = 0.0,
     ) -> None:
         self.groups = tuple(groups)
         self._model = model
@@ -90,7 +97,10 @@ class ActivationCapture:
         self._spreads = {
             side.layer: features_per_channel(side) for g in self.groups for side in g.consumers
         }
+        self.held_back = held_back
         self._labels: Tensor | None = None
+        self._rows: Tensor | None = None  # of the batch that are captured; None: all
+        self._seen = 0
         self._outputs: dict[str, ClassSums] = {}
         self._inputs: dict[str, InputMoments] = {}
         self._samples = 0
@@ -119,11 +129,15 @@ class ActivationCapture:
 
     def expect(self, labels: Tensor) -> None:
         """Set the class labels of the next forward pass: int64, shape (B,)."""
-        self._labels = labels
+        self._labels, self._rows = labels, None
+        if self.held_back:
+            kept = ~held_back(self._seen, len(labels), self.held_back)
+            self._rows = kept.nonzero().flatten().to(labels.device)
+        self._seen += len(labels)
         if len(labels):
             # A shuffled validation may show a class that was not among the first labels read.
             self._num_classes = max(self._num_classes, int(labels.max()) + 1)
-        self._samples += len(labels)
+        self._samples += len(labels) if self._rows is None else len(self._rows)
         self._batches += 1
 
     def run(self, inputs: tuple[Any, ...], labels: Tensor) -> None:
@@ -199,6 +213,8 @@ class ActivationCapture:
                 "needs one row of activations per label; exclude the layer, or pass read_batch= to give "
                 "the labels of the rows."
             )
+        if self._rows is not None:
+            values, labels = values[self._rows], labels[self._rows]
         if not len(values):
             return
         if layer not in self._outputs:
@@ -219,7 +235,10 @@ class ActivationCapture:
                     most = _positions_of(
                         channels.shape[1] // spread, 0 if known is None else known.count
                     )
-                    channels = _some_positions(channels, self._batches, most).movedim(1, 0)
+                    channels = _some_positions(channels, self._batches, most)
+                    if self._rows is not None:
+                        channels = channels[self._rows]
+                    channels = channels.movedim(1, 0)
                     # After a flatten a channel has several features, which are its positions. In
                     # float64, because TF32 products are too coarse for a nearly singular least-squares
                     # problem.

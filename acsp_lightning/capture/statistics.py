@@ -81,6 +81,7 @@ class Captured:
         metric: value of the accuracy guard's metric in this validation; None without a guard.
         decisions: number of channels to keep in every group, by name; None: not decided yet.
         left_whole: why groups that were asked for cannot be cut, by name.
+        held_back: share of the validation samples that was not captured, to measure cuts on.
     """
 
     epoch: int | None
@@ -89,6 +90,7 @@ class Captured:
     metric: float | None = None
     decisions: Mapping[str, WidthDecision] | None = None
     left_whole: Mapping[str, str] = field(default_factory=dict)
+    held_back: float = 0.0
 
 
 def merge_activations(parts: Iterable[Activations]) -> Activations:

@@ -1,6 +1,6 @@
 """``acsp-lightning preview``: runs in the Trainer's validation, with devices and data as in a fit."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from acsp_lightning.files import atomic_write
 from acsp_lightning.previewing import preview_cut
 from acsp_lightning.progress import shown_by
-from acsp_lightning.report import PruningStep, step_table, write_report
+from acsp_lightning.report import PruningStep, step_table, trade_off_table, write_report
 from acsp_lightning.settings import PruningSettings
 from acsp_lightning.trainer.loaders import validation_batches
 from acsp_lightning.trainer.progress_bars import display_of
@@ -21,13 +21,15 @@ class PreviewCallback(pl.Callback):
 
     Args:
         settings: what would be cut, and how, as in :func:`acsp_lightning.preview`.
+        shares: shares of the FLOPs to measure a cut at.
 
     Attributes:
         step: the record of the previewed cut; None before the validation has ended.
     """
 
-    def __init__(self, settings: PruningSettings) -> None:
+    def __init__(self, settings: PruningSettings, shares: Sequence[float] = ()) -> None:
         self.settings = settings
+        self._shares = shares
         self.step: PruningStep | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -48,6 +50,7 @@ class PreviewCallback(pl.Callback):
                 self.settings,
                 trainer.datamodule,  # type: ignore[attr-defined]
                 trainer.val_dataloaders,
+                trade_off=self._shares or True,
             )
 
 
@@ -88,5 +91,7 @@ def write_preview(step: PruningStep | None, out: str) -> str:
             "the data a val_dataloader."
         )
     table = step_table(step)
+    if step.trade_off is not None:
+        table = f"{trade_off_table(step.trade_off)}\n\n{table}"
     Path(out, "preview", "table.txt").write_text(table + "\n", encoding="utf-8")
     return f"{table}\n\nTo read: {write_report(step, out)}"

@@ -13,10 +13,12 @@ class SelectionConfig:
             computed; None: every pixel, as in the paper.
         weighting: "contribution" weights each channel in the clustering by what it contributes to
             the next layer; "none" weights all channels equally, as in the paper.
-        curve: curve whose knee sets the width. "damage" is one curve for the whole network: what
-            the consumers of the channels lose, against the FLOPs kept; FLOPs are spent where they
-            matter most. "coverage", the share of the weighted deviation that k medoids remove, and
-            "mss", the paper's mean simplified silhouette, have one knee for every layer.
+        curve: curve whose knee sets the width. "measured" and "damage" are one curve for the whole
+            network, along the path that gives up the least damage per FLOP, damage being what the
+            consumers of the channels lose: "measured" makes cuts of several depths on a copy and
+            compares it with the uncut network on samples held back from the capture, "damage" is
+            computed without a cut. "coverage", the share of the weighted deviation that k medoids
+            remove, and "mss", the paper's mean simplified silhouette, have one knee for every layer.
         interpolation: "interp1d" locates the knee on the curve itself, "polynomial" on a polynomial
             fitted to it, as in the paper.
         degree: degree of that polynomial, at least 1. Degree 2 keeps about half of every layer,
@@ -25,8 +27,12 @@ class SelectionConfig:
             "weight" (L1 norm of its filter), as in the paper.
         keep: fixed share of the channels to keep, in (0, 1], instead of the knee.
         flops: share of the network's FLOPs to keep, in (0, 1], instead of the knee: the least
-            damage within these FLOPs or, with the other curves, one level for all layers. Cannot be
-            combined with ``keep``.
+            damage within these FLOPs or, with "coverage" and "mss", one level for all layers. Cannot
+            be combined with ``keep``.
+        tolerance: accuracy that a cut may cost, in [0, 1), straight after it and before any training,
+            instead of the knee: the deepest cut whose measured accuracy is at most this much below
+            that of the first uncut network, 0.01 being one point. Needs curve "measured". With
+            ``flops`` the cut stops short of that target, with a warning, where it would cost more.
         min_channels: minimum number of channels to keep, at least 2; a narrower layer is not cut.
         criterion: "acsp" keeps the representatives of the clusters; for ablations at the same
             width, "l1" keeps the largest filters, "mean_jm" the channels that separate the classes
@@ -43,12 +49,13 @@ class SelectionConfig:
 
     grid: int | None = 1
     weighting: Literal["contribution", "none"] = "contribution"
-    curve: Literal["damage", "coverage", "mss"] = "damage"
+    curve: Literal["measured", "damage", "coverage", "mss"] = "measured"
     interpolation: Literal["interp1d", "polynomial"] = "interp1d"
     degree: int = 2
     representative: Literal["weight", "medoid"] = "medoid"
     keep: float | None = None
     flops: float | None = None
+    tolerance: float | None = None
     min_channels: int = 2
     criterion: Literal["acsp", "l1", "random", "mean_jm"] = "acsp"
     class_pairs: int | None = None
@@ -70,11 +77,24 @@ class SelectionConfig:
             raise ValueError(
                 f"keep={self.keep} and flops={self.flops} both fix the volume; set one of them"
             )
+        self._check_tolerance()
+
+    @property
+    def by_damage(self) -> bool:
+        """Whether widths are those of a point on the path of least damage."""
+        return self.keep is None and self.curve in ("measured", "damage")
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether cuts are made on a copy and measured before the volume is decided."""
+        return self.by_damage and (
+            self.tolerance is not None or (self.curve == "measured" and self.flops is None)
+        )
 
     @property
     def is_global(self) -> bool:
         """Whether the width of a layer depends on the others."""
-        return self.keep is None and (self.flops is not None or self.curve == "damage")
+        return self.by_damage or (self.keep is None and self.flops is not None)
 
     @classmethod
     def paper(cls) -> Self:
@@ -101,6 +121,25 @@ class SelectionConfig:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number or not 0 < value <= 1:
             raise ValueError(f"{name} is {value!r}; it must be a number in (0, 1], or None")
+
+    def _check_tolerance(self) -> None:
+        value = self.tolerance
+        if value is None:
+            return
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not 0 <= value < 1:
+            raise ValueError(
+                f"tolerance is {value!r}; it must be a number in [0, 1), 0.01 being one point of "
+                "accuracy, or None"
+            )
+        if self.keep is not None:
+            raise ValueError(
+                f"keep={self.keep} fixes the volume and tolerance={value} bounds it; set one of them"
+            )
+        if self.curve != "measured":
+            raise ValueError(
+                f"tolerance={value} needs curve='measured'; curve={self.curve!r} measures no accuracy"
+            )
 
     def _check_choice(self, name: str) -> None:
         value, allowed = getattr(self, name), get_args(get_type_hints(type(self))[name])

@@ -26,6 +26,10 @@ class WidthReason(StrEnum):
     SHARE = "fixed share of the channels"
     NETWORK_KNEE = "knee of the network's damage against its FLOPs"
     NO_NETWORK_KNEE = "no knee of the network's damage: every channel is kept"
+    MEASURED_KNEE = "knee of the measured trade-off"
+    NO_MEASURED_KNEE = "no knee of the measured trade-off: every channel is kept"
+    TOLERANCE = "deepest measured cut within the tolerance"
+    NOTHING_TOLERATED = "no measured cut is within the tolerance: every channel is kept"
     LEAST_DAMAGE = "least damage that meets the FLOPs target"
     LEVEL = "one level of all curves that meets the FLOPs target"
     GIVEN = "number of channels given by the caller"
@@ -91,8 +95,8 @@ def trace_curves(
 def decide_width(curves: ChannelCurves, config: SelectionConfig, *, round_to: int = 1) -> WidthDecision:
     """How many channels of one layer to keep: a fixed share, or the knee of the deciding curve.
 
-    The damage to a network cannot be computed from one layer; for ``curve="damage"`` the coverage is
-    used.
+    The damage to a network cannot be computed from one layer; for the curves "measured" and "damage"
+    the coverage is used.
 
     Without a knee every channel is kept. The width is raised to ``config.min_channels`` and rounded up
     to a multiple of ``round_to``, but never above N.

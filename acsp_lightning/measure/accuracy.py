@@ -71,21 +71,24 @@ def check_outputs(
     inputs: tuple[Any, ...],
     labels: Tensor,
     read_outputs: OutputReader | None = None,
-) -> None:
-    """Raise ``ValueError`` if forward returns class scores, but none for some of the labels.
+) -> bool:
+    """Whether forward returns class scores.
 
     Args:
         model: left unchanged.
         inputs: arguments of forward.
         labels: class indices of all samples, int64, at least one.
         read_outputs: finds class scores in the outputs; None: as :func:`class_scores`.
+
+    Raises:
+        ValueError: if it does, but returns none for some of the labels.
     """
     least, largest = int(labels.min()), int(labels.max())
     with evaluation_state(model):
         scores = class_scores(run_forward(model, inputs), read_outputs, largest)
     classes = largest + 1 if scores is None else scores.shape[1]
     if largest < classes:
-        return
+        return scores is not None
     if least >= 1 and largest == classes:
         raise ValueError(
             f"Labels run from {least} to {largest}, and forward gives scores of {classes} classes, "

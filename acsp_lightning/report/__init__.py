@@ -9,8 +9,14 @@ from acsp_lightning.report.files import (
     write_report,
     write_step,
 )
-from acsp_lightning.report.step import PruningStep
-from acsp_lightning.report.tables import headline, step_table, summary_table, verdict_line
+from acsp_lightning.report.step import PruningStep, reference_accuracy
+from acsp_lightning.report.tables import (
+    headline,
+    step_table,
+    summary_table,
+    trade_off_table,
+    verdict_line,
+)
 
 __all__ = [
     "PruningStep",
@@ -19,10 +25,12 @@ __all__ = [
     "headline",
     "png",
     "read_step",
+    "reference_accuracy",
     "rewrite_page",
     "step_table",
     "summary_figures",
     "summary_table",
+    "trade_off_table",
     "verdict_line",
     "write_report",
     "write_step",

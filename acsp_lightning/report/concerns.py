@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from acsp_lightning.functional import WidthReason
 from acsp_lightning.report.step import PruningStep
 
 # With fewer samples an accuracy is too uncertain for a warning.
@@ -9,6 +10,41 @@ LEAST_SAMPLES = 100
 
 
 def concerns(step: PruningStep) -> Iterator[str]:
+    """Warn of a volume that could not be had, a network at chance, and a cut that loses half."""
+    yield from _volume(step)
+    yield from _accuracy(step)
+
+
+def _volume(step: PruningStep) -> Iterator[str]:
+    """Warn where nothing is cut, or less than was asked for."""
+    reasons = {selection.reason for selection in step.selections.values()}
+    if WidthReason.NO_MEASURED_KNEE in reasons:
+        yield (
+            "The measured trade-off of accuracy and FLOPs has no knee: hardly anything is lost at any "
+            "depth, or about as much at every step. Without one every channel is kept. Set "
+            "selection.tolerance or selection.flops to say how much to cut."
+        )
+    if WidthReason.NOTHING_TOLERATED in reasons:
+        yield (
+            "Every measured cut loses more accuracy than selection.tolerance allows, a standard error "
+            "included; every channel is kept. Allow more, or validate on more samples, which makes the "
+            "error smaller."
+        )
+    trade_off = step.trade_off
+    if trade_off is None or trade_off.tolerated is None or WidthReason.TOLERANCE not in reasons:
+        return
+    for share, place in trade_off.targets.items():
+        if place > trade_off.tolerated:
+            kept = trade_off.depths[trade_off.tolerated].flops / trade_off.depths[0].flops
+            lost = trade_off.depths[place].fidelity.drop
+            yield (
+                f"flops={share} would cost {lost.mean:.2%} ± {lost.error:.2%} of accuracy, more than "
+                f"selection.tolerance allows; the cut stops at {kept:.1%} of the FLOPs. Allow more, or "
+                "leave flops out."
+            )
+
+
+def _accuracy(step: PruningStep) -> Iterator[str]:
     """Warn of a network at chance accuracy, and of a cut that loses over half of the accuracy."""
     before, after, samples = step.accuracy_before, step.accuracy_after, step.samples
     if before is None or after is None or samples < LEAST_SAMPLES:

@@ -22,8 +22,10 @@ from torch import Tensor
 
 from acsp_lightning.functional import ChannelSelection, ClassSeparation, LostPair, WidthReason
 from acsp_lightning.report.step import PruningStep
+from acsp_lightning.report.tables import marks
 from acsp_lightning.selection.maps import GroupMap
 from acsp_lightning.selection.path import NetworkCurve
+from acsp_lightning.selection.tradeoff import TradeOff
 
 DPI = 110
 WIDTH = 9.0  # inches; the page need not shrink it
@@ -72,6 +74,8 @@ def step_figures(step: PruningStep) -> Iterator[tuple[str, Figure]]:
 
 def summary_figures(step: PruningStep) -> Iterator[tuple[str, Figure]]:
     """Yield the plots of the whole network."""
+    if step.trade_off is not None:
+        yield "trade_off", trade_off_figure(step.trade_off, step.after.flops / step.before.flops)
     if step.network is not None:
         reasons = {chosen.reason for chosen in step.selections.values()}
         decides = WidthReason.NETWORK_KNEE in reasons
@@ -119,6 +123,49 @@ def bars_figure(widths: Mapping[str, tuple[int, int]], what: str) -> Figure:
     axes.set_xlabel(what)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper right", ncols=2, frameon=False)
+    return figure
+
+
+@_house_style()
+def trade_off_figure(trade_off: TradeOff, chosen: float) -> Figure:
+    """Accuracy of measured cuts over their FLOPs, with standard errors.
+
+    Args:
+        trade_off: the measured cuts.
+        chosen: share of the FLOPs that the cut keeps.
+    """
+    uncut = trade_off.depths[0]
+    shares = [depth.flops / uncut.flops for depth in trade_off.depths]
+    found = [depth.fidelity for depth in trade_off.depths]
+    figure = _figure(3.6)
+    axes = figure.add_subplot()
+    axes.errorbar(
+        shares,
+        [one.accuracy for one in found],
+        [one.drop.error for one in found],
+        color=AFTER,
+        marker=".",
+        capsize=2,
+        label="accuracy ± standard error of the loss",
+    )
+    agreement = [one.agreement.mean for one in found]
+    axes.plot(
+        shares, agreement, color=FAINT, label="share put into the same class\nas by the uncut network"
+    )
+    axes.axvline(chosen, color=MARK, linestyle="--", label=f"this cut: {chosen:.0%} of the FLOPs")
+    for place, share in enumerate(shares):
+        if names := marks(trade_off, place):
+            axes.plot(share, found[place].accuracy, "o", color=MARK)
+            axes.annotate(
+                ", ".join(names), (share, found[place].accuracy), (4, -12), textcoords="offset points"
+            )
+    axes.set_xlabel("FLOPs kept")
+    axes.set_ylabel("top-1 accuracy")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="lower right")
     return figure
 
 

@@ -33,6 +33,12 @@ a { color: var(--link); } summary { cursor: pointer; }
 
 # Title and caption by the name of a plot.
 NETWORK_PLOTS = {
+    "trade_off": (
+        "Accuracy over FLOPs",
+        "Cuts of several depths along the path of least damage, each made on a copy and measured before "
+        "any training, on samples held back from the capture. Read it from right to left. The dashed "
+        "line is this cut. ",
+    ),
     "network": (
         "Damage over FLOPs",
         "Read it from right to left: channels are removed in the order of least damage per FLOP saved. "
@@ -58,6 +64,14 @@ NETWORK_PLOTS = {
 }
 # What of a plot decided the widths, added to its caption.
 DECIDED = {
+    "trade_off": {
+        WidthReason.MEASURED_KNEE: "Its knee decided how many channels every group keeps.",
+        WidthReason.NO_MEASURED_KNEE: "It has no knee, so every channel is kept.",
+        WidthReason.TOLERANCE: "The deepest of these cuts that loses no more than the tolerance, with a "
+        "standard error on top, decided how many channels every group keeps.",
+        WidthReason.NOTHING_TOLERATED: "None of them is within the tolerance, so every channel is kept.",
+        WidthReason.LEAST_DAMAGE: "The FLOPs target decided.",
+    },
     "network": {
         WidthReason.NETWORK_KNEE: "The knee of this curve decided how many channels every group keeps: "
         "the dot, beyond which a cut costs more than it saves.",

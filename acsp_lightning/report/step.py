@@ -12,6 +12,7 @@ from acsp_lightning.measure.latency import LatencyComparison
 from acsp_lightning.selection.maps import GroupMap
 from acsp_lightning.selection.path import NetworkCurve
 from acsp_lightning.selection.scores import Comparison
+from acsp_lightning.selection.tradeoff import TradeOff
 from acsp_lightning.serialization import from_record, to_record
 from acsp_lightning.structure.plan import PruningPlan
 
@@ -95,6 +96,7 @@ class PruningStep:
         classes_after: the same straight after it.
         class_names: names of the classes, as far as the data has them.
         left_whole: why layers that were asked for cannot be cut, by name of their group.
+        trade_off: what cuts of several depths were measured to cost; None if none was measured.
         end: the network at the end of the fit, in the report of its last cut; else None.
     """
 
@@ -117,6 +119,7 @@ class PruningStep:
     classes_after: ClassCounts | None = None
     class_names: Sequence[str] = ()
     left_whole: Mapping[str, str] = field(default_factory=dict)
+    trade_off: TradeOff | None = None
     end: FitEnd | None = None
 
     def __repr__(self) -> str:
@@ -174,6 +177,15 @@ class PruningStep:
                 the first field that does not match.
         """
         return from_record(cls, data, OTHER_FORMAT)
+
+
+def reference_accuracy(steps: Sequence[PruningStep]) -> float | None:
+    """Accuracy of the network before the first of some cuts, on samples held back from the capture.
+
+    None if there was no cut, or none was measured.
+    """
+    first = next((step.trade_off for step in steps if step.trade_off is not None), None)
+    return None if first is None else first.depths[0].fidelity.accuracy
 
 
 def _short(name: str) -> str:

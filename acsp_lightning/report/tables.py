@@ -11,6 +11,7 @@ from acsp_lightning.measure.complexity import Complexity
 from acsp_lightning.measure.latency import LatencyComparison
 from acsp_lightning.report.step import PruningStep
 from acsp_lightning.selection.scores import Comparison
+from acsp_lightning.selection.tradeoff import TradeOff
 
 TABLE_WIDTH = 80  # of the narrowest usual terminal
 
@@ -40,6 +41,47 @@ def step_table(step: PruningStep) -> str:
     _add_latency(table, step.latency)
     _add_accuracies(table, (step.accuracy_before, step.accuracy_after), averaged=step.averaged)
     return _text(table, step.after, comparison_notes(step.comparison))
+
+
+def trade_off_table(trade_off: TradeOff) -> str:
+    """What cuts of several depths cost, as text: a row for each, from the uncut network down."""
+    uncut = trade_off.depths[0]
+    sizes = list(uncut.speedups)
+    columns = ["FLOPs", "parameters", *(f"speed, batch {size}" for size in sizes)]
+    columns += ["accuracy", "lost, points", "same class", "widths", ""]
+    table = _table("What a cut costs, before any training", columns)
+    for place, depth in enumerate(trade_off.depths):
+        found = depth.fidelity
+        kept = [depth.widths[name] / width for name, width in uncut.widths.items()]
+        table.add_row(
+            f"{depth.flops / uncut.flops:.1%}",
+            f"{depth.parameters / uncut.parameters:.1%}",
+            *(f"{depth.speedups[size]:.2f}x" for size in sizes),
+            f"{found.accuracy:.2%}",
+            f"{100 * found.drop.mean:.2f} ± {100 * found.drop.error:.2f}" if place else "",
+            f"{found.agreement.mean:.1%}" if place else "",
+            f"{min(kept):.0%} to {max(kept):.0%}",
+            ", ".join(marks(trade_off, place)),
+        )
+    return _text(table, None, [trade_off_note(trade_off)])
+
+
+def trade_off_note(trade_off: TradeOff) -> str:
+    """What the figures of a trade-off are."""
+    return (
+        f"measured on {trade_off.depths[0].fidelity.samples:,} samples held back from the capture; ± is "
+        "the standard error; widths are the shares of channels that groups keep"
+    )
+
+
+def marks(trade_off: TradeOff, place: int) -> list[str]:
+    """What a depth of a trade-off is: the knee, the deepest within the tolerance, a target."""
+    found = [f"flops={share}" for share, at in trade_off.targets.items() if at == place]
+    if place == trade_off.knee:
+        found.append("knee")
+    if place == trade_off.tolerated:
+        found.append("tolerance")
+    return found
 
 
 def summary_table(
@@ -143,12 +185,12 @@ def comparison_notes(comparison: Comparison) -> list[str]:
     return lines
 
 
-def _text(table: Table, counted: Complexity, notes: Sequence[str] = ()) -> str:
+def _text(table: Table, counted: Complexity | None, notes: Sequence[str] = ()) -> str:
     lines = list(notes)
-    if counted.unused:
+    if counted is not None and counted.unused:
         idle = ", ".join(f"{name} ({number:,})" for name, number in counted.unused.items())
         lines.append(f"not in the parameters, since forward does not use them: {idle}")
-    if counted.unsupported:
+    if counted is not None and counted.unsupported:
         lines.append("not in the FLOPs: " + ", ".join(counted.unsupported))
     table.caption = "\n".join(lines) or None
     table.caption_justify = "left"

@@ -1,6 +1,6 @@
 """From captured activations to the channels of every group to keep."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -21,9 +21,10 @@ from acsp_lightning.functional import (
 from acsp_lightning.measure.complexity import Complexity
 from acsp_lightning.progress import tracked
 from acsp_lightning.selection.cost import FlopsModel
-from acsp_lightning.selection.damage import DamageCurve, candidate_widths, damage_curve
-from acsp_lightning.selection.path import NetworkCurve, greedy_path, widths_within
+from acsp_lightning.selection.damage import candidate_widths, damage_curve
+from acsp_lightning.selection.path import DamagePath, NetworkCurve
 from acsp_lightning.selection.scores import ChannelScores, Comparison, score_channels
+from acsp_lightning.selection.tradeoff import TradeOff
 from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.refit import Target
 
@@ -43,12 +44,21 @@ class Allocation:
         comparison: what the distances between channels were computed from, in the worst case of all
             groups.
         network: damage curve of the whole network; None if every group was decided on its own.
+        trade_off: what cuts of several depths were measured to cost; None if none was measured.
     """
 
     selections: Mapping[str, ChannelSelection]
     scores: Mapping[str, ChannelScores]
     comparison: Comparison
     network: NetworkCurve | None = None
+    trade_off: TradeOff | None = None
+
+
+Select = Callable[[Mapping[str, int]], Mapping[str, ChannelSelection]]
+"""Selects the channels of every group from their numbers."""
+
+Measure = Callable[[DamagePath, Select], TradeOff]
+"""Measures cuts along a path."""
 
 
 def select_groups(
@@ -62,6 +72,7 @@ def select_groups(
     round_to: int = 1,
     budget: float | None = None,
     decisions: Mapping[str, WidthDecision] | None = None,
+    measure: Measure | None = None,
 ) -> Allocation:
     """Select the channels of every group to keep.
 
@@ -77,9 +88,10 @@ def select_groups(
         budget: maximum FLOPs of all layers after the cut; None: a knee decides.
         decisions: widths of at least these groups, by name, as from :func:`as_decisions`; None: decide
             here.
+        measure: measures cuts along the path of least damage; None: its own curve decides.
 
     Returns:
-        The selections, with the curve of the network where ``config.curve`` is "damage".
+        The selections, with the curve of the network where ``config.by_damage``.
 
     Raises:
         ValueError: if the budget cannot be met even at the smallest widths, or as
@@ -96,7 +108,7 @@ def select_groups(
     candidates = {
         group.name: candidate_widths(group.width, config.min_channels, round_to) for group in groups
     }
-    by_damage = widths is None and config.is_global and config.curve == "damage"
+    by_damage = widths is None and config.by_damage
     # A layer's own knee needs its whole curve.
     ks: dict[str, list[int] | None] = dict.fromkeys(scores)
     if by_damage:
@@ -107,8 +119,25 @@ def select_groups(
         name: trace_curves(found.distances, found.contributions if weighted else None, ks[name])
         for name, found in tracked(scores.items(), "Clustering channels")
     }
+
+    def select(chosen: Mapping[str, WidthDecision]) -> dict[str, ChannelSelection]:
+        return {
+            name: select_channels(
+                found.distances,
+                # Layers of one width must not draw the same channels at random.
+                replace(config, seed=config.seed + place),
+                magnitudes=found.magnitudes,
+                separability=found.separability,
+                round_to=round_to,
+                curves=curves[name],
+                k=chosen.get(name),
+            )
+            for place, (name, found) in enumerate(scores.items())
+        }
+
     chosen: Mapping[str, WidthDecision] = {}
     network: NetworkCurve | None = None
+    trade_off: TradeOff | None = None
     if widths is not None:
         chosen = widths
     elif by_damage:
@@ -118,26 +147,18 @@ def select_groups(
             )
             for group in tracked(groups, "Weighing widths")
         }
-        network, chosen = _least_damage(damage, FlopsModel(groups, layer_flops), config, budget)
+        path = DamagePath.of(damage, FlopsModel(groups, layer_flops))
+        network = NetworkCurve.of(path.stages)
+        if measure is not None:
+            trade_off = measure(path, lambda ks: select(as_decisions(ks, WidthReason.GIVEN)))
+        chosen = decide_on_path(path, network, trade_off, config, budget)
     elif budget is not None:
         chosen = _one_level(curves, FlopsModel(groups, layer_flops), config, round_to, budget)
-    selections = {
-        name: select_channels(
-            found.distances,
-            # Layers of one width must not draw the same channels at random.
-            replace(config, seed=config.seed + place),
-            magnitudes=found.magnitudes,
-            separability=found.separability,
-            round_to=round_to,
-            curves=curves[name],
-            k=chosen.get(name),
-        )
-        for place, (name, found) in enumerate(scores.items())
-    }
+    selections = select(chosen)
     comparisons = [found.comparison for found in scores.values()]
     nothing = Comparison(classes=0, unseen=0, class_pairs=0, sampling_error=0.0)
     worst = max(comparisons, key=lambda comparison: comparison.sampling_error, default=nothing)
-    return Allocation(selections, scores, worst, network)
+    return Allocation(selections, scores, worst, network, trade_off)
 
 
 def expected_wait(
@@ -156,23 +177,43 @@ def expected_wait(
         return 0.0  # invalid moments are reported where the layer is known
 
 
-def _least_damage(
-    damage: Mapping[str, DamageCurve],
-    costs: FlopsModel,
+def decide_on_path(
+    path: DamagePath,
+    network: NetworkCurve,
+    trade_off: TradeOff | None,
     config: SelectionConfig,
     budget: float | None,
-) -> tuple[NetworkCurve, dict[str, WidthDecision]]:
-    """The widths at the knee of the network's curve, or those of least damage within a budget."""
-    stages = greedy_path(damage, costs)
-    network = NetworkCurve.of(stages)
-    if budget is not None:
-        reached = widths_within(stages, damage, costs, budget)
-        if reached is None:
-            raise ValueError(_unreachable(config, budget, stages[-1].flops))
-        return network, as_decisions(reached, WidthReason.LEAST_DAMAGE)
+) -> dict[str, WidthDecision]:
+    """Widths on a path: within a budget and a tolerance, or at a knee.
+
+    Args:
+        path: the path of least damage.
+        network: its curve.
+        trade_off: measured cuts along it, with what ``config`` asks for; None: none was measured.
+        config: what sets the volume.
+        budget: maximum FLOPs of all layers; None: no FLOPs target.
+
+    Raises:
+        ValueError: if the budget cannot be met.
+    """
+    reached = None if budget is None else path.within(budget)
+    if budget is not None and reached is None:
+        raise ValueError(_unreachable(config, budget, path.least))
+    if trade_off is not None and trade_off.tolerated is not None:
+        tolerated = trade_off.depths[trade_off.tolerated].widths
+        if reached is None or path.costs.total(reached) < path.costs.total(tolerated):
+            nothing = trade_off.tolerated == 0
+            reason = WidthReason.NOTHING_TOLERATED if nothing else WidthReason.TOLERANCE
+            return as_decisions(tolerated, reason)
+    if reached is not None:
+        return as_decisions(reached, WidthReason.LEAST_DAMAGE)
+    if trade_off is not None and config.curve == "measured":
+        if trade_off.knee is None:
+            return as_decisions(path.stages[0].widths, WidthReason.NO_MEASURED_KNEE)
+        return as_decisions(trade_off.depths[trade_off.knee].widths, WidthReason.MEASURED_KNEE)
     if network.knee is None:
-        return network, as_decisions(stages[0].widths, WidthReason.NO_NETWORK_KNEE)
-    return network, as_decisions(stages[network.knee].widths, WidthReason.NETWORK_KNEE)
+        return as_decisions(path.stages[0].widths, WidthReason.NO_NETWORK_KNEE)
+    return as_decisions(path.stages[network.knee].widths, WidthReason.NETWORK_KNEE)
 
 
 def as_decisions(widths: Mapping[str, int], reason: WidthReason) -> dict[str, WidthDecision]:

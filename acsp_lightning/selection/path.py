@@ -105,3 +105,37 @@ def widths_within(
         _, name, k = max(gains)
         widths[name] = k
         flops = costs.total(widths)
+
+
+@dataclass(frozen=True, slots=True)
+class DamagePath:
+    """The cuts of least damage, from the full widths to the smallest.
+
+    Attributes:
+        stages: the greedy path.
+        curves: damage of every group.
+        costs: FLOPs of the layers.
+    """
+
+    stages: Sequence[Stage]
+    curves: Mapping[str, DamageCurve]
+    costs: FlopsModel
+
+    @classmethod
+    def of(cls, curves: Mapping[str, DamageCurve], costs: FlopsModel) -> "DamagePath":
+        """The path of some groups."""
+        return cls(greedy_path(curves, costs), curves, costs)
+
+    @property
+    def full(self) -> float:
+        """FLOPs of all layers at the full widths."""
+        return self.stages[0].flops
+
+    @property
+    def least(self) -> float:
+        """FLOPs of all layers at the smallest widths."""
+        return self.stages[-1].flops
+
+    def within(self, budget: float) -> dict[str, int] | None:
+        """As :func:`widths_within`."""
+        return widths_within(self.stages, self.curves, self.costs, budget)

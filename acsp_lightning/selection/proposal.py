@@ -1,6 +1,6 @@
 """The decision on which channels of a network to keep; nothing is cut yet."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -9,10 +9,19 @@ from acsp_lightning.capture.statistics import Activations, Captured
 from acsp_lightning.functional import ChannelSelection
 from acsp_lightning.measure.complexity import Complexity
 from acsp_lightning.progress import warn_on_error
-from acsp_lightning.selection.allocation import Allocation, expected_wait, flops_budget, select_groups
+from acsp_lightning.selection.allocation import (
+    Allocation,
+    Select,
+    expected_wait,
+    flops_budget,
+    select_groups,
+)
+from acsp_lightning.selection.exploration import explore
 from acsp_lightning.selection.maps import GroupMap, map_groups
-from acsp_lightning.selection.path import NetworkCurve
+from acsp_lightning.selection.path import DamagePath, NetworkCurve
 from acsp_lightning.selection.scores import Comparison
+from acsp_lightning.selection.tradeoff import TradeOff
+from acsp_lightning.selection.trials import Trials
 from acsp_lightning.settings import PruningSettings
 from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.plan import PruningPlan, build_plan
@@ -33,6 +42,7 @@ class Proposal:
         comparison: what the distances between channels were computed from.
         network: damage to the whole network over its FLOPs, if it set the widths; else None.
         maps: data for the report on the groups that lose channels, by name.
+        trade_off: what cuts of several depths were measured to cost; None if none was measured.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -42,6 +52,7 @@ class Proposal:
     comparison: Comparison
     network: NetworkCurve | None
     maps: Mapping[str, GroupMap]
+    trade_off: TradeOff | None = None
 
 
 def propose(
@@ -52,6 +63,9 @@ def propose(
     *,
     outputs: Refit | None = None,
     initial: Complexity | None = None,
+    trials: Trials | None = None,
+    reference: float | None = None,
+    shares: Sequence[float] = (),
     inform: Callable[[str], None] = lambda message: None,
 ) -> Proposal:
     """Decide which channels to keep; changes nothing.
@@ -64,6 +78,10 @@ def propose(
         outputs: outputs of the consumers before the cut, which weight the errors in them; None: every
             output is weighted by its own energy.
         initial: the complexity that ``selection.flops`` is a share of; None: ``before``.
+        trials: measures cuts on a copy; None: nothing is measured.
+        reference: accuracy of the network before the first cut, which ``selection.tolerance`` counts
+            from, on samples held back; None: this is the first cut.
+        shares: shares of the FLOPs of the ``initial`` network at which a cut is measured as well.
         inform: called with a message if deciding will take long.
 
     Raises:
@@ -77,6 +95,23 @@ def propose(
             f"Comparing the channels of all layers will take about {wait:.0f} s; "
             f"selection.class_pairs=N compares {advice}."
         )
+
+    def measure(path: DamagePath, select: Select) -> TradeOff:
+        assert trials is not None
+        uncut, whole = trials.uncut, (initial or before).flops
+        asked = [] if selection.flops is None else [selection.flops]
+        tolerance = selection.tolerance
+        if tolerance is not None and reference is not None:
+            tolerance -= reference - uncut.fidelity.accuracy
+        return explore(
+            path,
+            uncut,
+            lambda widths: trials.measure(select(widths)),
+            tolerance=tolerance,
+            budgets={share: share * whole for share in dict.fromkeys([*asked, *shares])},
+            inform=inform,
+        )
+
     allocation = select_groups(
         model,
         captured.groups,
@@ -87,6 +122,7 @@ def propose(
         round_to=settings.round_to,
         budget=flops_budget(selection, initial or before, before),
         decisions=captured.decisions,
+        measure=None if trials is None else measure,
     )
     groups = captured.groups[: settings.layers_per_epoch]
     selections = {group.name: allocation.selections[group.name] for group in groups}
@@ -98,6 +134,7 @@ def propose(
         comparison=allocation.comparison,
         network=allocation.network,
         maps=_maps(groups, allocation, captured.activations),
+        trade_off=allocation.trade_off,
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +14,23 @@ from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.plan import PruningPlan
 from acsp_lightning.structure.refit import Refit, refit_consumers
 from acsp_lightning.structure.surgery import SlicedParameter, check_plan, reversible_cut
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """What the layers that read removed channels recover with.
+
+    Attributes:
+        example: arguments of forward, to try the network with after the cut.
+        input_moments: second moments of their inputs, (D, D), by layer; None: nothing is folded.
+        refit: samples and the outputs before the cut, on the process that fits; else None.
+        refits: whether any process fits.
+    """
+
+    example: tuple[Any, ...]
+    input_moments: Mapping[str, Tensor] | None
+    refit: Refit | None
+    refits: bool
 
 
 def prune(

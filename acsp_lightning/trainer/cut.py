@@ -10,7 +10,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
-from acsp_lightning.pipeline import Recovery, prune_network
+from acsp_lightning.pipeline import prune_network
 from acsp_lightning.selection.proposal import Proposal
 from acsp_lightning.settings import PruningSettings
 from acsp_lightning.structure.batchnorm import recalibrate_batchnorm
@@ -18,6 +18,7 @@ from acsp_lightning.structure.forward import eager_copy, random_state_restored
 from acsp_lightning.structure.layers import side_layout
 from acsp_lightning.structure.optimizer import nested_optimizers, slice_optimizer_state
 from acsp_lightning.structure.plan import PruningPlan
+from acsp_lightning.structure.pruning import Recovery
 from acsp_lightning.structure.refit import prepare_refit
 from acsp_lightning.structure.surgery import SlicedParameter, apply_plan, check_plan
 from acsp_lightning.trainer.averaging import (

@@ -11,7 +11,8 @@ from torch import Tensor
 from acsp_lightning.capture.batches import count_classes, rare_classes
 from acsp_lightning.measure.accuracy import check_outputs
 from acsp_lightning.measure.complexity import Complexity
-from acsp_lightning.pipeline import NO_BATCH, examine, survey
+from acsp_lightning.pipeline import NO_BATCH, captured_labels, examine, survey
+from acsp_lightning.selection.holdback import share_to_hold_back
 from acsp_lightning.settings import PruningSettings
 from acsp_lightning.structure.example import Example
 from acsp_lightning.structure.groups import Tracing
@@ -36,12 +37,14 @@ class FitSurvey:
         num_classes: C.
         complexity: of the network before the first epoch of this fit.
         copies: of the network, which cuts have to follow.
+        held_back: share of the validation samples that is not captured, to measure cuts on.
     """
 
     example: Example
     num_classes: int
     complexity: Complexity
     copies: Copies
+    held_back: float
 
 
 def survey_fit(trainer: pl.Trainer, settings: PruningSettings, initial: Complexity | None) -> FitSurvey:
@@ -59,8 +62,9 @@ def survey_fit(trainer: pl.Trainer, settings: PruningSettings, initial: Complexi
     module = trainer.lightning_module
     run_on_all_ranks(lambda: check_averages(trainer))
     shares = run_on_all_ranks(lambda: _share(trainer, settings))
-    labels = torch.cat([found for _, found in shares])
-    num_classes = count_classes(labels)
+    by_rank = [found for _, found in shares]
+    labels = torch.cat(by_rank)
+    count_classes(labels)
     # One example for all ranks: a network traced with another one may look different.
     first = next((example for example, _ in shares if example is not None), None)
     if first is None:
@@ -75,14 +79,17 @@ def survey_fit(trainer: pl.Trainer, settings: PruningSettings, initial: Complexi
         warn_of_tracing(found.tracing, without_copies(module, idle, [*copies, *doubtful]))
         warn_of_doubtful(doubtful)
         warn_of_lookalikes(trainer, copies)
-        check_outputs(module, example.traced, labels, settings.read_outputs)
-        return FitSurvey(example, num_classes, found.complexity, copies)
+        scored = check_outputs(module, example.traced, labels, settings.read_outputs)
+        # Measured is on the first process.
+        share, unmeasured = share_to_hold_back(len(by_rank[0]), scored, settings)
+        captured = captured_labels(by_rank, share)
+        for concern in (unmeasured, rare_classes(captured)):
+            if concern is not None:
+                rank_zero_warn(concern)
+        return FitSurvey(example, count_classes(captured), found.complexity, copies, share)
 
     result: list[FitSurvey] = []
     run_on_all_ranks(lambda: result.append(look()))
-    rare = rare_classes(labels)
-    if rare is not None:
-        rank_zero_warn(rare)
     return result[0]
 
 

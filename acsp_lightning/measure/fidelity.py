@@ -1,0 +1,110 @@
+"""A cut network compared with the uncut one, sample by sample."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from acsp_lightning.functional.precision import wide
+from acsp_lightning.measure.accuracy import OutputReader, class_scores
+from acsp_lightning.structure.forward import evaluation_state
+
+BATCH = 128  # samples in a forward pass
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean over samples.
+
+    Attributes:
+        mean: the mean.
+        error: its standard error; NaN with a single sample.
+    """
+
+    mean: float
+    error: float
+
+    @classmethod
+    def of(cls, values: Tensor) -> "Estimate":
+        """The mean of some values, (S,)."""
+        values = wide(values)
+        return cls(float(values.mean()), float(values.std()) / len(values) ** 0.5)
+
+
+@dataclass(frozen=True, slots=True)
+class Fidelity:
+    """How much of the uncut network a cut one has kept, on S samples that neither was made with.
+
+    Attributes:
+        samples: S.
+        accuracy: top-1 accuracy of the cut network, in [0, 1].
+        drop: accuracy lost, paired by sample: negative if the cut network is better.
+        agreement: share of the samples that both networks put into the same class, in [0, 1].
+        divergence: Kullback-Leibler divergence of the class probabilities of the cut network from those
+            of the uncut one, in nats, at least 0.
+    """
+
+    samples: int
+    accuracy: float
+    drop: Estimate
+    agreement: Estimate
+    divergence: Estimate
+
+
+def compare_scores(uncut: Tensor, cut: Tensor, labels: Tensor) -> Fidelity:
+    """Compare the class scores of two networks.
+
+    Args:
+        uncut: scores of the uncut network, (S, C).
+        cut: scores of the cut one for the same samples, (S, C).
+        labels: class indices, (S,).
+    """
+    uncut, cut = wide(uncut), wide(cut)
+    labels = labels.to(uncut.device)
+    before, after = uncut.argmax(1), cut.argmax(1)
+    right_before, right_after = wide(before == labels), wide(after == labels)
+    expected, found = uncut.log_softmax(1), cut.log_softmax(1)
+    divergence = (expected.exp() * (expected - found)).sum(1)
+    return Fidelity(
+        samples=len(labels),
+        accuracy=float(right_after.mean()),
+        drop=Estimate.of(right_before - right_after),
+        agreement=Estimate.of(wide(before == after)),
+        divergence=Estimate.of(divergence),
+    )
+
+
+def collect_scores(
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    labels: Tensor,
+    read_outputs: OutputReader | None = None,
+) -> Tensor | None:
+    """Class scores of a network, (S, C); None if forward returns something else.
+
+    Args:
+        model: run in eval mode and restored.
+        inputs: arguments of forward, for all samples at once; run in batches.
+        labels: class indices of all samples, (S,).
+        read_outputs: finds class scores in the outputs; None: as
+            :func:`acsp_lightning.measure.accuracy.class_scores`.
+    """
+    largest = int(labels.max())
+    found = []
+    with evaluation_state(model):
+        for start in range(0, len(labels), BATCH):
+            batch = _rows(inputs, start)
+            scores = class_scores(model(*batch), read_outputs, largest)
+            if scores is None or len(scores) != len(labels[start : start + BATCH]):
+                return None
+            found.append(scores)
+    return torch.cat(found)
+
+
+def _rows(inputs: tuple[Any, ...], start: int) -> tuple[Any, ...]:
+    batch: tuple[Any, ...] = tree_map(
+        lambda leaf: leaf[start : start + BATCH] if isinstance(leaf, Tensor) else leaf, inputs
+    )
+    return batch

@@ -1,0 +1,48 @@
+"""Where a cut is made: what the pipeline needs of a running fit, or of a copy of a network."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol, TypeVar
+
+from torch import nn
+
+from acsp_lightning.selection.proposal import Proposal
+from acsp_lightning.structure.pruning import Recovery
+
+T = TypeVar("T")
+
+
+class Site(Protocol):
+    """Where a cut is made."""
+
+    @property
+    def network(self) -> nn.Module:
+        """The network before the cut."""
+
+    @property
+    def is_averaged(self) -> bool:
+        """Whether the network has averaged weights instead of those in training."""
+
+    @property
+    def is_rank_zero(self) -> bool:
+        """Whether this process decides."""
+
+    def on_all_ranks(self, work: Callable[[], T]) -> list[T]:
+        """Results of ``work`` on every process; where it fails on one, it fails on all."""
+
+    def on_rank_zero(self, work: Callable[[], T]) -> T:
+        """The result of ``work`` on the process that decides, on every process."""
+
+    def batches(self) -> Iterable[Any]:
+        """This process's share of the captured validation batches, on the device of the network."""
+
+    def uncut(self) -> nn.Module:
+        """The network before the cut, for as long as the caller holds it."""
+
+    def prune(self, proposal: Proposal, recovery: Recovery) -> nn.Module:
+        """Make the cut; returns the smaller network."""
+
+    def inform(self, message: str) -> None:
+        """Show a message to the user."""
+
+    def warn(self, message: str) -> None:
+        """Warn the user, once for all processes."""
