@@ -42,15 +42,16 @@ class Fidelity:
         accuracy: top-1 accuracy of the cut network, in [0, 1].
         drop: accuracy lost, paired by sample: negative if the cut network is better.
         agreement: share of the samples that both networks put into the same class, in [0, 1].
-        divergence: Kullback-Leibler divergence of the class probabilities of the cut network from those
-            of the uncut one, in nats, at least 0.
+        score_error: squared error of the class scores, as a share of their variance over the classes in
+            the uncut network, at least 0. What is added to all scores of a sample does not count, since
+            it changes no probability.
     """
 
     samples: int
     accuracy: float
     drop: Estimate
     agreement: Estimate
-    divergence: Estimate
+    score_error: Estimate
 
 
 def compare_scores(uncut: Tensor, cut: Tensor, labels: Tensor) -> Fidelity:
@@ -65,15 +66,19 @@ def compare_scores(uncut: Tensor, cut: Tensor, labels: Tensor) -> Fidelity:
     labels = labels.to(uncut.device)
     before, after = uncut.argmax(1), cut.argmax(1)
     right_before, right_after = wide(before == labels), wide(after == labels)
-    expected, found = uncut.log_softmax(1), cut.log_softmax(1)
-    divergence = (expected.exp() * (expected - found)).sum(1)
+    errors, power = _variation(cut - uncut), _variation(uncut).mean()
     return Fidelity(
         samples=len(labels),
         accuracy=float(right_after.mean()),
         drop=Estimate.of(right_before - right_after),
         agreement=Estimate.of(wide(before == after)),
-        divergence=Estimate.of(divergence),
+        score_error=Estimate.of(errors / power.clamp(min=torch.finfo(power.dtype).tiny)),
     )
+
+
+def _variation(scores: Tensor) -> Tensor:
+    """Variance over the classes, (S,)."""
+    return scores.var(1, correction=0)
 
 
 def collect_scores(

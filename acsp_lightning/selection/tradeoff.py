@@ -13,10 +13,6 @@ from acsp_lightning.measure.fidelity import Fidelity
 # A knee is located, and a tolerance met, to this ratio of FLOPs.
 RESOLUTION = 1.1
 
-# Brings out small departures: where redundant channels end, the divergence rises from rounding error to
-# thousandths. With a square root, a network widened four times lost a third of its true channels too.
-DIVERGENCE_POWER = 1 / 3
-
 
 @dataclass(frozen=True, slots=True)
 class Depth:
@@ -72,11 +68,11 @@ def smoothed_drops(depths: Sequence[Depth]) -> list[float]:
 def knee_of(depths: Sequence[Depth]) -> int | None:
     """Index of the knee of a measured trade-off, by Kneedle; None if there is none.
 
-    First the depth at which the network falls apart: the knee of ``1 - (divergence / largest) ** (1/3)``,
-    its outputs, or that of its accuracy over the FLOPs, whichever cuts less. A network with redundant
-    channels has lost no accuracy there, by more than the standard error, and that is its knee. Any
-    other has: then the knee of the accuracy among the depths down to there decides, where the accuracy
-    begins to fall.
+    First the depth at which the network falls apart: the knee of its class scores,
+    ``1 - sqrt(score_error)`` over the FLOPs, or that of its accuracy, whichever cuts less. A network
+    with redundant channels has lost no accuracy there, by more than the standard error, and that is its
+    knee. Any other has: then the knee of the accuracy among the depths down to there decides, where the
+    accuracy begins to fall.
 
     Args:
         depths: from the uncut network to the deepest cut.
@@ -127,12 +123,10 @@ def next_for_tolerance(depths: Sequence[Depth], tolerance: float) -> float | Non
 
 def _breakdown(depths: Sequence[Depth]) -> int | None:
     """Index of the depth at which the network falls apart; None if there is none."""
-    lost = torch.tensor([depth.fidelity.divergence.mean for depth in depths], dtype=torch.float64)
-    # Rounding of equal outputs may be negative, and by chance a deeper cut may be closer.
-    lost = lost.clamp(min=0).cummax(0).values
-    largest = lost[-1].clamp(min=torch.finfo(lost.dtype).tiny)
-    heights = 1 - (lost / largest) ** DIVERGENCE_POWER
-    knees = (_knee(depths, heights.tolist()), _accuracy_knee(depths))
+    errors = torch.tensor([depth.fidelity.score_error.mean for depth in depths], dtype=torch.float64)
+    # By chance a deeper cut may be closer. An error of 1 is that of no scores at all; more is no worse.
+    errors = errors.cummax(0).values.clamp(max=1)
+    knees = (_knee(depths, (1 - errors.sqrt()).tolist()), _accuracy_knee(depths))
     return min((knee for knee in knees if knee is not None), default=None)
 
 
