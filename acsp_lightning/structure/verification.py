@@ -225,9 +225,9 @@ def unseen_layers(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[str, ...]:
 
 
 def _training_forward(model: nn.Module, inputs: tuple[Any, ...]) -> Exception | None:
-    """The error of one forward pass in train mode, if any."""
+    """The error of one forward pass in train mode, if any; with gradients, as in training."""
     try:
-        with train_mode(model):
+        with train_mode(model), torch.enable_grad():
             run_forward(model, inputs)
     except Exception as error:
         return error
