@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from acsp_lightning.settings import PruningSettings
 from acsp_lightning.structure.forward import is_compiled
 from acsp_lightning.structure.layers import is_producer, slice_tensor
+from acsp_lightning.structure.optimizer import nested_optimizers
 from acsp_lightning.structure.surgery import SlicedParameter
 from acsp_lightning.trainer.checks import callbacks_of
 
@@ -93,8 +94,8 @@ class Copies:
 
     Found are modules with the names and shapes of the whole network or of a part of it, in attributes of
     callbacks and of the LightningModule and in those of objects there; submodules, if forward never
-    calls them. What is frozen and has not changed since the fit began is no average but a teacher, which
-    stays as it is.
+    calls them. What is frozen and has not changed since the fit began is no average but a teacher, and
+    what has gradients of its own is a twin that learns by itself; both stay as they are.
 
     Args:
         trainer: of the fit, before its first step.
@@ -115,7 +116,11 @@ class Copies:
 
     def __iter__(self) -> Iterator[NetworkCopy]:
         """The copies to follow now."""
-        return (copy for copy in self._candidates() if not self._is_teacher(copy))
+        return (
+            copy
+            for copy in self._candidates()
+            if not self._is_teacher(copy) and not self._is_trained(copy)
+        )
 
     def doubtful(self) -> list[NetworkCopy]:
         """Teachers with the very weights of the network, which may be averages that begin later."""
@@ -129,6 +134,14 @@ class Copies:
                 for name, parameter in copy.module.named_parameters()
             )
         ]
+
+    def _is_trained(self, copy: NetworkCopy) -> bool:
+        """Whether a twin learns by itself: gradients have reached it, or an optimizer's steps."""
+        optimizers = list(nested_optimizers(self._trainer.optimizers))
+        return not copy.is_certain and any(
+            parameter.grad is not None or any(optimizer.state.get(parameter) for optimizer in optimizers)
+            for parameter in copy.module.parameters()
+        )
 
     def _is_teacher(self, copy: NetworkCopy) -> bool:
         frozen = not any(parameter.requires_grad for parameter in copy.module.parameters())
