@@ -33,14 +33,10 @@ from acsp_lightning.trainer.checks import (
 from acsp_lightning.trainer.cut import FitSite
 from acsp_lightning.trainer.guard import GuardMonitor, check_judged
 from acsp_lightning.trainer.loaders import combines_validation
+from acsp_lightning.trainer.monitors import spare_stopping
 from acsp_lightning.trainer.progress_bars import display_of
 from acsp_lightning.trainer.ranks import check_ranks_agree, run_on_all_ranks
-from acsp_lightning.trainer.reporting import (
-    announce_cut,
-    announce_missed,
-    announce_verdict,
-    sum_up,
-)
+from acsp_lightning.trainer.reporting import announce_cut, announce_end, announce_verdict
 from acsp_lightning.trainer.resume import fix_loop_progress, verify_before_load
 from acsp_lightning.trainer.snapshot import save_uncut
 from acsp_lightning.trainer.state import CallbackState
@@ -158,6 +154,7 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
         """Trace the network as it is now and install the hooks; the last validation of an epoch wins."""
         if self._survey is None or trainer.sanity_checking:
             return
+        spare_stopping(trainer)
         self._monitor.before_validation(trainer)
         if trainer.current_epoch in self.epochs:
             self._start_capture(trainer.current_epoch, pl_module, self._survey)
@@ -265,6 +262,7 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
         Before checkpoints of this epoch are written; from the start of an epoch no fit can resume.
         """
         self._judge_if_due(trainer, trainer.current_epoch + 1)
+        spare_stopping(trainer)
         if self._captured is not None and self._captured.decisions is None:
             save_uncut(trainer, self._captured.epoch)
 
@@ -310,10 +308,10 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
             self._judge(trainer, None)
         if self._survey is None:
             return
-        announce_missed(set(self.epochs) - self._settled - {step.epoch for step in self.steps})
-        if self.steps:
-            example = self._survey.example
-            self.steps[:] = sum_up(trainer, self._site(trainer), self.steps, example, self)
+        missed = set(self.epochs) - self._settled - {step.epoch for step in self.steps}
+        self._captured = None  # a cut that waits is not made any more
+        example = self._survey.example
+        self.steps[:] = announce_end(trainer, self._site(trainer), self.steps, missed, example, self)
 
     # -- checkpoints ---------------------------------------------------------------------------------
 

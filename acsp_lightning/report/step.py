@@ -37,12 +37,14 @@ class Verdict:
         before: its value in the captured validation.
         after: its value after fine-tuning; None if there was no such validation.
         outcome: outcome of the cut.
+        allowed: the worst value that counts as recovered; None: not recorded.
     """
 
     monitor: str
     before: float
     after: float | None
     outcome: Outcome
+    allowed: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

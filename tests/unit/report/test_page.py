@@ -128,7 +128,7 @@ def test_the_figures_are_those_of_the_record() -> None:
     assert "18 validation samples of 3 classes were captured" in text
     assert "2 classes had fewer than two samples and were left out" in text
     assert "distances are right to 25.0% of their median" in text
-    assert "Guard: cut after epoch 4 recovered (val_acc 0.75 -> 0.7)" in text
+    assert "Guard: cut after epoch 4 recovered (val_acc 0.7500 -> 0.7000)" in text
     kept = viewed().selections["conv"].kept.tolist()
     assert ", ".join(map(str, kept)) in text
     assert "3 of 6 channels stay: knee of the network's damage against its FLOPs." in text
