@@ -77,6 +77,7 @@ def _export(
         checkpoint=checkpoint,
     )
     contents = sources.contents()
+    verify_checksums(checkpoint)
     folder: Path = options.out or checkpoint.parent
     targets = {form: folder / f"{checkpoint.stem}{FORMATS[form]}" for form in options.to}
     for target in targets.values():
@@ -86,21 +87,18 @@ def _export(
 
     cli = _build(sources, contents, arguments, 1.0 if options.accuracy else 1)
     module: pl.LightningModule = cli.model
-    module.configure_model()
-    verify_checksums(checkpoint)
-    try:
-        load_pruned(module, checkpoint)
-    except ValueError as error:
-        raise RefusalError(f"{error} {_built_from(sources)}") from error
     callbacks = callbacks_of(cli.trainer)
     pruning = [callback for callback in callbacks if isinstance(callback, ACSPPruningCallback)]
     reading = (pruning[0].read_batch, pruning[0].read_outputs) if pruning else (read_batch, None)
-    looking = _Looking(*reading, options.accuracy)
-    example = module.example_input_array
-    if example is None or options.accuracy:
-        sources.check_data(module, cli.datamodule)
+    looking = _Looking(lambda: _load(module, sources), *reading, options.accuracy)
     if cli.datamodule is None and not is_overridden("val_dataloader", module):
-        looking.look_at(module, example)
+        # As a Trainer would, if it had data.
+        module.setup("validate")
+        module.configure_model()
+        _load(module, sources)
+        if module.example_input_array is None or options.accuracy:
+            sources.check_data(module, cli.datamodule)
+        looking.look_at(module, module.example_input_array)
     else:
         callbacks.append(looking)
         cli.trainer.validate(module, datamodule=cli.datamodule, verbose=False)
@@ -130,8 +128,23 @@ def _export(
     yield f"{card}: model card"
 
 
+def _load(module: pl.LightningModule, sources: Sources) -> None:
+    """Load the checkpoint into a module that was set up."""
+    checkpoint = sources.checkpoint
+    assert checkpoint is not None, "an export has one"
+    if not module.state_dict():
+        raise RefusalError(
+            f"{type(module).__name__} has no parameters after setup('validate') and configure_model(). "
+            "Build its network in every stage, not in setup('fit') alone."
+        )
+    try:
+        load_pruned(module, checkpoint)
+    except ValueError as error:
+        raise RefusalError(f"{error} {_built_from(sources)}") from error
+
+
 class _Looking(pl.Callback):
-    """Collects from a validation what the export needs.
+    """Loads the weights when the network is built, and collects from a validation what the export needs.
 
     Attributes:
         inputs: arguments of forward from the first batch; empty if there is none.
@@ -140,8 +153,13 @@ class _Looking(pl.Callback):
     """
 
     def __init__(
-        self, read_batch: BatchReader, read_outputs: OutputReader | None, measure: bool
+        self,
+        load: Callable[[], None],
+        read_batch: BatchReader,
+        read_outputs: OutputReader | None,
+        measure: bool,
     ) -> None:
+        self._load = load
         self._read_batch = read_batch
         self._read_outputs = read_outputs
         self._measure = measure
@@ -156,6 +174,11 @@ class _Looking(pl.Callback):
             self.complexity = measure_complexity(module, Example.of(module, inputs).counted)
         except ValueError as error:
             _warn(f"{error} The card goes without.")
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Not earlier: setup() may have built the network, for the second time.
+        with torch.inference_mode(False):
+            self._load()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Tensors made under the Trainer's inference mode could not be traced.

@@ -170,3 +170,23 @@ def test_without_data_an_example_of_the_module_will_do(
     with pytest.raises(SystemExit):
         acsp_export(*words, "--accuracy")
     assert "does not say what its data are built from" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["SmallInSetup", "SmallInSetupWithExample"])
+def test_a_network_that_setup_builds(acsp_export: Any, own: str, tmp_path: Path, kind: str) -> None:
+    checkpoint = from_python(own, tmp_path / "run")
+    data = [] if "Example" in kind else [f"--data={own}.Data"]
+    acsp_export(checkpoint, "--to", "state_dict", "onnx", f"--model={own}.{kind}", *data)
+    state = torch.load(checkpoint.with_suffix(".pt"), weights_only=True)
+    assert same_state(state, torch.load(checkpoint, weights_only=True)["state_dict"])
+
+
+def test_a_network_that_setup_builds_for_a_fit_alone(
+    acsp_export: Any, own: str, tmp_path: Path, capfd: Any
+) -> None:
+    checkpoint = from_python(own, tmp_path / "run")
+    capfd.readouterr()
+    with pytest.raises(SystemExit):
+        acsp_export(checkpoint, "--to", "state_dict", f"--model={own}.SmallInFit", f"--data={own}.Data")
+    said = "error: SmallInFit has no parameters after setup('validate') and configure_model(). Build"
+    assert said in capfd.readouterr().err
