@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.hooks import RemovableHandle
 
-from acsp_lightning.capture.batches import check_labels
+from acsp_lightning.capture.batches import read_labelled
 from acsp_lightning.capture.class_names import class_names
 from acsp_lightning.capture.hooks import ActivationCapture
 from acsp_lightning.capture.statistics import Captured, merge_activations
@@ -18,7 +18,7 @@ from acsp_lightning.measure.complexity import Complexity
 from acsp_lightning.pipeline import groups_due, make_cut, trace
 from acsp_lightning.progress import shown_by
 from acsp_lightning.report import PruningStep
-from acsp_lightning.settings import PruningSettings, check_epochs, with_options
+from acsp_lightning.settings import PruningSettings, check_epochs, with_hints, with_options
 from acsp_lightning.structure.example import as_arguments
 from acsp_lightning.trainer.averaging import averaged_copies
 from acsp_lightning.trainer.checks import (
@@ -44,6 +44,7 @@ from acsp_lightning.trainer.survey import FitSurvey, survey_fit
 
 
 @with_options
+@with_hints
 @dataclass(eq=False)
 class ACSPPruningCallback(PruningSettings, pl.Callback):
     """Removes channels for good at chosen epochs and lets the Trainer go on with the smaller network.
@@ -190,8 +191,7 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
         enough = self.max_batches is not None and batch_idx >= self.max_batches
         if self._capture is not None and dataloader_idx == 0 and not enough:
             try:
-                inputs, found = self.read_batch(batch)
-                labels = check_labels(found)
+                inputs, labels = read_labelled(self.read_batch, batch)
                 if combines_validation(trainer):
                     # validation_step may run the network on other parts of the batch, of other labels.
                     self._capture.run(as_arguments(pl_module, inputs), labels)

@@ -53,7 +53,7 @@ def preview(
         TypeError: if an option is not one of the callback's.
         ValueError: as the callback, if an option is out of its range, there is no batch, labels are no
             classes, there is nothing to cut, or a volume cannot be had; or if ``dataloader`` is an
-            iterator.
+            iterator, or nothing to iterate over, such as a LightningDataModule.
     """
     return preview_cut(model, dataloader, PruningSettings(selection=selection, **options))
 
@@ -69,6 +69,13 @@ def preview_cut(
         settings: what is cut, and how.
         named: what may name the classes, besides the loader.
     """
+    if not isinstance(dataloader, Iterable):
+        held = "val_dataloader(), after prepare_data() and setup('validate')"
+        what = f"its {held}" if hasattr(dataloader, "val_dataloader") else "a DataLoader, or a list"
+        raise ValueError(
+            f"dataloader is a {type(dataloader).__name__}, which has no batches to iterate over. Pass "
+            f"{what}."
+        )
     if isinstance(dataloader, Iterator):
         raise ValueError(
             f"dataloader is a {type(dataloader).__name__}, which can be read once; a preview reads the "

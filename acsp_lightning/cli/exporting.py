@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
 from acsp_lightning.callback import ACSPPruningCallback
-from acsp_lightning.capture.batches import BatchReader, read_batch
+from acsp_lightning.capture.batches import BatchReader, read_batch, read_with
 from acsp_lightning.checkpoint import load_pruned
 from acsp_lightning.cli.formats import FORMATS
 from acsp_lightning.cli.lightning_cli import ACSPCommandLine, as_text
@@ -89,8 +89,12 @@ def _export(
     module: pl.LightningModule = cli.model
     callbacks = callbacks_of(cli.trainer)
     pruning = [callback for callback in callbacks if isinstance(callback, ACSPPruningCallback)]
-    reading = (pruning[0].read_batch, pruning[0].read_outputs) if pruning else (read_batch, None)
-    looking = _Looking(lambda: _load(module, sources), *reading, options.accuracy)
+    looking = _Looking(
+        lambda: _load(module, sources),
+        pruning[0].read_batch if pruning else read_batch,
+        pruning[0].read_outputs if pruning else None,
+        options.accuracy,
+    )
     if cli.datamodule is None and not is_overridden("val_dataloader", module):
         # As a Trainer would, if it had data.
         module.setup("validate")
@@ -183,7 +187,8 @@ class _Looking(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Tensors made under the Trainer's inference mode could not be traced.
         with torch.inference_mode(False):
-            self.look_at(pl_module, self._read_batch(next(validation_batches(trainer)))[0])
+            batch = next(validation_batches(trainer))
+            self.look_at(pl_module, read_with(self._read_batch, batch)[0])
             if self._measure:
                 counts = count_correct(
                     pl_module, validation_batches(trainer), self._read_batch, self._read_outputs

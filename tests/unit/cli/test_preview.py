@@ -97,9 +97,16 @@ def test_a_preview_that_cannot_be(acsp, tmp_path: Path, capfd) -> None:
         (["--flops=0.5", "--keep=0.5"], "both fix the volume"),
         (["--trainer.limit_val_batches=0"], "There was no validation batch to look at"),
         (["--out=taken"], "taken/preview cannot be made or written to"),
-        (["--ckpt_path=nowhere.ckpt"], "nowhere.ckpt"),
+        (["--ckpt_path=nowhere.ckpt"], "nowhere.ckpt does not exist."),
     ):
         with pytest.raises(SystemExit) as end:
             acsp("preview", "--config", RECIPE, "--trainer.accelerator=cpu", *words)
         assert end.value.code == 2
         assert message in capfd.readouterr().err.rpartition("acsp-lightning preview: error: ")[2]
+
+
+def test_a_checkpoint_that_is_not_there_is_the_first_thing_said(acsp, capfd) -> None:
+    with pytest.raises(SystemExit):
+        acsp("preview", "--ckpt_path", "nowhere.ckpt")
+    said = capfd.readouterr().err.rpartition("acsp-lightning preview: error: ")[2]
+    assert said == "nowhere.ckpt does not exist.\n"
