@@ -166,7 +166,7 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
 
         def due() -> dict[str, Any]:
             tracing = trace(pl_module, survey.example, self)
-            self._left_whole = tracing.left_whole
+            self._left_whole = tracing.whole
             groups = groups_due(tracing.groups, self, self._visited)
             return {group.name: group for group in groups}
 

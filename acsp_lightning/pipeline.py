@@ -221,7 +221,7 @@ def capture_network(
                 model(*as_arguments(model, inputs))
     finally:
         capture.detach()
-    return example, Captured(None, groups, capture.finish(), left_whole=tracing.left_whole)
+    return example, Captured(None, groups, capture.finish(), left_whole=tracing.whole)
 
 
 def decide_cut(

@@ -18,6 +18,7 @@ from acsp_lightning.report import PruningStep
 from acsp_lightning.selection.proposal import Proposal
 from acsp_lightning.settings import PruningSettings, with_options
 from acsp_lightning.structure.forward import eager_copy, random_state_restored
+from acsp_lightning.structure.groups import summed_note
 
 T = TypeVar("T")
 
@@ -85,6 +86,9 @@ def preview_cut(
     site = CopySite(model, _Batches(dataloader, devices.pop(), settings.max_batches))
     with random_state_restored():
         example, captured = capture_network(model, site.batches(), settings)
+        note = summed_note(captured.left_whole)
+        if note is not None:
+            site.inform(note)
         names = class_names(*named, dataloader)
         return make_cut(site, captured, settings, example, class_names=names)
 

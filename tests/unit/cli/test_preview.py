@@ -1,9 +1,14 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers.commands import RECIPE, SHORT, from_own_command_line, from_python
+from helpers.records import step
+
+from acsp_lightning.cli.preview import write_preview
+from acsp_lightning.structure.groups import SUMMED
 
 pytestmark = [
     # LightningCLI 2.6 calls methods of jsonargparse that 4.49 deprecates.
@@ -110,3 +115,11 @@ def test_a_checkpoint_that_is_not_there_is_the_first_thing_said(acsp, capfd) -> 
         acsp("preview", "--ckpt_path", "nowhere.ckpt")
     said = capfd.readouterr().err.rpartition("acsp-lightning preview: error: ")[2]
     assert said == "nowhere.ckpt does not exist.\n"
+
+
+def test_a_preview_counts_what_residual_would_add(tmp_path: Path) -> None:
+    found = replace(step(), epoch=None)
+    (tmp_path / "preview").mkdir()
+    said = "1 more layer writes into residual sums and stays whole; residual=True cuts it too."
+    assert said not in write_preview(found, str(tmp_path))
+    assert said in write_preview(replace(found, left_whole={"stem": SUMMED}), str(tmp_path))
