@@ -116,10 +116,12 @@ def _export(
         yield f"{target}: {form}, {file.size:,} bytes, at most {file.difference:.2g} from the network"
     card = folder / f"{checkpoint.stem}.md"
     source = module if cli.datamodule is None else cli.datamodule
+    steps, epoch = _history(checkpoint)
     text = model_card(
         module,
-        _history(checkpoint),
+        steps,
         source=checkpoint.name,
+        epoch=epoch,
         inputs=looking.inputs,
         data=f"{type(source).__module__}.{type(source).__qualname__}",
         settings=callback_settings(pruning[0]) if len(pruning) == 1 else None,
@@ -247,20 +249,22 @@ def _is_pruning(entry: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, ACSPPruningCallback)
 
 
-def _history(path: Path) -> list[PruningStep] | None:
-    """The cuts recorded in a file; None, with a warning, if it has no record."""
-    steps = None
+def _history(path: Path) -> tuple[list[PruningStep] | None, int | None]:
+    """The cuts recorded in a file, and its epoch; None, with a warning, where it has no record."""
+    steps, epoch = None, None
     if path.suffix != ".safetensors":
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        epoch = content.get("epoch") if "state_dict" in content else None
         try:
-            steps = pruning_steps(torch.load(path, map_location="cpu", weights_only=True))
+            steps = pruning_steps(content)
         except ValueError as error:
             _warn(f"{path}: {error} The card goes without the cuts.")
-            return None
+            return None, epoch
     if steps is None:
         _warn(f"{path} holds weights alone; whether they were pruned, the card cannot tell.")
     elif not steps:
         _warn(f"{path} tells of no cut; what was exported is the whole network.")
-    return steps
+    return steps, epoch
 
 
 def _make(folder: Path) -> None:

@@ -107,14 +107,16 @@ class ACSPCommandLine(LightningCLI):
         """Show the options of a subcommand itself before the hundreds of the Trainer and the classes."""
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         own = set(self._subcommand_method_arguments[subcommand])
-        for group in list(parser._action_groups):
+        first: list[Any] = []
+        others: list[Any] = []
+        for group in parser._action_groups:
             names = {action.dest for action in group._group_actions}
-            title = next((TITLES[name] for name in TITLES if name in names), None)
             if names and names <= own:
-                title = f"{subcommand} options"
-                parser._action_groups.remove(group)
-                parser._action_groups.insert(OWN_PLACE, group)
-            group.title = title or group.title
+                group.title = f"{subcommand} options"
+            else:
+                group.title = next((TITLES[n] for n in TITLES if n in names), group.title)
+            (first if names and names <= own else others).append(group)
+        parser._action_groups = [*others[:OWN_PLACE], *first, *others[OWN_PLACE:]]
         return parser
 
     def before_instantiate_classes(self) -> None:

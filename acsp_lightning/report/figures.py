@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import RLock
+from typing import Any
 from urllib.parse import quote
 
 import torch
@@ -200,7 +201,9 @@ def layer_figure(
     """
     figure = _figure(5.0)
     figure.suptitle(f"{_short(name, 70)}: {selection.width} → {selection.k} channels", fontsize=9)
-    rows = [["pairs"]] if names_pairs(view.classes) else [["before", "after"], ["lost", "scales"]]
+    rows: list[Any] = (
+        [["pairs"]] if names_pairs(view.classes) else [["before", "after"], ["lost", "scales"]]
+    )
     ratios = [1.0] * len(rows[0])
     if shows_map(view):
         rows = [["map", *row] for row in rows]

@@ -81,8 +81,8 @@ DECIDED = {
 MOST_CLASSES = 30  # in the table of all
 WORST_CLASSES = 15  # of more
 LEFT_WHOLE_NOTE = (
-    "These layers cannot be cut, or only if that is asked for. The output layer is never cut, and layers "
-    "that were excluded are not listed."
+    "These layers cannot be cut, or only if that is asked for. The output layer is never cut, and "
+    "layers that were excluded are not listed."
 )
 GROUPS_NOTE = "A group is a set of layers that must lose the same channels, named after the first one."
 # Shown once: a large network has dozens of these plots.
@@ -93,8 +93,8 @@ HOW_TO_READ = (
 )
 MAP = (
     "On the left of a plot every dot is a channel; close channels separate the same classes. {rings}"
-    "The map shows many dimensions in two: the stress is the error of its distances, 0 if they are exact. "
-    "Maps with a stress above {most} would mislead, and are left out. "
+    "The map shows many dimensions in two: the stress is the error of its distances, 0 if they are "
+    "exact. Maps with a stress above {most} would mislead, and are left out. "
 )
 CLUSTERS = (
     "Channels of one colour, joined by lines, are a cluster; the one that is kept for all of them has a "
@@ -230,7 +230,8 @@ def _contents(step: PruningStep, plots: Mapping[str, bytes]) -> str:
 
 def _layers(step: PruningStep) -> str:
     """The table of all layers; a reason that all of them share is stated once, above it."""
-    rows, reasons = [], []
+    rows: list[tuple[str, ...]] = []
+    reasons = []
     for name, (before, after) in step.layers.items():
         chosen = step.selections.get(name)
         reasons.append("goes with another layer" if chosen is None else str(chosen.reason))
