@@ -136,8 +136,8 @@ def _advice(trainer: pl.Trainer) -> str:
     """What to do about a fit that was too short."""
     if trainer.should_stop:
         return (
-            "A callback or the module stopped it (trainer.should_stop; EarlyStopping?): give that more "
-            "patience, or cut earlier."
+            "A callback or the module stopped it (trainer.should_stop; EarlyStopping?): let that stop "
+            "later, or cut earlier."
         )
     return "Train longer, or cut earlier."
 
