@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from acsp_lightning.capture.batches import BatchReader, check_labels, count_classes, rare_classes
+from acsp_lightning.capture.batches import BatchReader, count_classes, rare_classes, read_labelled
 from acsp_lightning.capture.holdout import held_back
 from acsp_lightning.capture.hooks import ActivationCapture
 from acsp_lightning.capture.samples import SampleCollector, Samples, collect_samples
@@ -67,8 +67,8 @@ def survey(
     labels = [torch.empty(0, dtype=torch.int64)]
     with random_state_restored():
         for batch in batches:
-            inputs, found = read_batch(batch)
-            labels.append(check_labels(found).cpu())
+            inputs, found = read_labelled(read_batch, batch)
+            labels.append(found.cpu())
             example = example or Example.of(model, inputs)
     return example, torch.cat(labels)
 
@@ -169,13 +169,13 @@ def capture_network(
     try:
         with evaluation_state(model):
             for batch in tracked(batches, "Capturing activations"):
-                inputs, found = settings.read_batch(batch)
-                capture.expect(check_labels(found))
+                inputs, found = read_labelled(settings.read_batch, batch)
+                capture.expect(found)
                 model(*as_arguments(model, inputs))
     finally:
         capture.detach()
     activations = capture.finish()
-    return example, Captured(None, groups, activations, left_whole=tracing.left_whole, held_back=share)
+    return example, Captured(None, groups, activations, left_whole=tracing.whole, held_back=share)
 
 
 def captured_labels(labels: Iterable[Tensor], share: float) -> Tensor:

@@ -18,6 +18,7 @@ from acsp_lightning.report import PruningStep
 from acsp_lightning.selection.proposal import Proposal
 from acsp_lightning.settings import PruningSettings, with_options
 from acsp_lightning.structure.forward import eager_copy, random_state_restored
+from acsp_lightning.structure.groups import summed_note
 from acsp_lightning.structure.pruning import Recovery
 
 T = TypeVar("T")
@@ -60,7 +61,7 @@ def preview(
         TypeError: if an option is not one of the callback's.
         ValueError: as the callback, if an option is out of its range, there is no batch, labels are no
             classes, there is nothing to cut, or a volume cannot be had; or if ``dataloader`` is an
-            iterator.
+            iterator, or nothing to iterate over, such as a LightningDataModule.
     """
     settings = PruningSettings(selection=selection, **options)
     return preview_cut(model, dataloader, settings, trade_off=trade_off)
@@ -82,6 +83,13 @@ def preview_cut(
         named: what may name the classes, besides the loader.
         trade_off: as there.
     """
+    if not isinstance(dataloader, Iterable):
+        held = "val_dataloader(), after prepare_data() and setup('validate')"
+        what = f"its {held}" if hasattr(dataloader, "val_dataloader") else "a DataLoader, or a list"
+        raise ValueError(
+            f"dataloader is a {type(dataloader).__name__}, which has no batches to iterate over. Pass "
+            f"{what}."
+        )
     shares = () if isinstance(trade_off, bool) else tuple(trade_off)
     for share in shares:
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
@@ -97,6 +105,9 @@ def preview_cut(
         example, captured = capture_network(
             model, site.batches(), settings, measured=trade_off is not False
         )
+        note = summed_note(captured.left_whole)
+        if note is not None:
+            site.inform(note)
         names = class_names(*named, dataloader)
         return make_cut(site, captured, settings, example, class_names=names, shares=shares)
 

@@ -80,7 +80,8 @@ def state_restored(model: nn.Module, *, but: Collection[nn.Module] = ()) -> Iter
     """
     spared = {id(module) for module in but}
     kept = [(m, dict(vars(m)), dict(m._buffers)) for m in model.modules() if id(m) not in spared]
-    values = [(b, b.detach().clone()) for _, _, own in kept for b in own.values() if b is not None]
+    tensors = [b for _, _, own in kept for b in own.values() if b is not None]
+    values = [(b, b.detach().clone(), b.requires_grad) for b in tensors]
     try:
         yield
     finally:
@@ -92,7 +93,9 @@ def state_restored(model: nn.Module, *, but: Collection[nn.Module] = ()) -> Iter
             module._buffers.clear()
             module._buffers.update(buffers)
         with torch.no_grad():
-            for buffer, value in values:
+            for buffer, value, required in values:
+                if buffer.requires_grad and not required:
+                    buffer.detach_()  # forward has written into it with gradients
                 if buffer.shape != value.shape:
                     buffer.resize_(value.shape)  # as observers of channels do with their ranges
                 if not torch.equal(buffer, value):

@@ -31,7 +31,7 @@ def resize_layers(model: nn.Module, state: Mapping[str, Tensor], prefix: str = "
     resized = {layer: model.get_submodule(layer) for layer in layers}
     for layer, module in resized.items():
         _check_resizable(layer, module, shapes)
-    _check_readers(resized, shapes)
+    _check_readers(model, resized, shapes)
     for layer, module in resized.items():
         names = {
             name.rpartition(".")[2]: found
@@ -70,26 +70,46 @@ def _check_resizable(
 
 
 def _check_readers(
-    resized: Mapping[str, nn.Module], shapes: Mapping[str, tuple[torch.Size, torch.Size]]
+    model: nn.Module,
+    resized: Mapping[str, nn.Module],
+    shapes: Mapping[str, tuple[torch.Size, torch.Size]],
 ) -> None:
-    """A cut of outputs is a cut of somebody's inputs; else the file has another number of classes."""
+    """A cut of outputs is a cut of somebody's inputs; else the file has another number of classes.
 
-    def change(layer: str, module: nn.Module, side: Side) -> int:
+    The layer that was registered last is the output layer in all likelihood, which is never cut. Its
+    readers would have to fit to the channel; for other layers one that changed as much will do, since it
+    may read a concatenation.
+    """
+
+    def sizes(layer: str, module: nn.Module, side: Side) -> tuple[int, int]:
         ((tensor, dim), *_) = side_layout(module, side).tensors
         own, found = shapes.get(f"{layer}.{tensor}".lstrip("."), ((0, 0), (0, 0)))
-        return found[dim] - own[dim]
+        return own[dim], found[dim]
 
     consumers = {layer: module for layer, module in resized.items() if is_consumer(module)}
-    read = {layer: change(layer, module, "in") for layer, module in consumers.items()}
+    read = {layer: sizes(layer, module, "in") for layer, module in consumers.items()}
+    last = [name for name, module in model.named_modules() if is_consumer(module)][-1:]
     for layer, module in consumers.items():
-        more = change(layer, module, "out")
+        own, found = sizes(layer, module, "out")
         others = [reads for reader, reads in read.items() if reader != layer]
-        if more and not any(more * reads > 0 and abs(reads) >= abs(more) for reads in others):
+        exact = any(_reads_alone(own, found, *reads) for reads in others)
+        more = found - own
+        shared = any(more * (b - a) > 0 and abs(b - a) >= abs(more) for a, b in others)
+        is_output = [layer] == last and isinstance(module, nn.Linear)
+        if more and not exact and (is_output or not shared):
             raise ValueError(
-                f"Layer {layer!r} does not fit: it has {abs(more)} {'more' if more > 0 else 'fewer'} "
-                "outputs in the file than in the model, and no layer reads them (another number of "
-                "classes?)."
+                f"Layer {layer!r} does not fit: it has {found} outputs in the file and {own} in the "
+                "model, and no layer reads them. The output layer is never cut, so this is another "
+                f"number of classes: build the model with {found}."
             )
+
+
+def _reads_alone(own: int, found: int, own_read: int, found_read: int) -> bool:
+    """Whether a layer may read these outputs and no others, also flattened or unfolded."""
+    if 0 in (own, found, own_read, found_read):
+        return False
+    whole = own_read % own == 0 or own % own_read == 0
+    return whole and own_read * found == found_read * own and own_read != found_read
 
 
 def _resize(module: nn.Module, shapes: Mapping[str, torch.Size]) -> None:

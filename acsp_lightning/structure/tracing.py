@@ -81,6 +81,7 @@ def trace_groups(
             )
         graph = _build_graph(model, inputs)
         groups: list[ChannelGroup] = []
+        summed: list[str] = []
         left_whole = {
             name: "it is a recurrent layer"
             for name in calls
@@ -99,7 +100,11 @@ def trace_groups(
             members = [name for name in members if is_producer(modules[name])]
             if reach.reason is None:  # else the walk may have strayed into other groups
                 seen.update(members)
-            if not _asked_for(members, include, exclude) or (reach.residual and not residual):
+            if not _asked_for(members, include, exclude):
+                continue
+            if reach.residual and not residual:
+                if reach.reason is None and not reach.is_output:
+                    summed += members
                 continue
             try:
                 group = as_group(reach, model, calls)
@@ -108,7 +113,7 @@ def trace_groups(
             else:
                 if group is not None:
                     groups.append(group)
-    return Tracing(tuple(groups), left_whole)
+    return Tracing(tuple(groups), left_whole, tuple(summed))
 
 
 def _unreached(model: nn.Module, inputs: tuple[Any, ...]) -> str:

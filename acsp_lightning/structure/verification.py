@@ -24,7 +24,7 @@ from acsp_lightning.structure.forward import (
     train_mode,
     varied,
 )
-from acsp_lightning.structure.groups import ChannelGroup, Tracing
+from acsp_lightning.structure.groups import ChannelGroup, Tracing, by_reason
 from acsp_lightning.structure.layers import Side, channel_dim
 from acsp_lightning.structure.plan import PruningPlan, build_plan
 from acsp_lightning.structure.surgery import reversible_cut
@@ -59,7 +59,7 @@ def prunable_groups(
     tracing = trace_groups(model, inputs, include=include, exclude=exclude, residual=residual)
     tracing = verify_groups(model, inputs, tracing)
     if not tracing.groups:
-        reasons = "; ".join(f"{name!r}: {why}" for name, why in tracing.left_whole.items())
+        reasons = by_reason(tracing.left_whole)
         raise UnsupportedStructureError(
             f"No layer of {type(model).__name__} can be pruned with include={list(include)}, "
             f"exclude={list(exclude)}, residual={residual}. The output layer is never cut, and residual "
@@ -88,6 +88,7 @@ def verify_groups(model: nn.Module, inputs: tuple[Any, ...], tracing: Tracing) -
     return Tracing(
         tuple(group for group in tracing.groups if group.name not in reasons),
         {**tracing.left_whole, **reasons},
+        tracing.summed,
     )
 
 
@@ -225,9 +226,9 @@ def unseen_layers(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[str, ...]:
 
 
 def _training_forward(model: nn.Module, inputs: tuple[Any, ...]) -> Exception | None:
-    """The error of one forward pass in train mode, if any."""
+    """The error of one forward pass in train mode, if any; with gradients, as in training."""
     try:
-        with train_mode(model):
+        with train_mode(model), torch.enable_grad():
             run_forward(model, inputs)
     except Exception as error:
         return error

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from acsp_lightning.settings import PruningSettings
 from acsp_lightning.structure.forward import is_compiled
 from acsp_lightning.structure.layers import is_producer, slice_tensor
+from acsp_lightning.structure.optimizer import nested_optimizers
 from acsp_lightning.structure.surgery import SlicedParameter
 from acsp_lightning.trainer.checks import callbacks_of
 
@@ -45,11 +46,15 @@ class NetworkCopy:
 
 def averaged_copies(trainer: pl.Trainer) -> Iterator[nn.Module]:
     """The copies of the module whose weights Lightning's own callbacks average (EMA, SWA)."""
+    return (average for _, average in _averages(trainer))
+
+
+def _averages(trainer: pl.Trainer) -> Iterator[tuple[pl.Callback, nn.Module]]:
     for callback in callbacks_of(trainer):
         if isinstance(callback, WeightAveraging) and callback._average_model is not None:
-            yield callback._average_model.module
+            yield callback, callback._average_model.module
         if isinstance(callback, StochasticWeightAveraging) and callback._average_model is not None:
-            yield callback._average_model
+            yield callback, callback._average_model
 
 
 def evaluated_network(trainer: pl.Trainer) -> nn.Module:
@@ -69,14 +74,15 @@ def evaluated_network(trainer: pl.Trainer) -> nn.Module:
 def check_averages(trainer: pl.Trainer) -> None:
     """Raise ``ValueError`` if an averaging callback copied the module before its network was built."""
     names = _shapes(trainer.lightning_module).keys()
-    for copy in averaged_copies(trainer):
+    for callback, copy in _averages(trainer):
         there = _shapes(copy)
         lacking = next((name for name in names if name not in there), None)
         if lacking is not None:
+            early = " or configure_model()" if isinstance(callback, WeightAveraging) else ""
             raise ValueError(
-                f"The averaged copy of {type(copy).__name__} lacks {lacking!r}: the averaging callback "
-                "copied the module before its network was built, and would average nothing of it. Build "
-                "the network in __init__; for WeightAveraging configure_model() is early enough, too."
+                f"{type(callback).__name__} averages {'a part' if there else 'nothing'}: it copied "
+                f"{type(copy).__name__} before {lacking!r} was built, in setup() or later. Build the "
+                f"network in __init__{early}."
             )
 
 
@@ -93,8 +99,8 @@ class Copies:
 
     Found are modules with the names and shapes of the whole network or of a part of it, in attributes of
     callbacks and of the LightningModule and in those of objects there; submodules, if forward never
-    calls them. What is frozen and has not changed since the fit began is no average but a teacher, which
-    stays as it is.
+    calls them. What is frozen and has not changed since the fit began is no average but a teacher, and
+    what has gradients of its own is a twin that learns by itself; both stay as they are.
 
     Args:
         trainer: of the fit, before its first step.
@@ -115,7 +121,11 @@ class Copies:
 
     def __iter__(self) -> Iterator[NetworkCopy]:
         """The copies to follow now."""
-        return (copy for copy in self._candidates() if not self._is_teacher(copy))
+        return (
+            copy
+            for copy in self._candidates()
+            if not self._is_teacher(copy) and not self._is_trained(copy)
+        )
 
     def doubtful(self) -> list[NetworkCopy]:
         """Teachers with the very weights of the network, which may be averages that begin later."""
@@ -129,6 +139,14 @@ class Copies:
                 for name, parameter in copy.module.named_parameters()
             )
         ]
+
+    def _is_trained(self, copy: NetworkCopy) -> bool:
+        """Whether a twin learns by itself: gradients have reached it, or an optimizer's steps."""
+        optimizers = list(nested_optimizers(self._trainer.optimizers))
+        return not copy.is_certain and any(
+            parameter.grad is not None or any(optimizer.state.get(parameter) for optimizer in optimizers)
+            for parameter in copy.module.parameters()
+        )
 
     def _is_teacher(self, copy: NetworkCopy) -> bool:
         frozen = not any(parameter.requires_grad for parameter in copy.module.parameters())

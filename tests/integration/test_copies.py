@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers.fits import (
     ALL_HALVED,
+    WIDTHS,
     Classifier,
     Fit,
     Scripted,
@@ -20,6 +21,7 @@ from helpers.fits import (
 )
 from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 
 from acsp_lightning import Guard, PruningPlan, SelectionConfig
@@ -184,6 +186,25 @@ def test_a_frozen_teacher_of_the_same_shape_stays_as_it_is(fit: Fit) -> None:
         fit(module, [callback(0)])
     assert widths(module.net) == HALVED
     assert same_state(snapshot(module.teacher), before)
+
+
+def test_a_twin_that_learns_by_itself_stays_whole(fit: Fit) -> None:
+    """As in mutual learning; its momentum would not fit it either."""
+
+    class Peers(Classifier):
+        def __init__(self) -> None:
+            super().__init__(configure=lambda m: torch.optim.SGD(m.parameters(), 0.05, momentum=0.9))
+            self.peer = copy.deepcopy(self.net)
+
+        def training_step(self, batch: Any, index: int) -> Any:
+            return super().training_step(batch, index) + functional.cross_entropy(
+                self.peer(batch[0]), batch[1]
+            )
+
+    module = Peers()
+    fit(module, [callback(0)])
+    assert widths(module.net) == HALVED
+    assert widths(module.peer) == {name.removeprefix("net."): width for name, width in WIDTHS.items()}
 
 
 def test_what_nobody_finds_is_named_by_the_user(fit: Fit) -> None:

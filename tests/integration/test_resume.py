@@ -106,7 +106,7 @@ def test_interrupted_equals_uninterrupted(variant: str, make_trainer: Fit, tmp_p
     assert len(names) == (33 if moments is None else len(moments))
     for name in names:
         resumed = job(make_trainer, make(), ckpt_path=tmp_path / f"{name}.ckpt", **options)
-        # After its last epoch nothing is left to run: Lightning calls no hook that could measure the end.
+        # After its last epoch nothing is left to run, and no hook is called that could measure the end.
         over = moments is None and name == "epoch2-end"
         assert differences(resumed, whole) == ["/steps/0/end"] * over, f"resumed from {name}"
 

@@ -157,6 +157,22 @@ def test_buffers_that_forward_resizes_are_put_back(size: int) -> None:
     assert ranges.tolist() == [7.0] * size
 
 
+def test_buffers_leave_the_graph_of_a_pass_with_gradients() -> None:
+    def forward(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        y = net.inner(x)
+        net.inner.last.copy_(y.mean(0))
+        return y
+
+    inner, last = nn.Linear(3, 2), torch.zeros(2)
+    inner.register_buffer("last", last)
+    model = Wired(forward, inner=inner)
+    with evaluation_state(model, grad=True):
+        assert model(torch.rand(4, 3)).requires_grad
+    assert model.inner.last is last
+    assert not last.requires_grad
+    assert last.tolist() == [0.0, 0.0]
+
+
 def test_two_passes_are_alike() -> None:
     """Also of a network in train mode, which draws random numbers and writes to its input."""
 

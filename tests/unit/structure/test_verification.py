@@ -160,6 +160,29 @@ def test_layers_that_forward_never_calls_are_known() -> None:
 X = (torch.randn(2, 3, 8, 8),)
 
 
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_buffer_that_only_training_uses_is_seen(grad: bool) -> None:
+    """Its own statistics of the channels, kept in every training pass or in those with gradients."""
+
+    class Watched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 6), nn.Linear(6, 2)
+            self.register_buffer("mean", torch.zeros(6))
+
+        def forward(self, x):
+            x = self.a(x).relu()
+            if self.training and (torch.is_grad_enabled() or not grad):
+                self.mean = self.mean + x.detach().mean(0)
+            return self.b(x)
+
+    tracing = trace_groups(Watched(), (torch.randn(2, 3),))
+    assert [group.name for group in tracing.groups] == ["a"]
+    verified = verify_groups(Watched(), (torch.randn(2, 3),), tracing)
+    assert not verified.groups
+    assert "forward fails after a cut" in verified.left_whole["a"]
+
+
 class HeadWhileTraining(nn.Module):
     """Statistics, counters and dropout that move in train mode only; one of them is reassigned."""
 
