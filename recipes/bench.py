@@ -5,13 +5,15 @@ r"""Pruning methods compared on one network and data set: two tables and a plot.
     python recipes/bench.py whole  ...the same...  --tuning oneshot --epochs 8
     python recipes/bench.py whole  ...the same...  --tuning layerwise --layers 3
     python recipes/bench.py ablation  ...the same...
+    python recipes/bench.py volume  ...the same...
     python recipes/bench.py report --out OUT
 
 DIR holds train/CLASS/*.png and test/CLASS/*.png, all 32 x 32. "choice" cuts every layer to the same
 width by different criteria, with the same recovery. "whole" runs every method as its users do, at equal
-FLOPs. "ablation" removes single parts of the default. Test images are never used for selection. Every
-run appends a row to OUT/runs.csv; rows that exist are not run again. "report" prints means and standard
-deviations and draws OUT/bench.png.
+FLOPs. "ablation" removes single parts of the default. In "volume" the methods decide how much to cut;
+half of the test images, drawn by the seed, are its validation data, and the others judge. In the other
+tables test images are never used for selection. Every run appends a row to OUT/runs.csv; rows that exist
+are not run again. "report" prints means and standard deviations and draws OUT/bench.png.
 
 The seconds are those of the cut in this package: all methods but group norm capture the images and
 record the outputs of the consumers, even those that use neither.
@@ -58,6 +60,7 @@ COLUMNS = [
     "seconds",
     "epochs",
     "machine",
+    "error",
 ]
 LEARNING_RATE = 0.01
 DEFAULT = SelectionConfig()
@@ -71,12 +74,12 @@ class Method:
     """How channels are selected, how the consumers recover, and what sets the widths.
 
     ``volume`` is ``SelectionConfig.flops``, or the same share of every layer, at equal FLOPs; or the
-    widths of the default at these FLOPs; or a knee.
+    widths of the default at these FLOPs; or what the settings decide, or a tenth fewer FLOPs than these.
     """
 
     selection: SelectionConfig
     recovery: Literal["least_squares", "fold", "none"] = "least_squares"
-    volume: Literal["flops", "uniform", "default", "knee"] = "flops"
+    volume: Literal["flops", "uniform", "default", "decided", "deeper"] = "flops"
 
 
 CHOICE = {
@@ -101,15 +104,30 @@ ABLATION = {
     "level on coverage": Method(replace(DEFAULT, curve="coverage")),
     "uniform": Method(DEFAULT, volume="uniform"),
     "l1, uniform, recovered": Method(replace(DEFAULT, criterion="l1"), volume="uniform"),
-    "knee of the network": Method(DEFAULT, volume="knee"),
-    "knees of the layers": Method(replace(DEFAULT, curve="coverage"), volume="knee"),
+    "knee of the network": Method(replace(DEFAULT, curve="damage"), volume="decided"),
+    "knees of the layers": Method(replace(DEFAULT, curve="coverage"), volume="decided"),
     "folded": Method(DEFAULT, "fold"),
     "not recovered": Method(DEFAULT, "none"),
     "grid 2": Method(replace(DEFAULT, grid=2)),
     "grid 4": Method(replace(DEFAULT, grid=4)),
     "every pixel": Method(replace(DEFAULT, grid=None)),
 }
-TABLES: dict[str, dict[str, Method]] = {"choice": CHOICE, "whole": WHOLE, "ablation": ABLATION}
+TOLERANCES = (0.01, 0.03)
+VOLUME = {
+    "knee, measured": Method(DEFAULT, volume="decided"),
+    "knee of the damage": Method(replace(DEFAULT, curve="damage"), volume="decided"),
+    **{
+        f"tolerance {tolerance}{words}": Method(replace(DEFAULT, tolerance=tolerance), volume=volume)
+        for tolerance in TOLERANCES
+        for volume, words in (("decided", ""), ("deeper", ", a tenth deeper"))
+    },
+}
+TABLES: dict[str, dict[str, Method]] = {
+    "choice": CHOICE,
+    "whole": WHOLE,
+    "ablation": ABLATION,
+    "volume": VOLUME,
+}
 # Rows of the second table that are not methods of this package.
 OTHERS = ["group norm", "control"]
 
@@ -135,15 +153,16 @@ class Bench:
         """Groups that the default may cut."""
         return prunable_groups(self.network, (self.captured[0][0][:2],)).groups
 
+    def right(self, network: nn.Module) -> Tensor:
+        """Which test images are classified rightly, in percent."""
+        network.eval()
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=self.options.bf16):
+            found = [network(images).argmax(1) == labels for images, labels in self.test]
+        return 100 * torch.cat(found).double()
+
     def accuracy(self, network: nn.Module) -> float:
         """Top-1 on the test images, in percent."""
-        network.eval()
-        right = seen = 0
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=self.options.bf16):
-            for images, labels in self.test:
-                right += int((network(images).argmax(1) == labels).sum())
-                seen += len(labels)
-        return 100 * right / seen
+        return float(self.right(network).mean())
 
     def tune(self, network: nn.Module, epochs: int, share: float, halved: bool) -> None:
         """Fine-tune with SGD on a random share of the images per epoch; halved or cosine schedule."""
@@ -192,6 +211,12 @@ def our_steps(bench: Bench, method: Method, target: float, layers: int | None) -
     selection = replace(method.selection, seed=bench.seed)
     if method.volume == "flops":
         selection = replace(selection, flops=target)
+    if method.volume == "deeper":
+        proposal, _ = decide(bench, bench.network, PruningSettings(selection=selection))
+        widths = {name: found.k for name, found in proposal.selections.items()}
+        saved = FlopsModel(groups, initial.by_layer)
+        share = 1 - (saved.total({}) - saved.total(widths)) / initial.flops
+        selection = replace(DEFAULT, seed=bench.seed, flops=0.9 * share)
     if method.volume == "uniform":
         selection = replace(selection, keep=keep_for(groups, initial, target))
     if method.volume == "default":
@@ -289,10 +314,12 @@ def run_method(bench: Bench, name: str, target: float) -> dict[str, Any]:
 def measured(bench: Bench, network: nn.Module) -> dict[str, Any]:
     """Reduction of FLOPs and parameters, and the accuracy of the uncut network."""
     before, after = (measure_complexity(n.eval(), (bench.example,)) for n in (bench.network, network))
+    lost = bench.right(bench.network) - bench.right(network)
     return {
         "flops": before.flops / after.flops,
         "parameters": before.parameters / after.parameters,
         "base": bench.accuracy(bench.network),
+        "error": float(lost.std()) / len(lost) ** 0.5,
     }
 
 
@@ -316,8 +343,19 @@ def benches(options: argparse.Namespace) -> Iterator[Bench]:
         data.setup("fit")
         data.setup("test")
         captured, test = list(data.val_dataloader()), list(data.test_dataloader())
+        if options.table == "volume":
+            captured, test = halves_of(test, seed, options.batch_size)
         network = network.eval().to(memory_format=torch.channels_last)
         yield Bench(network, data, captured, test, seed, options)
+
+
+def halves_of(batches: Batches, seed: int, batch_size: int) -> tuple[Batches, Batches]:
+    """Two random halves of some images: accuracy lost on images trained on says nothing of others."""
+    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    return tuple(  # type: ignore[return-value]
+        [(images[rows], labels[rows]) for rows in half.split(batch_size)] for half in order.chunk(2)
+    )
 
 
 def known(path: Path) -> list[dict[str, str]]:
@@ -464,7 +502,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("table", choices=["choice", "whole", "ablation", "report"])
+    parser.add_argument("table", choices=[*TABLES, "report"])
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--network", default="acsp_lightning.zoo.resnet56", help="import path")
     parser.add_argument("--classes", type=int, default=10)
@@ -488,6 +526,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for needed in ("weights", "data"):
         if getattr(options, needed) is None:
             parser.error(f"--{needed} is needed for {options.table}")
+    if options.table == "volume":
+        options.flops = [1.0]  # the methods decide
     allowed = [*TABLES[options.table], *(OTHERS if options.table == "whole" else [])]
     for name in options.methods or []:
         if name not in allowed:
