@@ -1,19 +1,21 @@
 """What is known of a fit before its first epoch: an example, the classes, and who holds the network."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
+from torchmetrics import Metric, MetricCollection
 
 from acsp_lightning.capture.batches import count_classes, rare_classes
 from acsp_lightning.measure.accuracy import check_outputs
 from acsp_lightning.measure.complexity import Complexity
-from acsp_lightning.pipeline import NO_BATCH, examine, survey
+from acsp_lightning.pipeline import NO_BATCH, examine, survey, trace
 from acsp_lightning.settings import PruningSettings
 from acsp_lightning.structure.example import Example
+from acsp_lightning.structure.fingerprint import Fingerprint, fingerprint
 from acsp_lightning.structure.groups import Tracing
 from acsp_lightning.structure.verification import unseen_layers
 from acsp_lightning.trainer.averaging import (
@@ -26,6 +28,43 @@ from acsp_lightning.trainer.averaging import (
 from acsp_lightning.trainer.loaders import validation_batches
 from acsp_lightning.trainer.ranks import run_on_all_ranks
 
+# What Lightning notes in a module while it trains.
+BOOKKEEPING = vars(pl.LightningModule()).keys() - vars(nn.Module()).keys()
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What was found in a network.
+
+    Attributes:
+        network: what it was found in.
+        asked: the settings that decide about it.
+        tracing: the groups of channels.
+    """
+
+    network: Fingerprint
+    asked: tuple[object, ...]
+    tracing: Tracing
+
+    @classmethod
+    def of(cls, module: nn.Module, settings: PruningSettings, tracing: Tracing) -> "Look":
+        """A look that has just been taken."""
+        return cls(_fingerprint(module), _asked(settings), tracing)
+
+    def holds(self, module: nn.Module, settings: PruningSettings) -> bool:
+        """Whether another look would find the same."""
+        return self.asked == _asked(settings) and self.network == _fingerprint(module)
+
+
+def _fingerprint(module: nn.Module) -> Fingerprint:
+    return fingerprint(
+        module, passed_over=(Metric, MetricCollection), attributes_passed_over=BOOKKEEPING
+    )
+
+
+def _asked(settings: PruningSettings) -> tuple[object, ...]:
+    return tuple(settings.include), tuple(settings.exclude), settings.residual
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FitSurvey:
@@ -36,12 +75,21 @@ class FitSurvey:
         num_classes: C.
         complexity: of the network before the first epoch of this fit.
         copies: of the network, which cuts have to follow.
+        look: at the network, as late as possible.
     """
 
     example: Example
     num_classes: int
     complexity: Complexity
     copies: Copies
+    look: Look
+
+    def renewed(self, module: pl.LightningModule, settings: PruningSettings) -> "FitSurvey":
+        """The same, with another look at the network if it has changed since the last."""
+        if self.look.holds(module, settings):
+            return self
+        tracing = trace(module, self.example, settings)
+        return replace(self, look=Look.of(module, settings, tracing))
 
 
 def survey_fit(trainer: pl.Trainer, settings: PruningSettings, initial: Complexity | None) -> FitSurvey:
@@ -76,7 +124,8 @@ def survey_fit(trainer: pl.Trainer, settings: PruningSettings, initial: Complexi
         warn_of_doubtful(doubtful)
         warn_of_lookalikes(trainer, copies)
         check_outputs(module, example.traced, labels, settings.read_outputs)
-        return FitSurvey(example, num_classes, found.complexity, copies)
+        taken = Look.of(module, settings, found.tracing)
+        return FitSurvey(example, num_classes, found.complexity, copies, taken)
 
     result: list[FitSurvey] = []
     run_on_all_ranks(lambda: result.append(look()))
