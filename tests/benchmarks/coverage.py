@@ -233,8 +233,8 @@ def row_of(name: str, tool: str) -> dict[str, Any]:
         return row | {"why": f"cut: {type(error).__name__}: {error}"[:300]}
     row |= found | {"seconds": time.process_time() - start}
     try:
-        row["after"] = flops(cut, inputs)
         row["deviation"] = deviation(whole.double(), cut.double(), dropped, inputs.double())
+        row["after"] = flops(cut, inputs.double())
         step(cut, images(name, 4, seed=4).double())
     except Exception as error:
         return row | {"why": f"forward or training: {type(error).__name__}: {error}"[:300]}
