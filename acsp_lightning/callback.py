@@ -1,7 +1,7 @@
 """The conductor: when to capture, when to cut, what to log. It holds no formula and cuts no weight."""
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from acsp_lightning.capture.hooks import ActivationCapture
 from acsp_lightning.capture.statistics import Captured, merge_activations
 from acsp_lightning.checkpoint import resize_on_load
 from acsp_lightning.measure.complexity import Complexity
-from acsp_lightning.pipeline import groups_due, make_cut, trace
+from acsp_lightning.pipeline import groups_due, make_cut
 from acsp_lightning.progress import shown_by
 from acsp_lightning.report import PruningStep, reference_accuracy
 from acsp_lightning.settings import PruningSettings, check_epochs, with_hints, with_options
@@ -87,7 +87,6 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
         self.steps: list[PruningStep] = []
         self._monitor = GuardMonitor(self.guard)
         self._visited: list[str] = []
-        self._left_whole: Mapping[str, str] = {}
         self._settled: set[int] = set()  # epochs in which no layer was left to capture
         self._tried = False  # the first training batch
         self._initial: Complexity | None = None
@@ -165,9 +164,8 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
         self._captured = None
 
         def due() -> dict[str, Any]:
-            tracing = trace(pl_module, survey.example, self)
-            self._left_whole = tracing.whole
-            groups = groups_due(tracing.groups, self, self._visited)
+            self._survey = survey.renewed(pl_module, self)
+            groups = groups_due(self._survey.look.tracing.groups, self, self._visited)
             return {group.name: group for group in groups}
 
         groups = check_ranks_agree(due)
@@ -226,12 +224,13 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
             return
         self._stop_capture()
         activations = merge_activations(run_on_all_ranks(capture.finish)).to(pl_module.device)
+        look = self._survey.look
         self._captured = Captured(
             trainer.current_epoch,
             capture.groups,
             activations,
             metric,
-            left_whole=self._left_whole,
+            left_whole=look.tracing.whole,
             held_back=capture.held_back,
         )
 

@@ -10,6 +10,16 @@ from helpers.fits import Fit, train_loader, val_loader
 from helpers.points import POINTS
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what takes an hour, unless it is asked for by its marker."""
+    if "coverage" in config.option.markexpr:
+        return
+    long = [item for item in items if item.get_closest_marker("coverage")]
+    if long:
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
+
+
 @pytest.fixture
 def every_position(monkeypatch: pytest.MonkeyPatch) -> None:
     """Second moments and variances of maps over all of their positions, as oracles take them."""

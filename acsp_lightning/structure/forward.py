@@ -158,6 +158,22 @@ def call_counts(model: nn.Module, inputs: tuple[Any, ...]) -> Counter[str]:
     Raises:
         UnsupportedStructureError: if forward fails; says on which inputs, and why.
     """
+    with counted(model) as calls:
+        try:
+            run_forward(model, inputs)
+        except Exception as error:
+            raise UnsupportedStructureError(
+                f"{type(model).__name__}.forward failed on the example inputs "
+                f"({describe_inputs(inputs)}): {type(error).__name__}: {error}. Tracing needs a "
+                "forward(inputs) that returns the network's outputs: implement it, or set "
+                "example_input_array to inputs that it accepts."
+            ) from error
+    return calls
+
+
+@contextmanager
+def counted(model: nn.Module) -> Iterator[Counter[str]]:
+    """How often forward passes in the body call every layer with parameters or buffers, as above."""
     calls: Counter[str] = Counter()
 
     def counter(name: str) -> Any:
@@ -172,18 +188,10 @@ def call_counts(model: nn.Module, inputs: tuple[Any, ...]) -> Counter[str]:
         if module._parameters or module._buffers
     ]
     try:
-        run_forward(model, inputs)
-    except Exception as error:
-        raise UnsupportedStructureError(
-            f"{type(model).__name__}.forward failed on the example inputs "
-            f"({describe_inputs(inputs)}): {type(error).__name__}: {error}. Tracing needs a "
-            "forward(inputs) that returns the network's outputs: implement it, or set "
-            "example_input_array to inputs that it accepts."
-        ) from error
+        yield calls
     finally:
         for handle in handles:
             handle.remove()
-    return calls
 
 
 def positional(inputs: Tensor | Mapping[str, Tensor] | tuple[object, ...]) -> tuple[Any, ...]:

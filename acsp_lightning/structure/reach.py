@@ -30,18 +30,48 @@ class Reach:
     reason: str | None
 
 
-def as_group(reach: Reach, model: nn.Module, calls: Mapping[str, int]) -> ChannelGroup | None:
-    """The group of channels; None for the output layer and for a single channel."""
+@dataclass(frozen=True, slots=True)
+class Network:
+    """What is looked up of a network for every layer.
+
+    Attributes:
+        model: the network.
+        modules: its modules by name.
+        names: their names.
+        calls: how often forward calls its layers, in order of execution.
+        tied: for every layer that owns a parameter together with another layer: the other's name.
+    """
+
+    model: nn.Module
+    modules: Mapping[str, nn.Module]
+    names: Mapping[nn.Module, str]
+    calls: Mapping[str, int]
+    tied: Mapping[str, str]
+
+    @classmethod
+    def of(cls, model: nn.Module, calls: Mapping[str, int]) -> "Network":
+        """The network of which a forward pass made ``calls``."""
+        modules = dict(model.named_modules())
+        names = {module: name for name, module in modules.items()}
+        return cls(model, modules, names, calls, _tied_layers(model))
+
+
+def as_group(reach: Reach, network: Network) -> ChannelGroup | None:
+    """The group of channels; None for the output layer and for a single channel.
+
+    Raises:
+        NotCuttableError: with the reason.
+    """
     if reach.reason is not None:
         raise NotCuttableError(reach.reason)
-    modules = dict(model.named_modules())
-    order = list(calls)
+    modules, tied = network.modules, network.tied
+    order = {name: place for place, name in enumerate(network.calls)}
     sides = sorted(
         (
             _layer_side(modules[name], name, side, mapping)
             for (name, side), mapping in reach.sides.items()
         ),
-        key=lambda side: order.index(side.layer),
+        key=lambda side: order[side.layer],
     )
     width = 1 + max(channel for side in sides for channel in side.channels)
     consumers = tuple(side for side in sides if side.side == "in")
@@ -64,7 +94,6 @@ def as_group(reach: Reach, model: nn.Module, calls: Mapping[str, int]) -> Channe
     for side in passthrough:
         if is_consumer(modules[side.layer]):
             raise NotCuttableError(f"only some of the channels of {side.layer!r} belong to it")
-    tied = _tied_layers(model)
     for side in sides:
         if side.layer in tied:
             raise NotCuttableError(

@@ -6,6 +6,7 @@ plain :class:`ChannelGroup` objects and none of its own objects outlives the cal
 
 import fnmatch
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
@@ -21,6 +22,7 @@ from acsp_lightning.structure.forward import (
     CHECKPOINTED,
     UnsupportedStructureError,
     call_counts,
+    counted,
     evaluation_state,
     is_checkpointed,
     output_tensors,
@@ -35,7 +37,7 @@ from acsp_lightning.structure.layers import (
     refusal,
     side_width,
 )
-from acsp_lightning.structure.reach import NotCuttableError, Reach, as_group
+from acsp_lightning.structure.reach import Network, NotCuttableError, Reach, as_group
 
 
 def trace_groups(
@@ -72,14 +74,9 @@ def trace_groups(
     _check_initialised(model)
     modules = dict(model.named_modules())
     with evaluation_state(model, grad=True):
-        calls = call_counts(model, inputs)
-        roots = [name for name in calls if is_producer(modules[name])]
-        if not roots:
-            raise UnsupportedStructureError(
-                f"{type(model).__name__}.forward calls no convolution or linear layer; there is "
-                "nothing to prune."
-            )
-        graph = _build_graph(model, inputs)
+        graph, calls = _build_graph(model, inputs)
+        network = Network.of(model, calls)
+        identity = _identity(model)
         groups: list[ChannelGroup] = []
         summed: list[str] = []
         left_whole = {
@@ -88,14 +85,14 @@ def trace_groups(
             if isinstance(modules[name], nn.RNNBase | nn.RNNCellBase)
         }
         seen: set[str] = set()
-        for root in roots:
+        for root in (name for name in calls if is_producer(modules[name])):
             if root in seen:
                 continue
             if modules[root] not in graph.module2node:
                 if _asked_for([root], include, exclude):
                     left_whole[root] = _unreached(model, inputs)
                 continue
-            reach = _follow(graph, root, model, calls)
+            reach = _follow(graph, root, network, identity)
             members = [name for name in calls if (name, "out") in reach.sides]
             members = [name for name in members if is_producer(modules[name])]
             if reach.reason is None:  # else the walk may have strayed into other groups
@@ -107,7 +104,7 @@ def trace_groups(
                     summed += members
                 continue
             try:
-                group = as_group(reach, model, calls)
+                group = as_group(reach, network)
             except NotCuttableError as error:
                 left_whole[root] = str(error)
             else:
@@ -191,12 +188,17 @@ def _single_values_frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _build_graph(model: nn.Module, inputs: tuple[Any, ...]) -> tp.DependencyGraph:
-    graph, joins = tp.DependencyGraph(), Joins()
+def _build_graph(
+    model: nn.Module, inputs: tuple[Any, ...]
+) -> tuple[tp.DependencyGraph, Mapping[str, int]]:
+    """The tracer's graph, and how often forward calls every layer, from one forward pass."""
+    graph, joins, calls = tp.DependencyGraph(), Joins(), Counter[str]()
 
     def forward(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
-        with joins:
-            return run_forward(model, inputs)
+        with joins, counted(model) as counts:
+            outputs = run_forward(model, inputs)
+        calls.update(counts)
+        return outputs
 
     try:
         with warnings.catch_warnings(), _hooks_put_back(model), _single_values_frozen(model):
@@ -213,6 +215,7 @@ def _build_graph(model: nn.Module, inputs: tuple[Any, ...]) -> tp.DependencyGrap
             )
         _map_flattened_concats(graph)
     except Exception as error:
+        _check_producers(model, call_counts(model, inputs))  # which raises if forward fails by itself
         traced = getattr(graph, "module2node", None)
         if not traced or not isinstance(error, ZeroDivisionError | TypeError):
             if is_checkpointed(model, inputs):
@@ -227,8 +230,17 @@ def _build_graph(model: nn.Module, inputs: tuple[Any, ...]) -> tp.DependencyGrap
         # The index maps are the last step. Shuffles divide by zero there, and concatenations of parts
         # whose width is unknown add None. What is wrong without their maps passes no check of ours.
         _map_indices(graph)
+    _check_producers(model, calls)
     _map_joins(graph, joins)
-    return graph
+    return graph, calls
+
+
+def _check_producers(model: nn.Module, calls: Mapping[str, int]) -> None:
+    if not any(is_producer(model.get_submodule(name)) for name in calls):
+        raise UnsupportedStructureError(
+            f"{type(model).__name__}.forward calls no convolution or linear layer; there is "
+            "nothing to prune."
+        )
 
 
 def _map_joins(graph: tp.DependencyGraph, joins: Joins) -> None:
@@ -288,25 +300,31 @@ def _differentiable_outputs(outputs: Any) -> list[Tensor]:
     return tensors
 
 
-def _follow(graph: tp.DependencyGraph, root: str, model: nn.Module, calls: Mapping[str, int]) -> Reach:
+def _identity(model: nn.Module) -> list[_Pair]:
+    """Every position with the channel of the same number, as many as the widest layer has."""
+    sides: tuple[Side, ...] = ("out", "in")
+    widths = [
+        side_width(module, side)
+        for module in model.modules()
+        if is_producer(module) and refusal(module) is None
+        for side in sides
+    ]
+    return [_Pair(channel, channel) for channel in range(max(widths, default=0))]
+
+
+def _follow(graph: tp.DependencyGraph, root: str, network: Network, identity: Sequence[_Pair]) -> Reach:
     """Carry the channels of ``root`` along the tracer's edges, through its index maps.
 
     The tracer's own walk multiplies indices without end where they are permuted (shifted windows).
     Here a position takes the first channel that reaches it, a second one is a reason to refuse, and
     so is a position beyond the widest layer; so the walk ends.
     """
-    layer = model.get_submodule(root)
+    layer = network.model.get_submodule(root)
     reason = refusal(layer)
     if reason is not None:
         return Reach({(root, "out"): {}}, residual=False, is_output=False, reason=reason)
     start = (graph.module2node[layer], graph.get_pruner_of_module(layer).prune_out_channels)
-    pairs = [_Pair(channel, channel) for channel in range(side_width(layer, "out"))]
-    widest = max(
-        side_width(module, side)
-        for module in model.modules()
-        if is_producer(module) and refusal(module) is None
-        for side in ("out", "in")
-    )
+    pairs = list(identity[: side_width(layer, "out")])
     carried = {start: dict(pairs)}
     frontier = [(*start, pairs)]
     while frontier and reason is None:
@@ -320,14 +338,14 @@ def _follow(graph: tp.DependencyGraph, root: str, model: nn.Module, calls: Mappi
                 reason = f"the tracer cannot follow its channels ({error!r})"
                 break
             place = carried.setdefault((edge.target, edge.handler), {})
-            fresh = [pair for pair in arrived if pair.idx not in place and pair.idx < widest]
+            fresh = [pair for pair in arrived if pair.idx not in place and pair.idx < len(identity)]
             place.update(fresh)
-            if any(place.get(pair.idx) != pair.root_idx for pair in arrived):
+            if not place.items() >= set(arrived):
                 reason = "its channels are mixed with one another"
                 break
             if fresh:
                 frontier.append((edge.target, edge.handler, fresh))
-    return _summary(graph, carried, reason, model, calls)
+    return _summary(graph, carried, reason, network)
 
 
 def _through(mappings: Sequence[Any], pairs: list[_Pair]) -> list[_Pair]:
@@ -340,18 +358,16 @@ def _summary(
     graph: tp.DependencyGraph,
     carried: Mapping[tuple[Any, Any], dict[int, int]],
     reason: str | None,
-    model: nn.Module,
-    calls: Mapping[str, int],
+    network: Network,
 ) -> Reach:
     """What was reached, in names of layers; the first obstacle becomes the reason."""
-    names = {module: name for name, module in model.named_modules()}
     sides: dict[tuple[str, Side], Mapping[int, int]] = {}
     for (node, function), mapping in carried.items():
         if isinstance(node.module, nn.Parameter):
-            reason = reason or _parameter_reason(model, node.module)
-        elif node.module in names and mapping:
-            name = names[node.module]
-            reason = reason or _layer_reason(name, node.module, calls)
+            reason = reason or _parameter_reason(network.model, node.module)
+        elif node.module in network.names and mapping:
+            name = network.names[node.module]
+            reason = reason or _layer_reason(name, node.module, network.calls)
             side: Side = "out" if graph.is_out_channel_pruning_fn(function) else "in"
             sides[name, side] = mapping
     nodes = [node for (node, _), mapping in carried.items() if mapping]

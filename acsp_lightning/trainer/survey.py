@@ -1,20 +1,22 @@
 """What is known of a fit before its first epoch: an example, the classes, and who holds the network."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
+from torchmetrics import Metric, MetricCollection
 
 from acsp_lightning.capture.batches import count_classes, rare_classes
 from acsp_lightning.measure.accuracy import check_outputs
 from acsp_lightning.measure.complexity import Complexity
-from acsp_lightning.pipeline import NO_BATCH, captured_labels, examine, survey
+from acsp_lightning.pipeline import NO_BATCH, captured_labels, examine, survey, trace
 from acsp_lightning.selection.holdback import share_to_hold_back
 from acsp_lightning.settings import PruningSettings
 from acsp_lightning.structure.example import Example
+from acsp_lightning.structure.fingerprint import Fingerprint, fingerprint
 from acsp_lightning.structure.groups import Tracing, by_reason, summed_note
 from acsp_lightning.structure.verification import unseen_layers
 from acsp_lightning.trainer.averaging import (
@@ -27,6 +29,43 @@ from acsp_lightning.trainer.averaging import (
 from acsp_lightning.trainer.loaders import validation_batches
 from acsp_lightning.trainer.ranks import run_on_all_ranks
 
+# What Lightning notes in a module while it trains.
+BOOKKEEPING = vars(pl.LightningModule()).keys() - vars(nn.Module()).keys()
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What was found in a network.
+
+    Attributes:
+        network: what it was found in.
+        asked: the settings that decide about it.
+        tracing: the groups of channels.
+    """
+
+    network: Fingerprint
+    asked: tuple[object, ...]
+    tracing: Tracing
+
+    @classmethod
+    def of(cls, module: nn.Module, settings: PruningSettings, tracing: Tracing) -> "Look":
+        """A look that has just been taken."""
+        return cls(_fingerprint(module), _asked(settings), tracing)
+
+    def holds(self, module: nn.Module, settings: PruningSettings) -> bool:
+        """Whether another look would find the same."""
+        return self.asked == _asked(settings) and self.network == _fingerprint(module)
+
+
+def _fingerprint(module: nn.Module) -> Fingerprint:
+    return fingerprint(
+        module, passed_over=(Metric, MetricCollection), attributes_passed_over=BOOKKEEPING
+    )
+
+
+def _asked(settings: PruningSettings) -> tuple[object, ...]:
+    return tuple(settings.include), tuple(settings.exclude), settings.residual
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FitSurvey:
@@ -38,6 +77,7 @@ class FitSurvey:
         complexity: of the network before the first epoch of this fit.
         copies: of the network, which cuts have to follow.
         held_back: share of the validation samples that is not captured, to measure cuts on.
+        look: at the network, as late as possible.
     """
 
     example: Example
@@ -45,6 +85,14 @@ class FitSurvey:
     complexity: Complexity
     copies: Copies
     held_back: float
+    look: Look
+
+    def renewed(self, module: pl.LightningModule, settings: PruningSettings) -> "FitSurvey":
+        """The same, with another look at the network if it has changed since the last."""
+        if self.look.holds(module, settings):
+            return self
+        tracing = trace(module, self.example, settings)
+        return replace(self, look=Look.of(module, settings, tracing))
 
 
 def survey_fit(trainer: pl.Trainer, settings: PruningSettings, initial: Complexity | None) -> FitSurvey:
@@ -86,7 +134,8 @@ def survey_fit(trainer: pl.Trainer, settings: PruningSettings, initial: Complexi
         for concern in (unmeasured, rare_classes(captured)):
             if concern is not None:
                 rank_zero_warn(concern)
-        return FitSurvey(example, count_classes(captured), found.complexity, copies, share)
+        taken = Look.of(module, settings, found.tracing)
+        return FitSurvey(example, count_classes(captured), found.complexity, copies, share, taken)
 
     result: list[FitSurvey] = []
     run_on_all_ranks(lambda: result.append(look()))

@@ -9,10 +9,13 @@ import pytest
 import torch
 from helpers.fits import (
     HALF,
+    WIDTHS,
     Classifier,
     Fit,
+    Scripted,
     callback,
     conv_net,
+    only_whole,
     same_state,
     snapshot,
     val_loader,
@@ -21,12 +24,14 @@ from helpers.fits import (
 from torch import Tensor, nn
 
 from acsp_lightning import (
+    Guard,
     UnsupportedStructureError,
     compare_latency,
     measure_complexity,
     measure_latency,
     preview,
 )
+from acsp_lightning.structure import verification
 
 
 class Writer(nn.Module):
@@ -214,3 +219,93 @@ def test_a_layer_that_training_skips_at_random_is_none_that_never_trains(seed: i
     step = preview(net, val_loader(), HALF)
     assert step.layers["fc1"] == (10, 5)
     assert step.layers["middle.layer"] == (8, 4)
+
+
+# -- once a fit, unless the network has changed ---------------------------------------------------------
+
+
+@pytest.fixture
+def traces(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, int]]:
+    """The widths of the network every time that it is traced."""
+    found: list[dict[str, int]] = []
+    trace = verification.trace_groups
+
+    def counting(model: nn.Module, *arguments: Any, **options: Any) -> Any:
+        found.append(widths(model))
+        return trace(model, *arguments, **options)
+
+    monkeypatch.setattr(verification, "trace_groups", counting)
+    return found
+
+
+def test_a_network_that_trains_is_traced_once(fit: Fit, traces: list[dict[str, int]]) -> None:
+    """Its steps and losses, which training_step writes down, say nothing about forward."""
+    pruning = callback(1)
+    module = Classifier()
+    fit(module, [pruning], max_epochs=4, val_check_interval=0.5)
+    assert module.steps > 0
+    assert len(traces) == len(pruning.steps) == 1
+
+
+def test_a_network_that_was_cut_is_traced_again(fit: Fit, traces: list[dict[str, int]]) -> None:
+    module, pruning = Classifier(), callback(0, 2)
+    fit(module, [pruning], max_epochs=5)
+    assert len(pruning.steps) == 2
+    assert len(traces) == 2
+    assert traces[0] != traces[1]
+
+
+def test_a_network_that_was_rolled_back_is_the_one_that_was_traced(
+    fit: Fit, traces: list[dict[str, int]]
+) -> None:
+    guard = Guard(max_drop=0.1, monitor="quality")
+    pruning = callback(1, 4, guard=guard)
+    fit(Scripted(only_whole), [pruning], max_epochs=8)
+    assert any(step.rolled_back for step in pruning.steps)
+    assert traces == [WIDTHS]
+
+
+class Meddler(pl.Callback):
+    """Changes the network in the second epoch."""
+
+    def __init__(self, change: Callable[[nn.Module], object]) -> None:
+        self.change = change
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if trainer.current_epoch == 0:
+            self.change(pl_module)
+
+
+def mix(module: Any) -> None:
+    """Its channels are no longer those of the convolution."""
+    module.net.relu1 = nn.Sequential(nn.ReLU(), nn.Softmax(1))
+
+
+def mix_by_method(module: Any) -> None:
+    module.net.relu1.forward = lambda x: x.softmax(1)
+
+
+def mix_by_attribute(module: Any) -> None:
+    module.net.bn1.mixed = True
+
+
+class Mixing(nn.BatchNorm2d):
+    mixed: bool = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        return x.softmax(1) if self.mixed else x
+
+
+@pytest.mark.parametrize("change", [mix, mix_by_method, mix_by_attribute])
+def test_what_users_change_is_seen(
+    fit: Fit, traces: list[dict[str, int]], change: Callable[[nn.Module], object]
+) -> None:
+    module, pruning = Classifier(), callback(1)
+    module.net.bn1 = Mixing(8)
+    module.net.bn1.mixed = False
+    fit(module, [pruning, Meddler(change)], max_epochs=3)
+    assert len(traces) == 2
+    (step,) = pruning.steps
+    assert "net.conv1" in step.left_whole
+    assert widths(module)["net.conv1"] == 8

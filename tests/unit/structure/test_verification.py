@@ -139,6 +139,83 @@ def test_two_groups_wrong_are_both_named():
     assert set(found.left_whole) == {"0", "7"}
 
 
+class Standardised(nn.Conv2d):
+    """Reads all input channels at once."""
+
+    def forward(self, x):
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return self._conv_forward(x, weight, self.bias)
+
+
+class Viewed(nn.Module):
+    """Counts on the number of channels."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, x):
+        return x.view(len(x), self.width, *x.shape[2:])
+
+
+def deep(wrong: dict[int, str]) -> nn.Sequential:
+    """21 convolutions of 8 channels; layers behind those at ``wrong`` places are special."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 1)]
+    for place in range(20):
+        kind = wrong.get(place)
+        layers += [Viewed(8)] if kind == "viewed" else []
+        layers += [
+            (Standardised if kind == "standardised" else nn.Conv2d)(8, 8, 1),
+            nn.ReLU(inplace=True),
+        ]
+    return nn.Sequential(*layers, nn.Conv2d(8, 2, 1))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "passes"),
+    [
+        ({}, 5),
+        ({7: "viewed"}, 20),
+        ({7: "standardised"}, 20),
+        ({0: "standardised", 10: "viewed", 11: "viewed", 19: "standardised"}, 20),
+        ({place: "standardised" for place in range(20)}, 20),
+        ({place: "viewed" for place in range(20)}, 20),
+        ({place: "viewed" if place % 2 else "standardised" for place in range(0, 20, 3)}, 20),
+    ],
+)
+def test_cost_in_layers_and_the_same_answer_as_of_every_group_alone(
+    monkeypatch: pytest.MonkeyPatch, wrong: dict[int, str], passes: int
+) -> None:
+    model, inputs = deep(wrong), (torch.randn(2, 3, 6, 6),)
+    convs = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    tracing = trace_groups(model, inputs)
+    alone = [verify_groups(model, inputs, replace(tracing, groups=(g,))) for g in tracing.groups]
+    calls: list[nn.Module] = []
+    run = nn.Conv2d._conv_forward
+
+    def counting(module, *arguments):
+        calls.append(module)
+        return run(module, *arguments)
+
+    monkeypatch.setattr(nn.Conv2d, "_conv_forward", counting)
+    found = verify_groups(model, inputs, tracing)
+    assert len(calls) <= passes * len(convs)
+    assert found.groups == tuple(group for one in alone for group in one.groups)
+    assert found.left_whole == {name: why for one in alone for name, why in one.left_whole.items()}
+    assert len(found.left_whole) == len(wrong)
+
+
+def test_a_network_that_takes_no_single_sample_is_tried_with_all() -> None:
+    def forward(net, x):
+        if len(x) != 2:
+            raise ValueError("pairs")
+        return net.b(net.a(x))
+
+    model = Wired(forward, a=nn.Conv2d(3, 6, 1), b=nn.Conv2d(6, 4, 1))
+    assert [group.name for group in offered(model, X).groups] == ["a"]
+
+
 def test_layers_that_forward_never_calls_are_known() -> None:
     class Headed(nn.Module):
         """``aux`` runs in train mode alone, ``other`` only where a training step would call it."""
@@ -218,12 +295,6 @@ def test_trial_in_train_mode_leaves_no_trace(batch):
 
 def test_custom_layer_kinds_are_checked_by_value():
     """A convolution that standardises its filters reads all input channels at once."""
-
-    class Standardised(nn.Conv2d):
-        def forward(self, x):
-            weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
-            return self._conv_forward(x, weight, self.bias)
-
     model = nn.Sequential(nn.Conv2d(3, 6, 3), Standardised(6, 8, 3), nn.Conv2d(8, 2, 1))
     tracing = offered(model.double(), (X[0].double(),))
     assert [g.name for g in tracing.groups] == ["1"]

@@ -1,0 +1,100 @@
+from functools import cached_property
+
+import pytest
+import torch
+from torch import nn
+
+from acsp_lightning.structure.mentions import mentioned_attributes
+
+
+def helper(net):
+    return net.seen_by_a_helper
+
+
+class Base(nn.Module):
+    def forward(self, x):
+        return self.inner.features(x) + self.seen_by_the_base
+
+
+class Inner(nn.Module):
+    """Has no forward of its own: another module calls a method."""
+
+    def features(self, x):
+        return x * self.of_inner if self.limit else x
+
+    @property
+    def limit(self):
+        return self.behind_a_property
+
+    def step(self):
+        self.steps += 1
+
+
+class Net(Base):
+    def forward(self, x):
+        if helper(self) or any(self.in_a_generator for _ in range(2)):
+            return super().forward(x)
+        return self.late if self.width(x) else x
+
+    @staticmethod
+    def width(x):
+        return x.in_a_static_method
+
+    @cached_property
+    def late(self):
+        return self.behind_a_cached_property
+
+    def training_step(self, batch):
+        self.losses.append(self.forward(batch))
+
+
+def test_what_any_reached_code_mentions() -> None:
+    net = Net()
+    net.inner = Inner()
+    found = mentioned_attributes(net.modules())
+    assert set(found) == {Net, Inner}
+    for names in found.values():
+        assert names >= {
+            "inner",
+            "seen_by_a_helper",
+            "seen_by_the_base",
+            "of_inner",
+            "behind_a_property",
+            "in_a_generator",
+            "in_a_static_method",
+            "behind_a_cached_property",
+        }
+        assert not names & {"losses", "steps"}
+
+
+class Dynamic(nn.Module):
+    def forward(self, x):
+        return getattr(self, f"layer{x}")
+
+
+def reads_anything(net):
+    return vars(net)
+
+
+class Helped(nn.Module):
+    def forward(self, x):
+        return reads_anything(self)
+
+
+def test_code_that_reads_by_names_of_the_moment() -> None:
+    assert mentioned_attributes([Dynamic(), Inner()])[Dynamic] is None
+    assert mentioned_attributes([Dynamic(), Inner()])[Inner] is not None
+    assert mentioned_attributes([Helped(), Inner()]) == {Helped: None, Inner: None}
+
+
+@pytest.mark.parametrize("forward", [torch.relu, nn.ReLU()])
+def test_a_forward_that_is_no_function_may_read_anything(forward) -> None:
+    net = Inner()
+    object.__setattr__(net, "forward", forward)
+    assert mentioned_attributes([net]) == {Inner: None}
+
+
+def test_a_forward_of_the_instance() -> None:
+    net = Inner()
+    net.forward = lambda x: x * net.scale
+    assert "scale" in mentioned_attributes([net])[Inner]
