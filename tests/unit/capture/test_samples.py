@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from acsp_lightning.capture.batches import read_batch
-from acsp_lightning.capture.samples import collect_samples
+from acsp_lightning.capture.samples import SampleCollector, collect_samples
 
 
 def labelled(sizes: list[int], side: int = 2, start: int = 0) -> list[tuple[Tensor, Tensor]]:
@@ -16,8 +16,9 @@ def labelled(sizes: list[int], side: int = 2, start: int = 0) -> list[tuple[Tens
 
 
 def collected(data: Any, samples: int, model: nn.Module | None = None) -> Any:
-    found = collect_samples(model or nn.Identity(), data, read_batch, samples)
-    return None if found is None else found[0]
+    collector = SampleCollector(samples)
+    collect_samples(model or nn.Identity(), data, read_batch, collector)
+    return None if collector.samples is None else collector.samples[0]
 
 
 def numbers(inputs: Any) -> list[int]:

@@ -20,7 +20,8 @@ from acsp_lightning import PruningStep, SelectionConfig
 from acsp_lightning.functional import WidthReason, select_channels
 from acsp_lightning.measure.accuracy import ClassCounts
 from acsp_lightning.report import write_report
-from acsp_lightning.report.figures import AFTER, BEFORE, MARK, layer_plot
+from acsp_lightning.report.drawing import AFTER, BEFORE, MARK
+from acsp_lightning.report.figures import layer_plot
 from acsp_lightning.report.page import STYLE, step_page
 from acsp_lightning.report.step import Outcome, Verdict
 
