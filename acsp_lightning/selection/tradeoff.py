@@ -84,18 +84,13 @@ def knee_of(depths: Sequence[Depth]) -> int | None:
 
 
 def deepest_within(depths: Sequence[Depth], tolerance: float) -> int:
-    """Index of the deepest depth that costs at most a tolerance, even with a standard error on top.
+    """Index of the deepest depth that costs at most a tolerance, by :func:`smoothed_drops`.
 
     Args:
         depths: from the uncut network, which costs nothing, to the deepest cut.
         tolerance: accuracy that may be lost; below 0 nothing is left to lose.
     """
-    drops = smoothed_drops(depths)
-    within = [
-        place
-        for place, (depth, drop) in enumerate(zip(depths, drops, strict=True))
-        if drop + depth.fidelity.drop.error <= tolerance
-    ]
+    within = [place for place, drop in enumerate(smoothed_drops(depths)) if drop <= tolerance]
     return max(within, default=0)
 
 
