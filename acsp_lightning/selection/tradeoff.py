@@ -13,6 +13,8 @@ from acsp_lightning.measure.fidelity import Fidelity
 # A knee is located, and a tolerance met, to this ratio of FLOPs.
 RESOLUTION = 1.1
 
+SIGNIFICANT = 2.0  # standard errors
+
 
 @dataclass(frozen=True, slots=True)
 class Depth:
@@ -70,7 +72,7 @@ def knee_of(depths: Sequence[Depth]) -> int | None:
 
     First the depth at which the network falls apart: the knee of its class scores,
     ``1 - sqrt(score_error)`` over the FLOPs, or that of its accuracy, whichever cuts less. A network
-    with redundant channels has lost no accuracy there, by more than the standard error, and that is its
+    with redundant channels has lost no accuracy there, by more than two standard errors, and that is its
     knee. Any other has: then the knee of the accuracy among the depths down to there decides, where the
     accuracy begins to fall.
 
@@ -130,8 +132,8 @@ def _accuracy_knee(depths: Sequence[Depth]) -> int | None:
 
 
 def _loses(depths: Sequence[Depth], place: int) -> bool:
-    """Whether accuracy is lost at a depth, by more than the standard error."""
-    return smoothed_drops(depths)[place] > depths[place].fidelity.drop.error
+    """Whether accuracy is lost at a depth, beyond chance."""
+    return smoothed_drops(depths)[place] > SIGNIFICANT * depths[place].fidelity.drop.error
 
 
 def _knee(depths: Sequence[Depth], heights: Sequence[float]) -> int | None:
