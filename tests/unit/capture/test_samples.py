@@ -110,8 +110,12 @@ def test_collecting_leaves_the_batches_alone() -> None:
 def test_of_some_samples_only(size: int, samples: int) -> None:
     """Those that ``among`` allows, counted over all batches, evenly spread; and no others."""
     allowed = list(range(1, 100, 3))
-    collector = SampleCollector(samples, lambda start, count: torch.arange(start, start + count) % 3 == 1)
-    collect_samples(nn.Identity(), labelled([size] * (100 // size) + [100 % size]), read_batch, collector)
+    collector = SampleCollector(
+        samples, lambda start, count: torch.arange(start, start + count) % 3 == 1
+    )
+    collect_samples(
+        nn.Identity(), labelled([size] * (100 // size) + [100 % size]), read_batch, collector
+    )
     assert collector.samples is not None
     found = numbers(collector.samples[0])
     assert set(found) <= set(allowed)

@@ -27,9 +27,7 @@ def scores(samples: int = 400, classes: int = 5, seed: int = 0) -> tuple[Tensor,
 def test_accuracies_are_those_of_torchmetrics(seed: int) -> None:
     uncut, cut, labels = scores(seed=seed)
     found = compare_scores(uncut, cut, labels)
-    before, after = (
-        float(accuracy(s, labels, task="multiclass", num_classes=5)) for s in (uncut, cut)
-    )
+    before, after = (float(accuracy(s, labels, task="multiclass", num_classes=5)) for s in (uncut, cut))
     assert found.samples == 400
     assert found.accuracy == pytest.approx(after)
     assert found.drop.mean == pytest.approx(before - after)
