@@ -73,7 +73,7 @@ def test_half_is_held_back_and_of_many_what_is_measured(samples: int, share: flo
         assert share_to_hold_back(samples, True, settings(**options)) == (share, None)
 
 
-# -- refusals and warnings -------------------------------------------------------------------------------
+# -- refusals and warnings ----------------------------------------------------------
 def test_a_tolerance_without_class_scores_is_refused() -> None:
     with pytest.raises(
         ValueError, match=r"no class scores.*selection.tolerance=0.01 asks.*read_outputs="
@@ -114,13 +114,12 @@ def test_what_a_tolerance_needs_is_said_and_is_enough(tolerance: float) -> None:
         share_to_hold_back(at_least - 1, True, for_it)
 
 
-@pytest.mark.parametrize("samples", range(792, 1300))
-def test_the_advice_to_measure_on_more_is_enough(samples: int) -> None:
-    with pytest.raises(ValueError, match="would be. Raise measured_samples to 396, allow"):
-        share_to_hold_back(samples, True, settings(395, tolerance=0.01))
-    share, warned = share_to_hold_back(samples, True, settings(396, tolerance=0.01))
-    assert share == 396 / samples
-    assert warned is None
+def test_the_advice_to_measure_on_more_is_enough() -> None:
+    """Whatever the rounding of the share makes of it."""
+    for samples in range(792, 1300):
+        with pytest.raises(ValueError, match=r"would be\. Raise measured_samples to 396, allow"):
+            share_to_hold_back(samples, True, settings(395, tolerance=0.01))
+        assert share_to_hold_back(samples, True, settings(396, tolerance=0.01)) == (396 / samples, None)
 
 
 def test_fewer_measured_samples_than_an_accuracy_needs_are_said_to_be_the_cause() -> None:

@@ -52,7 +52,7 @@ def nothing(share: float) -> float:
     return 0.0
 
 
-# -- the knee --------------------------------------------------------------------------------------------
+# -- the knee -----------------------------------------------------------------------
 @pytest.mark.parametrize("corner", [0.2, 0.3, 0.5, 0.7])
 def test_of_a_redundant_network_all_that_costs_nothing_goes(corner: float) -> None:
     depths = measured(TEN, after(corner, height=0.8), after(corner, 2))
@@ -158,7 +158,7 @@ def test_losses_within_the_standard_error_are_none() -> None:
         assert depths[knee].flops >= 50
 
 
-# -- the tolerance ---------------------------------------------------------------------------------------
+# -- the tolerance ------------------------------------------------------------------
 def brute_deepest(depths: Sequence[Depth], tolerance: float) -> int:
     """By pooling adjacent violators, written out: each drop is the max-min of means over intervals."""
     means = [d.fidelity.drop.mean for d in depths]
@@ -210,7 +210,7 @@ def test_a_lucky_deep_cut_is_not_taken() -> None:
     assert deepest_within(depths, 0.03) == 2
 
 
-# -- what to measure next --------------------------------------------------------------------------------
+# -- what to measure next -----------------------------------------------------------
 @pytest.mark.parametrize("tolerance", [0.02, 0.07, 0.3])
 @pytest.mark.parametrize("power", [1, 2, 5])
 def test_measuring_what_is_asked_for_next_leads_to_the_tolerance(tolerance: float, power: int) -> None:
