@@ -61,8 +61,8 @@ def share_to_hold_back(
     if limited:
         found, advice = "measured_samples", f"raise it to {needed} or more"
     return 0.0, (
-        f"Cuts cannot be measured on {held} samples, {found}: an accuracy needs {LEAST_SAMPLES} or more. "
-        f"The curve of the damage decides instead; {advice} to have cuts measured, or set "
+        f"Cuts cannot be measured on {held} samples, {found}: an accuracy needs {LEAST_SAMPLES} or "
+        f"more. The curve of the damage decides instead; {advice} to have cuts measured, or set "
         "selection.curve='damage'."
     )
 
