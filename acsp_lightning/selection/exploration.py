@@ -15,7 +15,7 @@ from acsp_lightning.selection.tradeoff import (
     next_for_tolerance,
 )
 
-SPREAD = 8  # depths that are measured first, evenly spaced in FLOPs
+SPREAD = 7  # depths that are measured first, evenly spaced in FLOPs
 REFINED = 6  # depths that may be added around the decision
 LONG_WAIT = 30.0  # seconds that warrant a message
 
