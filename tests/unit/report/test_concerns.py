@@ -68,7 +68,7 @@ def test_the_numbers_are_shown() -> None:
     )
 
 
-# -- a volume that could not be had ----------------------------------------------------------------------
+# -- a volume that could not be had ---------------------------------------------------------------------
 def volume(found: PruningStep) -> list[str]:
     return [message for message in concerns(found) if CHANCE not in message and LOSS not in message]
 
