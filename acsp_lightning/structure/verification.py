@@ -25,8 +25,9 @@ from acsp_lightning.structure.forward import (
     varied,
 )
 from acsp_lightning.structure.groups import ChannelGroup, Tracing
-from acsp_lightning.structure.layers import Side, channel_dim
+from acsp_lightning.structure.layers import channel_dim
 from acsp_lightning.structure.plan import PruningPlan, build_plan
+from acsp_lightning.structure.sides import Side
 from acsp_lightning.structure.surgery import reversible_cut
 from acsp_lightning.structure.tracing import trace_groups
 

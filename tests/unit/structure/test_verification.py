@@ -91,7 +91,7 @@ def test_good_groups_pass_unchanged(name):
     assert verify_groups(model, inputs, tracing) == tracing
 
 
-@pytest.mark.parametrize("name", ["local_response", "softmax", "mean", "shuffle", "flip"])
+@pytest.mark.parametrize("name", ["local_response", "softmax", "mean", "roll"])
 def test_weak_mixing_is_found_in_single_precision(name):
     case = WHOLE[name]
     model, inputs = built(case).float(), tuple(x.float() for x in inputs_of(case))
@@ -109,10 +109,12 @@ SLICES = [
 
 @pytest.mark.parametrize("where", SLICES, ids=str)
 def test_no_slice_of_channels_slips_through(where):
+    """What numbers in the code count stays; what lies outside of them may go."""
     model = sliced(where).double()
     inputs = inputs_of(CUT["plain"])
     tracing = offered(model, inputs, residual=True)
-    assert "a" in tracing.left_whole
+    cut = [group.width for group in tracing.groups if group.name == "a"]
+    assert ("a" in tracing.left_whole) or cut[0] < 8
     for seed in range(3):
         assert_cut_is_masked(model, random_plan(tracing.groups, seed), inputs)
 
@@ -125,7 +127,11 @@ def test_no_chunk_of_channels_slips_through(width, pieces):
         return net.b(sum(part * (i + 1) for i, part in enumerate(net.a(x).chunk(pieces, 1))))
 
     model = Wired(forward, a=nn.Conv2d(3, width, 3), b=nn.Conv2d(width // pieces, 4, 1)).double()
-    assert offered(model, inputs_of(CUT["plain"]), residual=True).groups == ()
+    inputs = inputs_of(CUT["plain"])
+    groups = offered(model, inputs, residual=True).groups
+    assert [group.width for group in groups] == [width // pieces] * (width > pieces)
+    for seed in range(3):
+        assert_cut_is_masked(model, random_plan(groups, seed), inputs)
 
 
 def test_two_groups_wrong_are_both_named():

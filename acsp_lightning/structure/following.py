@@ -1,0 +1,210 @@
+"""One forward pass of a network with its layers watched: what each of them reads and makes."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.utils._pytree import tree_leaves
+
+from acsp_lightning.structure.flow import Findings, Flow
+from acsp_lightning.structure.forward import UnsupportedStructureError, output_tensors, run_forward
+from acsp_lightning.structure.layers import (
+    channel_dim,
+    has_one_slope,
+    is_depthwise,
+    is_grouped,
+    is_producer,
+    loses_groups,
+    refusal,
+    side_width,
+)
+from acsp_lightning.structure.marks import along, varying
+from acsp_lightning.structure.weights import group_count
+
+KINDS = (
+    *(_NormBase, nn.GroupNorm, nn.LayerNorm, nn.PReLU),
+    *(nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention),
+)
+
+
+IS_OUTPUT = "its channels are also part of the network's output"
+
+
+def follow(model: nn.Module, inputs: tuple[Any, ...], calls: Mapping[str, int]) -> Findings:
+    """Carry the channels of every layer through forward.
+
+    Args:
+        model: in evaluation mode; left as it was.
+        inputs: arguments of forward.
+        calls: how often forward calls every layer.
+
+    Raises:
+        UnsupportedStructureError: if there is no tensor in what forward returns.
+    """
+    flow = Flow(model)
+    watcher = _Watcher(flow, model, calls)
+    handles = []
+    for name, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(watcher.entering(name), with_kwargs=True))
+        handles.append(module.register_forward_hook(watcher.leaving(name)))
+    try:
+        with torch.inference_mode(), flow:
+            outputs = run_forward(model, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    tensors = output_tensors(outputs)
+    if not tensors:
+        raise UnsupportedStructureError(
+            f"{type(model).__name__}.forward returns a {type(outputs).__name__} without a known tensor. "
+            "Its outputs must be tensors, or nested lists, tuples, dicts or dataclasses of them."
+        )
+    for output in tensors:
+        marks = flow.marks(output)
+        if marks is not None:
+            flow.channels.pin(marks, IS_OUTPUT)
+    return flow.found
+
+
+class _Watcher:
+    """Hooks on every module: layers are taken as a whole, whatever they do inside."""
+
+    def __init__(self, flow: Flow, model: nn.Module, calls: Mapping[str, int]) -> None:
+        self._flow = flow
+        self._calls = calls
+        self._tied = tied_layers(model)
+        # Of the layers that are running: what a layer inside them would be given.
+        self._running: list[tuple[str, Tensor]] = []
+
+    def entering(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._flow.stack.append((name, module))
+            if _is_layer(module):
+                self._enter(name, module, args, kwargs)
+
+        return hook
+
+    def leaving(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, _arguments: object, output: Any) -> None:
+            self._flow.stack.pop()
+            if _is_layer(module):
+                _, marks = self._running.pop()
+                self._flow.suspended = bool(self._running)
+                if isinstance(output, Tensor) and len(marks):
+                    dim = channel_dim(module) % output.ndim
+                    if output.shape[dim] == len(marks):
+                        self._flow.mark(output, along(marks, dim, output.shape))
+                    else:
+                        self._flow.channels.pin(marks, f"{name!r} gives another number of channels")
+                elif len(marks):
+                    self._flow.channels.pin(marks, f"{name!r} gives a {type(output).__name__}")
+
+        return hook
+
+    def _enter(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        flow = self._flow
+        given = args[0] if args else kwargs.get("input")
+        if self._running and isinstance(given, Tensor):  # a layer in a layer
+            outer = self._running[-1][1]
+            dim = channel_dim(module) % given.ndim
+            if len(outer) == given.shape[dim]:
+                flow.mark(given, along(outer, dim, given.shape))
+        flow.suspended = True
+        reason = self._reason(name, module)
+        if reason is not None or not isinstance(given, Tensor):
+            for leaf in tree_leaves((args, kwargs)):
+                marks = flow.marks(leaf)
+                if marks is not None:
+                    flow.channels.pin(marks, f"its channels run through {name!r}: {reason}")
+        made = torch.zeros(0, dtype=torch.int64)
+        if reason is not None:
+            if is_producer(module):
+                made = self._pinned(name, module, reason)
+        elif isinstance(given, Tensor):
+            made = self._through(name, module, self._read(module, given))
+        self._running.append((name, made))
+
+    def _reason(self, name: str, module: nn.Module) -> str | None:
+        """Why a layer cannot be cut, if so."""
+        if name in self._tied:
+            return f"{name!r} shares a parameter with {self._tied[name]!r} (tied weights)"
+        reason = refusal(module)
+        times = self._calls.get(name, 0)
+        if reason is None and times > 1:
+            return f"forward calls {name!r} {times} times; only layers called once are cut"
+        return reason
+
+    def _pinned(self, name: str, module: nn.Module, reason: str) -> Tensor:
+        """Marks of what a layer makes that cannot be cut."""
+        size = next(s for s in ("out_channels", "out_features") if hasattr(module, s))
+        made = self._flow.channels.new(int(getattr(module, size)))
+        self._flow.channels.pin(made, reason)
+        self._flow.found.sides[name, "out"] = made
+        self._flow.found.mixed.add((name, "out"))
+        return made
+
+    def _read(self, module: nn.Module, given: Tensor) -> Tensor:
+        """The marks along the channels of what a layer is given."""
+        dim = channel_dim(module) % given.ndim
+        marks = self._flow.marks_or_none(given)
+        for other in varying(marks):
+            if other != dim:  # positions that one weight is for
+                self._flow.channels.tie_along(marks, other)
+        return marks[tuple(slice(None) if d == dim else 0 for d in range(marks.ndim))]
+
+    def _tie_norm_groups(self, blocks: Tensor) -> None:
+        """Statistics are those of a whole norm group, which other than channels may be part of."""
+        self._flow.channels.tie_along(blocks, 1)
+        mixed = (blocks > 0).any(1) & ~(blocks > 0).all(1)
+        self._flow.channels.pin(blocks[mixed], "a GroupNorm normalises it with what is no channel")
+
+    def _through(self, name: str, module: nn.Module, read: Tensor) -> Tensor:
+        """Note the sides of a layer; returns the marks of what it makes."""
+        found, channels = self._flow.found, self._flow.channels
+        if not is_producer(module) or is_depthwise(module):
+            if is_depthwise(module) and not read.all():
+                made = channels.new(len(read))
+                channels.pin(made, "what it reads cannot be followed to the layer that makes it")
+                channels.tie(made, read)
+                read = torch.where(read > 0, read, made)
+            found.sides[name, "out"] = read
+            if isinstance(module, nn.GroupNorm):
+                self._tie_norm_groups(read.view(int(module.num_groups), -1))
+            return read
+        made = channels.new(side_width(module, "out"))
+        found.sides[name, "out"], found.sides[name, "in"] = made, read
+        if is_grouped(module):
+            groups = group_count(module)
+            ins, outs = read.view(groups, -1), made.view(groups, -1)
+            if not read.any():  # the network's input
+                channels.tie_along(outs, 0)
+            elif not read.all():
+                both = torch.cat([read, made])
+                channels.pin(both, f"{name!r} reads in its groups what is no channel")
+            elif loses_groups(module):
+                every = torch.cat([ins, outs], 1)
+                channels.tie_along(every, 1)
+                return made
+            else:
+                channels.tie_along(ins, 0)
+                channels.tie_along(outs, 0)
+        found.mixed |= {(name, "out"), (name, "in")}
+        return made
+
+
+def _is_layer(module: nn.Module) -> bool:
+    return (is_producer(module) or isinstance(module, KINDS)) and not has_one_slope(module)
+
+
+def tied_layers(model: nn.Module) -> dict[str, str]:
+    """For every layer that owns a parameter together with another layer: the other's name."""
+    owner: dict[int, str] = {}
+    tied: dict[str, str] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        for parameter in module.parameters(recurse=False):
+            other = owner.setdefault(id(parameter), name)
+            if other != name:
+                tied[name], tied[other] = other, name
+    return tied
