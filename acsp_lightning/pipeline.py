@@ -31,7 +31,7 @@ from acsp_lightning.structure.groups import ChannelGroup, Tracing
 from acsp_lightning.structure.pruning import prune
 from acsp_lightning.structure.refit import Refit, prepare_refit
 from acsp_lightning.structure.surgery import SlicedParameter
-from acsp_lightning.structure.verification import prunable_groups
+from acsp_lightning.structure.verification import STREAMS, prunable_groups
 
 T = TypeVar("T")
 
@@ -208,9 +208,9 @@ def capture_network(
     tracing = examine(model, example, settings, initial).tracing
     groups = groups_due(tracing.groups, settings, visited)
     check_outputs(model, example.traced, labels, settings.read_outputs)
-    rare = rare_classes(labels)
-    if rare is not None:
-        warnings.warn(rare, stacklevel=2)
+    for concern in (rare_classes(labels), STREAMS if tracing.streams else None):
+        if concern is not None:
+            warnings.warn(concern, stacklevel=2)
     capture = ActivationCapture(model, groups, settings.selection.grid, num_classes)
     capture.attach()
     try:

@@ -21,6 +21,7 @@ from acsp_lightning.structure.layers import (
     side_width,
 )
 from acsp_lightning.structure.marks import along, varying
+from acsp_lightning.structure.probing import can_lose_inputs, has_own_forward
 from acsp_lightning.structure.weights import group_count
 
 KINDS = (
@@ -75,56 +76,74 @@ class _Watcher:
         self._flow = flow
         self._calls = calls
         self._tied = tied_layers(model)
-        # Of the layers that are running: what a layer inside them would be given.
-        self._running: list[tuple[str, Tensor]] = []
+        # Of the layers that are running: marks of what they make.
+        self._running: list[Tensor] = []
+        self._probing = False
 
     def entering(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self._flow.stack.append((name, module))
-            if _is_layer(module):
+            if _is_layer(module) and not self._probing:
                 self._enter(name, module, args, kwargs)
 
         return hook
 
     def leaving(self, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, _arguments: object, output: Any) -> None:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             self._flow.stack.pop()
-            if _is_layer(module):
-                _, marks = self._running.pop()
+            if _is_layer(module) and not self._probing:
+                made = self._running.pop()
                 self._flow.suspended = bool(self._running)
-                if isinstance(output, Tensor) and len(marks):
-                    dim = channel_dim(module) % output.ndim
-                    if output.shape[dim] == len(marks):
-                        self._flow.mark(output, along(marks, dim, output.shape))
-                    else:
-                        self._flow.channels.pin(marks, f"{name!r} gives another number of channels")
-                elif len(marks):
-                    self._flow.channels.pin(marks, f"{name!r} gives a {type(output).__name__}")
+                self._give(name, module, made, args, output)
 
         return hook
+
+    def _give(self, name: str, module: nn.Module, made: Tensor, args: Any, output: Any) -> None:
+        """Mark what a layer gave."""
+        flow = self._flow
+        if not isinstance(output, Tensor):
+            flow.channels.pin(made, f"{name!r} gives a {type(output).__name__}")
+        elif len(made) and output.shape[channel_dim(module) % output.ndim] == len(made):
+            flow.mark(output, along(made, channel_dim(module) % output.ndim, output.shape))
+        elif len(made):
+            flow.channels.pin(made, f"{name!r} gives another number of channels")
+        elif args and isinstance(args[0], Tensor) and args[0].shape == output.shape:
+            flow.mark(output, flow.marks(args[0]))  # pinned before, for a reason that holds on
 
     def _enter(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         flow = self._flow
         given = args[0] if args else kwargs.get("input")
         if self._running and isinstance(given, Tensor):  # a layer in a layer
-            outer = self._running[-1][1]
+            outer = self._running[-1]
             dim = channel_dim(module) % given.ndim
             if len(outer) == given.shape[dim]:
                 flow.mark(given, along(outer, dim, given.shape))
         flow.suspended = True
         reason = self._reason(name, module)
+        made = torch.zeros(0, dtype=torch.int64)
         if reason is not None or not isinstance(given, Tensor):
             for leaf in tree_leaves((args, kwargs)):
                 marks = flow.marks(leaf)
                 if marks is not None:
                     flow.channels.pin(marks, f"its channels run through {name!r}: {reason}")
-        made = torch.zeros(0, dtype=torch.int64)
-        if reason is not None:
-            if is_producer(module):
+            if reason is not None and is_producer(module):
                 made = self._pinned(name, module, reason)
-        elif isinstance(given, Tensor):
-            made = self._through(name, module, self._read(module, given))
-        self._running.append((name, made))
+        else:
+            read = self._read(name, module, given)
+            if read.any() and has_own_forward(module):
+                self._probe(name, module, given, read)
+            made = self._through(name, module, read)
+        self._running.append(made)
+
+    def _probe(self, name: str, module: nn.Module, given: Tensor, read: Tensor) -> None:
+        """Try a layer with a forward of its own alone."""
+        self._probing = True
+        try:
+            if not can_lose_inputs(module, given):
+                reason = f"{name!r} does not give the same without some of its inputs"
+                self._flow.channels.pin(read, f"{reason} (are its filters standardised?)")
+        finally:
+            self._probing = False
 
     def _reason(self, name: str, module: nn.Module) -> str | None:
         """Why a layer cannot be cut, if so."""
@@ -145,10 +164,12 @@ class _Watcher:
         self._flow.found.mixed.add((name, "out"))
         return made
 
-    def _read(self, module: nn.Module, given: Tensor) -> Tensor:
+    def _read(self, name: str, module: nn.Module, given: Tensor) -> Tensor:
         """The marks along the channels of what a layer is given."""
         dim = channel_dim(module) % given.ndim
         marks = self._flow.marks_or_none(given)
+        if varying(marks) and dim not in varying(marks):
+            self._flow.channels.pin(marks, f"{name!r} mixes neighbours, as a convolution over channels")
         for other in varying(marks):
             if other != dim:  # positions that one weight is for
                 self._flow.channels.tie_along(marks, other)

@@ -66,7 +66,10 @@ class Tracing:
     Attributes:
         groups: the groups that can be cut, in order of execution of their first layer.
         left_whole: name of every group that was asked for but cannot be cut, and the reason.
+        streams: whether residual sums are offered, although they were not asked for, since there is
+            nothing else.
     """
 
     groups: tuple[ChannelGroup, ...]
     left_whole: Mapping[str, str]
+    streams: bool = False

@@ -10,7 +10,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils import parametrize
 
-from acsp_lightning.structure.records import is_record
+from acsp_lightning.structure.records import PREFIX, is_record
 from acsp_lightning.structure.sides import Side, parsed
 
 
@@ -197,6 +197,8 @@ def _unseen(module: nn.Module, sizes: Iterable[str]) -> list[str]:
     told = {name for side in ("out", "in") for name in side_layout(module, side).sizes}
     if isinstance(module, nn.GroupNorm) and module.affine:
         told.add("num_groups")
+    if f"{PREFIX}groups" in module._buffers:  # it became depthwise in an earlier cut
+        told.discard("groups")
     return [name for name in sizes if name not in told]
 
 

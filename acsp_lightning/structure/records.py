@@ -20,17 +20,15 @@ def is_record(name: str) -> bool:
 
 
 def record_sizes(module: nn.Module, before: Mapping[str, object]) -> None:
-    """Record the attributes of a module that a cut has changed.
+    """Record attributes of a module.
 
     Args:
-        module: after the cut.
-        before: what the attributes were.
+        module: after a cut.
+        before: what the attributes were before it.
     """
     for attribute, value in before.items():
         now, first = _entries(getattr(module, attribute)), _entries(value)
         known = module._buffers.get(f"{PREFIX}{attribute}")
-        if now == first and known is None:
-            continue
         device = next((t.device for t in chain(module.parameters(), module.buffers())), None)
         rows = torch.tensor([now, first], device=device)
         if known is not None:

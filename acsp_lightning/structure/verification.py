@@ -8,6 +8,7 @@ spoiled where they are made: nothing but their consumers may notice.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from math import gcd
 from typing import Any
 
@@ -31,6 +32,11 @@ from acsp_lightning.structure.sides import Side
 from acsp_lightning.structure.surgery import reversible_cut
 from acsp_lightning.structure.tracing import trace_groups
 
+STREAMS = (
+    "Every layer that can be cut writes into a residual sum, so the sums are cut, as with residual=True. "
+    "Set residual=True to say so yourself, or leave layers whole with exclude."
+)
+
 # Largest deviation allowed, as a share of the largest value of the layer's output. Reordered sums and
 # TF32 stay below a thousandth of it per layer; a wrong index is of order one.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2, torch.float16: 5e-2, torch.bfloat16: 1e-1}
@@ -53,18 +59,24 @@ def prunable_groups(
 ) -> Tracing:
     """Trace ``model`` and keep what can be cut: :func:`trace_groups`, then :func:`verify_groups`.
 
+    Where every layer writes into a residual sum (RepVGG), the sums are offered all the same.
+
     Raises:
         UnsupportedStructureError: if nothing is left, with the reasons, or as :func:`trace_groups`.
         ValueError: if a pattern matches no layer.
     """
     tracing = trace_groups(model, inputs, include=include, exclude=exclude, residual=residual)
     tracing = verify_groups(model, inputs, tracing)
+    if not tracing.groups and not residual:
+        sums = trace_groups(model, inputs, include=include, exclude=exclude, residual=True)
+        sums = verify_groups(model, inputs, sums)
+        tracing = replace(sums, streams=bool(sums.groups))
     if not tracing.groups:
         reasons = "; ".join(f"{name!r}: {why}" for name, why in tracing.left_whole.items())
         raise UnsupportedStructureError(
             f"No layer of {type(model).__name__} can be pruned with include={list(include)}, "
-            f"exclude={list(exclude)}, residual={residual}. The output layer is never cut, and residual "
-            f"sums only with residual=True. {reasons or 'No other layer was asked for'}."
+            f"exclude={list(exclude)}, residual={residual}. The output layer is never cut. "
+            f"{reasons or 'No other layer was asked for'}."
         )
     return tracing
 

@@ -15,7 +15,7 @@ from acsp_lightning.pipeline import NO_BATCH, examine, survey
 from acsp_lightning.settings import PruningSettings
 from acsp_lightning.structure.example import Example
 from acsp_lightning.structure.groups import Tracing
-from acsp_lightning.structure.verification import unseen_layers
+from acsp_lightning.structure.verification import STREAMS, unseen_layers
 from acsp_lightning.trainer.averaging import (
     Copies,
     check_averages,
@@ -100,6 +100,8 @@ def warn_of_tracing(tracing: Tracing, unseen: Sequence[str]) -> None:
     if tracing.left_whole:
         reasons = "; ".join(f"{name!r}: {why}" for name, why in tracing.left_whole.items())
         rank_zero_warn(f"Some layers are left whole. {reasons}.")
+    if tracing.streams:
+        rank_zero_warn(STREAMS)
     if unseen:
         rank_zero_warn(
             f"forward calls {', '.join(map(repr, unseen))} neither in eval nor in train mode. If "

@@ -15,10 +15,6 @@ def cut(value: int = 6) -> nn.Sequential:
     return model
 
 
-def test_what_a_cut_leaves_alone_is_not_recorded() -> None:
-    assert "0.acsp_size_out_chs" not in cut(8).state_dict()
-
-
 def test_a_record_has_what_is_and_what_was() -> None:
     model = cut()
     assert model.state_dict()["0.acsp_size_out_chs"].tolist() == [[6], [8]]

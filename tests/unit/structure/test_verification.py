@@ -11,7 +11,7 @@ from torch.nn import functional
 from acsp_lightning.structure.groups import Tracing
 from acsp_lightning.structure.plan import build_plan
 from acsp_lightning.structure.tracing import trace_groups
-from acsp_lightning.structure.verification import unseen_layers, verify_groups
+from acsp_lightning.structure.verification import prunable_groups, unseen_layers, verify_groups
 
 
 def altered(group, side, **changes):
@@ -270,3 +270,25 @@ def test_user_hooks_see_no_cut_afterwards():
 
 def inputs_of_float():
     return tuple(x.float() for x in inputs_of(CUT["residual"]))
+
+
+class Reparametrised(nn.Module):
+    """Every layer writes into a sum, as in RepVGG."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide, self.thin = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 8, 1)
+        self.next, self.beside = nn.Conv2d(8, 6, 3, padding=1), nn.Conv2d(8, 6, 1)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x):
+        x = (self.wide(x) + self.thin(x)).relu()
+        return self.head((self.next(x) + self.beside(x)).relu().mean((2, 3)))
+
+
+def test_streams_are_cut_where_there_is_nothing_else():
+    tracing = prunable_groups(Reparametrised(), X)
+    assert tracing.streams
+    assert [group.name for group in tracing.groups] == ["wide", "next"]
+    assert not prunable_groups(Reparametrised(), X, residual=True).streams
+    assert not prunable_groups(residual(), X).streams
