@@ -130,18 +130,18 @@ class _Watcher:
                 made = self._pinned(name, module, reason)
         else:
             read = self._read(name, module, given)
-            if read.any() and has_own_forward(module):
-                self._probe(name, module, given, read)
-            made = self._through(name, module, read)
+            probed = not read.any() or not has_own_forward(module) or self._probe(module, given)
+            if not probed and not is_grouped(module):
+                reason = f"{name!r} does not give the same without some of its inputs"
+                flow.channels.pin(read, f"{reason} (are its filters standardised?)")
+            made = self._through(name, module, read, whole=loses_groups(module) or not probed)
         self._running.append(made)
 
-    def _probe(self, name: str, module: nn.Module, given: Tensor, read: Tensor) -> None:
+    def _probe(self, module: nn.Module, given: Tensor) -> bool:
         """Try a layer with a forward of its own alone."""
         self._probing = True
         try:
-            if not can_lose_inputs(module, given):
-                reason = f"{name!r} does not give the same without some of its inputs"
-                self._flow.channels.pin(read, f"{reason} (are its filters standardised?)")
+            return can_lose_inputs(module, given)
         finally:
             self._probing = False
 
@@ -181,8 +181,15 @@ class _Watcher:
         mixed = (blocks > 0).any(1) & ~(blocks > 0).all(1)
         self._flow.channels.pin(blocks[mixed], "a GroupNorm normalises it with what is no channel")
 
-    def _through(self, name: str, module: nn.Module, read: Tensor) -> Tensor:
-        """Note the sides of a layer; returns the marks of what it makes."""
+    def _through(self, name: str, module: nn.Module, read: Tensor, whole: bool) -> Tensor:
+        """Note the sides of a layer; returns the marks of what it makes.
+
+        Args:
+            name: of the layer.
+            module: the layer.
+            read: marks of what it reads.
+            whole: of a convolution in groups: whole groups go.
+        """
         found, channels = self._flow.found, self._flow.channels
         if not is_producer(module) or is_depthwise(module):
             if is_depthwise(module) and not read.all():
@@ -204,7 +211,7 @@ class _Watcher:
             elif not read.all():
                 both = torch.cat([read, made])
                 channels.pin(both, f"{name!r} reads in its groups what is no channel")
-            elif loses_groups(module):
+            elif whole:
                 every = torch.cat([ins, outs], 1)
                 channels.tie_along(every, 1)
                 return made

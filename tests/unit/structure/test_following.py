@@ -65,3 +65,16 @@ def test_tied_layers_name_each_other() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3))
     model[2].weight = model[0].weight
     assert tied_layers(model) == {"0": "2", "2": "0"}
+
+
+def test_groups_that_cannot_lose_a_share_go_as_a_whole() -> None:
+    class Standardised(nn.Conv2d):
+        def forward(self, x):
+            weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+            return self._conv_forward(x, weight, self.bias)
+
+    found = found_in(
+        nn.Sequential(nn.Conv2d(3, 8, 1), Standardised(8, 4, 1, groups=2), nn.Conv2d(4, 2, 1))
+    )
+    assert found.channels.classes().of(found.sides["1", "in"]).tolist() == [1] * 4 + [5] * 4
+    assert ("1", "in") not in found.mixed

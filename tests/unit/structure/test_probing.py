@@ -29,7 +29,8 @@ class Counting(nn.Linear):
         (SamePadding(6, 4, 3), True, True),
         (Gained(6, 4, 3), True, True),
         (Standardised(6, 4, 3), True, False),
-        (Standardised(6, 4, 3, groups=2), True, True),
+        (Standardised(6, 4, 3, groups=2), True, False),
+        (nn.Conv2d(6, 4, 3, groups=2), False, True),
         (nn.Conv2d(1, 4, 3), False, True),
     ],
 )
