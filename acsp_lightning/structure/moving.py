@@ -114,6 +114,14 @@ def pad(flow: "Flow", func: Any, args: Any, kwargs: Any, result: Any) -> None:
     flow.mark(result, marks)
 
 
+def shuffle(flow: "Flow", func: Any, args: Any, kwargs: Any, result: Any) -> None:
+    """Move; as a view of ``(groups, channels // groups)`` that is transposed."""
+    move(flow, func, args, kwargs, result)
+    marks = flow.marks(args[0])
+    if marks is not None and 1 in varying(marks):
+        flow.channels.tie_along(_vector(marks, 1).view(args[1], -1), 0)
+
+
 def roll(flow: "Flow", func: Any, args: Any, kwargs: Any, result: Any) -> None:
     """Shifted positions keep their channels; shifted channels have none to go with."""
     marks = flow.marks(args[0])

@@ -20,7 +20,7 @@ VIEWS = {"view", "reshape", "_unsafe_view", "unflatten", "flatten", "view_as", "
 MOVES = {
     *("transpose", "permute", "t", "movedim", "moveaxis", "swapaxes", "swapdims", "squeeze"),
     *("unsqueeze", "expand", "expand_as", "repeat", "tile", "repeat_interleave", "flip"),
-    *("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "rot90"),
+    *("pixel_shuffle", "pixel_unshuffle", "rot90"),
     *("adjoint", "numpy_T", "broadcast_to", "diagonal", "unfold"),
 }
 SAME = {
@@ -255,4 +255,5 @@ RULES: tuple[tuple[set[str], Rule], ...] = (
     ({"pad", "constant_pad_nd", "reflection_pad2d", "replication_pad2d"}, moving.pad),
     (NEW, moving.made_like),
     ({"roll"}, moving.roll),
+    ({"channel_shuffle", "native_channel_shuffle"}, moving.shuffle),
 )

@@ -31,6 +31,12 @@ def test_channels_that_a_view_splits_go_by_their_place_in_the_last_part() -> Non
     assert classes_of(flow, marks) == [1, 2, 1, 2]
 
 
+def test_shuffled_channels_go_by_their_place_in_a_group() -> None:
+    flow, marks, y = carried(lambda _, x: functional.channel_shuffle(x, 2))
+    assert classes_of(flow, marks) == [1, 2, 1, 2]
+    assert flow.marks(y)[0, :, 0, 0].tolist() == [1, 3, 2, 4]
+
+
 def test_a_view_that_takes_up_the_batch_splits_the_other_way() -> None:
     flow, marks, _ = carried(lambda _, x: x.reshape(4, 2, 9))
     assert classes_of(flow, marks) == [1, 1, 3, 3]
