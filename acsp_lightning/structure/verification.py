@@ -33,8 +33,8 @@ from acsp_lightning.structure.surgery import reversible_cut
 from acsp_lightning.structure.tracing import trace_groups
 
 STREAMS = (
-    "Every layer that can be cut writes into a residual sum, so the sums are cut, as with residual=True. "
-    "Set residual=True to say so yourself, or leave layers whole with exclude."
+    "Every layer that can be cut writes into a residual sum, so the sums are cut, as with "
+    "residual=True. Set residual=True to say so yourself, or leave layers whole with exclude."
 )
 
 # Largest deviation allowed, as a share of the largest value of the layer's output. Reordered sums and

@@ -10,7 +10,7 @@ from helpers.oracle import assert_cut_is_masked, built, inputs_of, offered, rand
 from helpers.structures import STRUCTURES
 from torch.nn import functional
 
-from acsp_lightning import apply_plan, load_pruned
+from acsp_lightning import SelectionConfig, apply_plan, load_pruned, preview
 from acsp_lightning.measure.complexity import measure_complexity
 from acsp_lightning.selection.cost import FlopsModel
 from acsp_lightning.structure.optimizer import slice_optimizer_state
@@ -94,3 +94,29 @@ def test_consumers_are_refitted(name: str) -> None:
     before = (cut(*inputs) - whole).norm()
     refit_consumers(cut, plan, refit)
     assert (cut(*inputs) - whole).norm() < before
+
+
+BATCHES = [(torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(n)).double(), torch.arange(16) % 4)
+           for n in range(2)]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("selection", "recovery"),
+    [
+        (SelectionConfig(keep=0.5), "fold"),
+        (SelectionConfig(flops=0.7), "least_squares"),
+        (SelectionConfig.paper(), "none"),
+    ],
+    ids=["share", "target", "paper"],
+)
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_channels_are_chosen(name: str, selection: SelectionConfig, recovery: str) -> None:
+    case = STRUCTURES[name]
+    model = built(case)
+    step = preview(model, BATCHES, selection, residual=case.residual, recovery=recovery)
+    assert set(step.selections) == set(case.cut)
+    if selection.keep is not None:
+        for found in step.selections.values():
+            assert len(found.kept) == max(2, round(found.width / 2))
+    if selection.flops is not None:
+        assert step.after.flops <= selection.flops * step.before.flops + 1e-6
