@@ -73,7 +73,7 @@ def select_groups(
         layer_flops: FLOPs of every layer, as ``Complexity.by_layer``.
         targets: outputs of consumers, by layer, which weight the errors in them; None: every output is
             weighted by its own energy.
-        round_to: every width is rounded up to a multiple of this.
+        round_to: every width is rounded up to a multiple of this, in positions of a layer.
         budget: maximum FLOPs of all layers after the cut; None: a knee decides.
         decisions: widths of at least these groups, by name, as from :func:`as_decisions`; None: decide
             here.
@@ -89,12 +89,14 @@ def select_groups(
         group.name: score_channels(model, group, activations, config)
         for group in tracked(groups, "Comparing channels")
     }
+    steps = {group.name: group.step(round_to) for group in groups}
     widths: Mapping[str, WidthDecision] | None = decisions
     if decisions is None and config.keep is not None:
-        widths = {g.name: width_of_share(g.width, config, round_to=round_to) for g in groups}
+        widths = {g.name: width_of_share(g.width, config, round_to=steps[g.name]) for g in groups}
     weighted = config.weighting == "contribution"
     candidates = {
-        group.name: candidate_widths(group.width, config.min_channels, round_to) for group in groups
+        group.name: candidate_widths(group.width, config.min_channels, steps[group.name])
+        for group in groups
     }
     by_damage = widths is None and config.is_global and config.curve == "damage"
     # A layer's own knee needs its whole curve.
@@ -120,7 +122,7 @@ def select_groups(
         }
         network, chosen = _least_damage(damage, FlopsModel(groups, layer_flops), config, budget)
     elif budget is not None:
-        chosen = _one_level(curves, FlopsModel(groups, layer_flops), config, round_to, budget)
+        chosen = _one_level(curves, FlopsModel(groups, layer_flops), config, steps, budget)
     selections = {
         name: select_channels(
             found.distances,
@@ -128,7 +130,7 @@ def select_groups(
             replace(config, seed=config.seed + place),
             magnitudes=found.magnitudes,
             separability=found.separability,
-            round_to=round_to,
+            round_to=steps[name],
             curves=curves[name],
             k=chosen.get(name),
         )
@@ -228,13 +230,16 @@ def check_reachable(
     """
     groups = tuple(groups)
     for group in groups:
-        if round_to > group.width:
+        if group.step(round_to) > group.width:
             raise ValueError(
                 f"round_to is {round_to}, but {group.name!r} has only {group.width} channels. Round to "
                 "less, or exclude the layer."
             )
-    floor = -(-config.min_channels // round_to) * round_to
-    smallest = {group.name: min(group.width, floor) for group in groups}
+    steps = {group.name: group.step(round_to) for group in groups}
+    smallest = {
+        group.name: min(group.width, -(-config.min_channels // steps[group.name]) * steps[group.name])
+        for group in groups
+    }
     least = FlopsModel(groups, complexity.by_layer).total(smallest)
     if budget is not None and least > budget:
         raise ValueError(
@@ -248,14 +253,14 @@ def _one_level(
     curves: Mapping[str, ChannelCurves],
     costs: FlopsModel,
     config: SelectionConfig,
-    round_to: int,
+    steps: Mapping[str, int],
     budget: float,
 ) -> dict[str, WidthDecision]:
     """The highest level of all curves, found by bisection, at which the FLOPs fit the budget."""
 
     def widths(level: float) -> dict[str, WidthDecision]:
         return {
-            name: width_at_level(curve, level, config, round_to=round_to)
+            name: width_at_level(curve, level, config, round_to=steps[name])
             for name, curve in curves.items()
         }
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import gcd
 
 from acsp_lightning.structure.sides import Side
 
@@ -52,6 +53,10 @@ class ChannelGroup:
     passthrough: tuple[LayerSide, ...]
     consumers: tuple[LayerSide, ...]
     residual: bool
+
+    def step(self, round_to: int) -> int:
+        """Number of channels that make a multiple of ``round_to`` positions of the first producer."""
+        return round_to // gcd(round_to, len(self.producers[0].positions) // self.width)
 
     @property
     def sides(self) -> tuple[LayerSide, ...]:

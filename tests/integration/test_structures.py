@@ -96,8 +96,12 @@ def test_consumers_are_refitted(name: str) -> None:
     assert (cut(*inputs) - whole).norm() < before
 
 
-BATCHES = [(torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(n)).double(), torch.arange(16) % 4)
-           for n in range(2)]  # fmt: skip
+def batch(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    images = torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return images, torch.arange(16) % 4
+
+
+BATCHES = [batch(0), batch(1)]
 
 
 @pytest.mark.parametrize(
@@ -120,3 +124,12 @@ def test_channels_are_chosen(name: str, selection: SelectionConfig, recovery: st
             assert len(found.kept) == max(2, round(found.width / 2))
     if selection.flops is not None:
         assert step.after.flops <= selection.flops * step.before.flops + 1e-6
+
+
+@pytest.mark.parametrize("name", ["whole groups", "shares of groups"])
+def test_widths_are_rounded_in_channels_of_layers(name: str) -> None:
+    """Three units of two are six channels, and even."""
+    case = STRUCTURES[name]
+    step = preview(built(case), BATCHES, SelectionConfig(keep=0.5), residual=True, round_to=2)
+    assert all(after % 2 == 0 for _, after in step.layers.values())
+    assert 3 in {len(found.kept) for found in step.selections.values()}

@@ -26,3 +26,12 @@ def test_groups_are_plain_data() -> None:
     group = ChannelGroup("a", 2, (side,), (), (), residual=False)
     assert group == ChannelGroup("a", 2, (LayerSide("a", "out", 2, (0, 1), (0, 1)),), (), (), False)
     assert len({group, group}) == 1
+
+
+@pytest.mark.parametrize(
+    ("positions", "round_to", "step"), [(1, 8, 8), (2, 8, 4), (8, 8, 1), (3, 8, 8), (6, 4, 2)]
+)
+def test_steps_by_hand(positions: int, round_to: int, step: int) -> None:
+    channels = tuple(place // positions for place in range(4 * positions))
+    side = LayerSide("a", "out", 4 * positions, tuple(range(4 * positions)), channels)
+    assert ChannelGroup("a", 4, (side,), (), (), residual=False).step(round_to) == step
