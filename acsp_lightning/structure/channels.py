@@ -1,0 +1,105 @@
+"""Which channels are one: marks on positions, ties between marks, and the classes that they make.
+
+Every position that a layer makes gets a mark of its own, a positive number. What forward does with them
+ties marks together, as in a sum, or pins them, as where the network's output shows them. Marks that are
+tied go together or not at all.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+class Channels:
+    """The marks of a network, tied and pinned while its forward is followed."""
+
+    def __init__(self) -> None:
+        self._count = 1  # 0 marks what is no channel
+        self._ties: list[Tensor] = []
+        self._sums: list[Tensor] = []
+        self._pins: list[tuple[Tensor, str]] = []
+
+    def new(self, count: int) -> Tensor:
+        """Fresh marks, int64, (count,)."""
+        self._count += count
+        return torch.arange(self._count - count, self._count)
+
+    def tie(self, left: Tensor, right: Tensor) -> bool:
+        """Tie marks pairwise; returns whether any two of them were different.
+
+        Args:
+            left: marks of any shape; zeros are passed over.
+            right: marks of the same shape.
+        """
+        pairs = torch.stack([left.flatten(), right.flatten()])
+        pairs = pairs[:, (pairs[0] != pairs[1]) & (pairs > 0).all(0)]
+        if pairs.shape[1]:
+            self._ties.append(torch.unique(pairs, dim=1))
+        return bool(pairs.shape[1])
+
+    def tie_along(self, marks: Tensor, dim: int) -> None:
+        """Tie all marks along a dimension to one another, past what is no channel."""
+        first = marks.gather(dim, (marks > 0).int().argmax(dim, keepdim=True))
+        self.tie(first.expand_as(marks), marks)
+
+    def add(self, marks: Tensor) -> None:
+        """Note that marks run through a sum of several tensors of the network."""
+        self._sums.append(torch.unique(marks))
+
+    def pin(self, marks: Tensor, reason: str) -> None:
+        """Note why marks must stay; the first reason counts."""
+        found = torch.unique(marks[marks > 0])
+        if len(found):
+            self._pins.append((found, reason))
+
+    def classes(self) -> "Classes":
+        """What the ties make of the marks."""
+        return Classes(self._roots(), self._pins, self._sums)
+
+    def _roots(self) -> Tensor:
+        parent = list(range(self._count))
+
+        def root(mark: int) -> int:
+            while parent[mark] != mark:
+                parent[mark] = parent[parent[mark]]
+                mark = parent[mark]
+            return mark
+
+        if self._ties:
+            for left, right in torch.unique(torch.cat(self._ties, 1), dim=1).T.tolist():
+                low, high = sorted((root(left), root(right)))
+                parent[high] = low
+        return torch.tensor([root(mark) for mark in range(self._count)])
+
+
+class Classes:
+    """Marks that go together.
+
+    Args:
+        roots: the smallest mark of every mark's class, (marks,).
+        pins: marks that must stay, and why.
+        sums: marks that run through a sum.
+    """
+
+    def __init__(
+        self, roots: Tensor, pins: Iterable[tuple[Tensor, str]], sums: Iterable[Tensor]
+    ) -> None:
+        self._roots = roots
+        self._reasons: dict[int, str] = {}
+        for marks, reason in pins:
+            for root in torch.unique(roots[marks]).tolist():
+                self._reasons.setdefault(root, reason)
+        self._summed = {root for marks in sums for root in torch.unique(roots[marks]).tolist()}
+
+    def of(self, marks: Tensor) -> Tensor:
+        """The class of every mark, by its smallest mark."""
+        return self._roots[marks]
+
+    def reason(self, root: int) -> str | None:
+        """Why a class must stay; None if it may go."""
+        return self._reasons.get(root)
+
+    def is_summed(self, root: int) -> bool:
+        """Whether a class runs through a sum."""
+        return root in self._summed
