@@ -10,6 +10,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from acsp_lightning.structure.marks import thin
+
 
 class Channels:
     """The marks of a network, tied and pinned while its forward is followed."""
@@ -45,11 +47,12 @@ class Channels:
 
     def add(self, marks: Tensor) -> None:
         """Note that marks run through a sum of several tensors of the network."""
-        self._sums.append(torch.unique(marks))
+        self._sums.append(torch.unique(*thin(marks)))
 
     def pin(self, marks: Tensor, reason: str) -> None:
         """Note why marks must stay; the first reason counts."""
-        found = torch.unique(marks[marks > 0])
+        (found,) = thin(marks)
+        found = torch.unique(found[found > 0])
         if len(found):
             self._pins.append((found, reason))
 
@@ -58,19 +61,18 @@ class Channels:
         return Classes(self._roots(), self._pins, self._sums)
 
     def _roots(self) -> Tensor:
-        parent = list(range(self._count))
-
-        def root(mark: int) -> int:
-            while parent[mark] != mark:
-                parent[mark] = parent[parent[mark]]
-                mark = parent[mark]
-            return mark
-
-        if self._ties:
-            for left, right in torch.unique(torch.cat(self._ties, 1), dim=1).T.tolist():
-                low, high = sorted((root(left), root(right)))
-                parent[high] = low
-        return torch.tensor([root(mark) for mark in range(self._count)])
+        """The smallest mark of every mark's class: smaller ones spread along the ties."""
+        roots = torch.arange(self._count)
+        ties = torch.cat(self._ties, 1) if self._ties else torch.empty(2, 0, dtype=torch.int64)
+        while True:
+            smallest = roots[ties].amin(0)
+            lower = roots.clone()
+            for ends in ties:
+                lower.scatter_reduce_(0, roots[ends], smallest, "amin")
+            lower = lower[lower]
+            if torch.equal(lower, roots):
+                return roots
+            roots = lower
 
 
 class Classes:
@@ -99,6 +101,14 @@ class Classes:
     def reason(self, root: int) -> str | None:
         """Why a class must stay; None if it may go."""
         return self._reasons.get(root)
+
+    def reason_numbers(self) -> Tensor:
+        """By root: a number for every reason why a class must stay, 0 for those that may go."""
+        numbers = {reason: n for n, reason in enumerate(dict.fromkeys(self._reasons.values()), 1)}
+        found = torch.zeros_like(self._roots)
+        for reason, number in numbers.items():
+            found[[root for root, why in self._reasons.items() if why == reason]] = number
+        return found
 
     def is_summed(self, root: int) -> bool:
         """Whether a class runs through a sum."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -47,64 +46,76 @@ def bundles(found: Findings, model: nn.Module, order: Sequence[str]) -> list[Bun
         order: names of its layers in order of execution.
     """
     places = _places(found, model)
-    classes = found.channels.classes()
-    lying: dict[int, dict[Place, list[int]]] = {}
-    for place, marks in places.items():
-        for position, root in enumerate(classes.of(marks).tolist()):
-            if marks[position] > 0:
-                lying.setdefault(root, {}).setdefault(place, []).append(position)
-    alike: dict[object, list[int]] = {}
-    for root, where in lying.items():
-        alike.setdefault((_signature(where), classes.reason(root)), []).append(root)
-    found_bundles = [
-        _bundle(roots, [lying[root] for root in roots], found, places, classes, model, order)
-        for roots in alike.values()
-    ]
     ranks = {name: rank for rank, name in enumerate(order)}
+    ordered = sorted(places, key=lambda place: (ranks.get(place[0], len(ranks)), place[1]))
+    classes = found.channels.classes()
+    roots = {place: classes.of(places[place]) for place in ordered}
+    bundled = [
+        _bundle(alike, {place: roots[place] for place in where}, places, found, classes, model)
+        for alike, where in _alike(roots, classes)
+    ]
     return sorted(
-        (bundle for bundle in found_bundles if bundle.layers),
-        key=lambda bundle: ranks[bundle.layers[0]],
+        (bundle for bundle in bundled if bundle.layers), key=lambda bundle: ranks[bundle.layers[0]]
     )
 
 
-def _signature(where: Mapping[Place, Sequence[int]]) -> object:
-    return tuple(sorted((place, len(positions)) for place, positions in where.items()))
+def _alike(roots: Mapping[Place, Tensor], classes: Classes) -> list[tuple[Tensor, list[Place]]]:
+    """Classes that lie equally often on the same sides, and stay for the same reason, if they must.
+
+    Args:
+        roots: the class of every position of every side.
+        classes: all classes.
+
+    Returns:
+        Their roots, ascending, and the sides that they lie on; in order of the first root.
+    """
+    kinds = classes.reason_numbers()
+    lying = {place: torch.unique(own[own > 0], return_counts=True) for place, own in roots.items()}
+    for here, times in lying.values():
+        _, finer = torch.unique((kinds[here] << 32) + times, return_inverse=True)
+        kinds[here] = finer + 1 + kinds.amax()
+    where: dict[int, list[Place]] = {}
+    for place, (here, _) in lying.items():
+        for kind in torch.unique(kinds[here]).tolist():
+            where.setdefault(kind, []).append(place)
+    known = torch.unique(torch.cat([own[own > 0] for own in roots.values()]))
+    alike = [(known[kinds[known] == kind], sides) for kind, sides in where.items()]
+    return sorted(alike, key=lambda one: int(one[0][0]))
 
 
 def _bundle(
-    roots: Sequence[int],
-    lying: Sequence[Mapping[Place, Sequence[int]]],
-    found: Findings,
+    alike: Tensor,
+    roots: Mapping[Place, Tensor],
     places: Mapping[Place, Tensor],
+    found: Findings,
     classes: Classes,
     model: nn.Module,
-    order: Sequence[str],
 ) -> Bundle:
-    ranks = {name: rank for rank, name in enumerate(order)}
-    where = sorted(lying[0], key=lambda place: (ranks.get(place[0], len(ranks)), place[1]))
     layers = tuple(
-        layer for layer, side in where if side == "out" and is_producer(model.get_submodule(layer))
+        layer for layer, side in roots if side == "out" and is_producer(model.get_submodule(layer))
     )
     makers = tuple(layer for layer in layers if (layer, "out") in found.mixed)
-    residual = any(classes.is_summed(root) for root in roots)
-    reason = classes.reason(roots[0])
-    readers = [place for place in where if place[1] == "in" and place in found.mixed]
+    residual = any(classes.is_summed(root) for root in alike.tolist())
+    reason = classes.reason(int(alike[0]))
+    readers = [place for place in roots if place[1] == "in" and place in found.mixed]
     if reason is not None:
         silent = reason == IS_OUTPUT and not readers
         return Bundle(layers, residual, None, None if silent else reason)
     if not readers or not makers:
         return Bundle(layers, residual, None, None)
-    width = len(roots)
+    width = len(alike)
     if width < 2:
-        single = all(len(places[maker, "out"]) == 1 for maker in makers)
+        single = all(len(roots[maker, "out"]) == 1 for maker in makers)
         mixed = "its channels are mixed with one another, so that they could only go together"
         return Bundle(layers, residual, None, None if single else mixed)
     sides: dict[Place, LayerSide] = {}
-    for place in where:
-        pairs = sorted((p, c) for c, one in enumerate(lying) for p in one[place])
-        positions, channels = (tuple(values) for values in zip(*pairs, strict=True))
+    for place, own in roots.items():
+        channels = torch.searchsorted(alike, own).clamp(max=width - 1)
+        positions = (alike[channels] == own).nonzero().flatten()
         spread = _spread(places[place]) if place in readers else 1
-        sides[place] = LayerSide(*place, len(places[place]), positions, channels, spread or 1)
+        sides[place] = LayerSide(
+            *place, len(own), tuple(positions.tolist()), tuple(channels[positions].tolist()), spread or 1
+        )
     producers = tuple(side for place, side in sides.items() if place[0] in makers and place[1] == "out")
     consumers = tuple(sides[place] for place in readers)
     others = tuple(side for side in sides.values() if side not in producers + consumers)
@@ -164,28 +175,27 @@ def _line(marks: Tensor, dim: int) -> Tensor:
     return marks[tuple(slice(None) if d == dim else 0 for d in range(marks.ndim))]
 
 
-def _runs(marks: Tensor) -> list[tuple[int, int, int]]:
+def _runs(marks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Start, length and mark of every run of one mark, those of no channel left out."""
-    values = marks.tolist()
-    starts = [0, *(p for p, (a, b) in enumerate(pairwise(values), 1) if a != b), len(values)]
-    return [(a, b - a, values[a]) for a, b in pairwise(starts) if values[a] > 0]
+    values, lengths = torch.unique_consecutive(marks, return_counts=True)
+    starts = lengths.cumsum(0) - lengths
+    return starts[values > 0], lengths[values > 0], values[values > 0]
 
 
 def _spread(marks: Tensor) -> int | None:
     """How many positions in a row carry one mark; None if that differs."""
-    runs = _runs(marks)
-    lengths = {length for _, length, _ in runs}
-    if len(lengths) > 1:
-        return None
-    spread = next(iter(lengths), 1)
-    aligned = all(start % spread == 0 for start, _, _ in runs) and len(marks) % spread == 0
-    return spread if aligned else None
+    starts, lengths, _ = _runs(marks)
+    if not len(lengths):
+        return 1
+    spread = int(lengths[0])
+    aligned = not (starts % spread).any() and len(marks) % spread == 0
+    return spread if aligned and bool((lengths == spread).all()) else None
 
 
 def _check_read(channels: Channels, layer: str, marks: Tensor) -> None:
     if _spread(marks) is None:
         channels.pin(marks, f"{layer!r} reads maps of several sizes")
         return
-    times = torch.tensor([mark for _, _, mark in _runs(marks)], dtype=torch.int64).bincount()
-    if len(times) and int(times.max()) > MOST_READ:
+    _, _, values = _runs(marks)
+    if len(values) and int(values.bincount().amax()) > MOST_READ:
         channels.pin(marks, f"{layer!r} does not read its channels one after another")
