@@ -66,6 +66,7 @@ def follow(model: nn.Module, inputs: tuple[Any, ...], calls: Mapping[str, int]) 
         marks = flow.marks(output)
         if marks is not None:
             flow.channels.pin(marks, IS_OUTPUT)
+        flow.use(output, IS_OUTPUT)
     return flow.found
 
 
@@ -119,6 +120,8 @@ class _Watcher:
             if len(outer) == given.shape[dim]:
                 flow.mark(given, along(outer, dim, given.shape))
         flow.suspended = True
+        for leaf in tree_leaves((args, kwargs)):
+            flow.use(leaf)
         reason = self._reason(name, module)
         made = torch.zeros(0, dtype=torch.int64)
         if reason is not None or not isinstance(given, Tensor):

@@ -42,8 +42,8 @@ def trace_groups(
         The groups in order of execution, and what was left whole with the reason.
 
     Raises:
-        UnsupportedStructureError: if ``forward(*inputs)`` fails, or calls no convolution or linear
-            layer.
+        UnsupportedStructureError: if ``forward(*inputs)`` fails, calls no convolution or linear layer,
+            or cannot be followed.
         ValueError: if a pattern matches no layer.
     """
     _check_patterns(model, include, exclude)
@@ -56,7 +56,16 @@ def trace_groups(
                 f"{type(model).__name__}.forward calls no convolution or linear layer; there is "
                 "nothing to prune."
             )
-        found = follow(model, inputs, calls)
+        try:
+            found = follow(model, inputs, calls)
+        except UnsupportedStructureError:
+            raise
+        except Exception as error:
+            raise UnsupportedStructureError(
+                f"The tracer could not follow {type(model).__name__}.forward: {type(error).__name__}: "
+                f"{error}. It runs forward once under torch.inference_mode(): what needs gradients in "
+                "evaluation cannot be followed."
+            ) from error
     wanted = [
         bundle
         for bundle in bundles(found, model, list(calls))

@@ -1,9 +1,10 @@
 """Whether a cut does what it says: the same as zeroing the channels where consumers read them.
 
-The tracer follows unknown operators by guessing. Before a group is offered, it is therefore cut for
-a trial, in place, and put back at once. What every consumer and the network give is compared with the
-whole network in which the same channels were zeroed at the consumers' inputs. There they are also
-spoiled where they are made: nothing but their consumers may notice.
+The tracer takes layers as a whole, views for shuffles and numbers for widths, as they mostly are. Before
+a group is offered, it is therefore cut for a trial, in place, and put back at once. What every consumer
+and the network give is compared with the whole network in which the same channels were zeroed at the
+consumers' inputs. There they are also spoiled where they are made: nothing but their consumers may
+notice.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
