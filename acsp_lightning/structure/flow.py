@@ -140,8 +140,8 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Note that tensors were made of channels that were mixed with one another.
 
         The channels have to stay if one of the tensors is used: joined with channels, given to a layer,
-        or returned. A statistic that forward only keeps for itself keeps no channel, and whether a single
-        number does (the range of an observer) is for the trial to say.
+        or returned. A statistic that forward only keeps for itself keeps no channel, and whether a
+        single number does (the range of an observer) is for the trial to say.
         """
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor) and leaf.numel() > 1:
