@@ -89,6 +89,7 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.stack: list[tuple[str, nn.Module]] = []
         self.suspended = False
         self._marks = WeakIdKeyDictionary()
+        self._mixtures = WeakIdKeyDictionary()
         # What a tensor was made of parameters: their names, and which element each value came from.
         self._origins = WeakIdKeyDictionary()
         self._named: dict[int, str] = {}
@@ -107,6 +108,7 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if self.suspended or not self._concerned(args, kwargs):
             return func(*args, **kwargs)
+        self._settle(args, kwargs)
         rule = operators.rule(func)
         if rule is None and func._can_decompose():
             with self:
@@ -114,12 +116,50 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if result is not NotImplemented:
                 return result
         result = func(*args, **kwargs)
-        (rule or operators.unknown)(self, func, args, kwargs, result)
+        try:
+            (rule or operators.unknown)(self, func, args, kwargs, result)
+        except Exception:  # arguments that a rule does not know
+            operators.unknown(self, func, args, kwargs, result)
+        for leaf in tree_leaves((args, kwargs)):
+            for marks, reason in self.mixtures(leaf):
+                self.mix(marks, reason, result)
         return result
 
     def _concerned(self, args: Any, kwargs: Any) -> bool:
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        return any(t in self._marks or self.origins(t) for t in tensors)
+        return any(t in self._marks or t in self._mixtures or self.origins(t) for t in tensors)
+
+    def _settle(self, args: Any, kwargs: Any) -> None:
+        """Pin what was mixed, if that meets channels."""
+        leaves = tree_leaves((args, kwargs))
+        if any(self.marks(leaf) is not None for leaf in leaves):
+            for leaf in leaves:
+                self.use(leaf)
+
+    def mix(self, marks: Tensor, reason: str, result: Any) -> None:
+        """Note that tensors were made of channels that were mixed with one another.
+
+        The channels have to stay if one of the tensors is used: joined with channels, given to a layer,
+        or returned. A statistic that forward only keeps for itself keeps no channel, and whether a
+        single number does (the range of an observer) is for the trial to say.
+        """
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.numel() > 1:
+                known = self.mixtures(leaf)
+                if not any(marks is other for other, _ in known):
+                    self._mixtures[leaf] = [*known, (marks, reason)]
+
+    def mixtures(self, tensor: Any) -> list[tuple[Tensor, str]]:
+        """The channels that a tensor is a mixture of, and how they were mixed."""
+        if not isinstance(tensor, Tensor):
+            return []
+        found: list[tuple[Tensor, str]] = self._mixtures.get(tensor, [])  # type: ignore[no-untyped-call]
+        return found
+
+    def use(self, tensor: Any, reason: str | None = None) -> None:
+        """Pin the channels that a tensor is a mixture of, for a reason or for having been mixed."""
+        for marks, how in self.mixtures(tensor):
+            self.channels.pin(marks, reason or how)
 
     def marks(self, tensor: Any) -> Tensor | None:
         """The marks of a tensor; None if it carries no channel."""

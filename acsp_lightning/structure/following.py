@@ -71,6 +71,7 @@ def follow(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Findings, Counter
         marks = flow.marks(output)
         if marks is not None:
             flow.channels.pin(marks, IS_OUTPUT)
+        flow.use(output, IS_OUTPUT)
     return flow.found, watcher.calls
 
 
@@ -138,6 +139,8 @@ class _Watcher:
             if len(outer) == given.shape[dim]:
                 flow.mark(given, along(outer, dim, given.shape))
         flow.suspended = True
+        for leaf in tree_leaves((args, kwargs)):
+            flow.use(leaf)
         reason = self._reason(name, module)
         made = torch.zeros(0, dtype=torch.int64)
         if self.calls[name] > 1 and reason is None:

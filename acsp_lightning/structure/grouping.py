@@ -78,7 +78,7 @@ def _alike(roots: Mapping[Place, Tensor], classes: Classes) -> list[tuple[Tensor
     for place, (here, _) in lying.items():
         for kind in torch.unique(kinds[here]).tolist():
             where.setdefault(kind, []).append(place)
-    known = torch.unique(torch.cat([own[own > 0] for own in roots.values()]))
+    known = torch.unique(torch.cat([kinds[:0], *(own[own > 0] for own in roots.values())]))
     alike = [(known[kinds[known] == kind], sides) for kind, sides in where.items()]
     return sorted(alike, key=lambda one: int(one[0][0]))
 

@@ -78,9 +78,8 @@ def view(flow: "Flow", func: Any, args: Any, kwargs: Any, result: Any) -> None:
             if dim != shrinks:
                 flow.channels.tie_along(after, dim)
         _note_sizes(flow, after, shrinks)
-    for dim in differ:
-        if len(differ) == 1:
-            flow.sized(before.shape[dim], _vector(before, dim))
+    if len(differ) == 1 and before.shape[differ[0]] in tree_leaves(args[1:]):
+        _note_sizes(flow, before, differ[0])
 
 
 def _note_sizes(flow: "Flow", marks: Tensor, dim: int) -> None:

@@ -64,17 +64,16 @@ def rule(func: Any) -> Rule | None:
 
 
 def unknown(flow: "Flow", func: Any, args: Any, kwargs: Any, result: Any) -> None:
-    """Pin what an operator is given that may mix anything."""
-    if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):
-        return  # a size, a number or an answer
+    """What an operator gives that may mix anything is a mixture of all channels that it is given."""
     for leaf in tree_leaves((args, kwargs)):
         marks = flow.marks(leaf)
         if marks is not None:
-            flow.channels.pin(marks, f"its channels are mixed with one another ({_name(func)})")
+            flow.mix(marks, _mixed(func), result)
 
 
-def _name(func: Any) -> str:
-    return str(func._overloadpacket.__name__).strip("_")
+def _mixed(func: Any) -> str:
+    name = str(func._overloadpacket.__name__).strip("_")
+    return f"its channels are mixed with one another ({name})"
 
 
 def _pointwise(flow: "Flow", func: Any, args: Any, kwargs: Any, result: Any) -> None:
@@ -193,10 +192,10 @@ def _dims(func: Any, args: Any, kwargs: Any) -> list[int]:
 def _reduce(flow: "Flow", func: Any, args: Any, kwargs: Any, result: Any) -> None:
     marks = flow.marks(args[0])
     results = outputs(result)
-    if marks is None or not results or results[0].dtype == torch.bool:
+    if marks is None or not results:
         return
     dims = _dims(func, args, kwargs)
-    left = _mixed_along(flow, func, marks, dims)
+    left = _mixed_along(flow, func, marks, dims, result)
     if left is None:
         return
     for dim in sorted(dims, reverse=True):
@@ -205,11 +204,13 @@ def _reduce(flow: "Flow", func: Any, args: Any, kwargs: Any, result: Any) -> Non
         flow.mark(output, left)
 
 
-def _mixed_along(flow: "Flow", func: Any, marks: Tensor, dims: Sequence[int]) -> Tensor | None:
-    """Tie channels along dimensions, or pin them if they lie along no other; None if so."""
+def _mixed_along(
+    flow: "Flow", func: Any, marks: Tensor, dims: Sequence[int], result: Any
+) -> Tensor | None:
+    """Tie channels along dimensions; None if they lie along no other, and the result is a mixture."""
     differ = varying(marks)
     if all(dim in dims for dim in differ):
-        flow.channels.pin(marks, f"its channels are mixed with one another ({_name(func)})")
+        flow.mix(marks, _mixed(func), result)
         return None
     for dim in dims:
         if dim in differ:
@@ -220,7 +221,7 @@ def _mixed_along(flow: "Flow", func: Any, marks: Tensor, dims: Sequence[int]) ->
 def _along(flow: "Flow", func: Any, args: Any, kwargs: Any, result: Any) -> None:
     marks = flow.marks(args[0])
     if marks is not None:
-        left = _mixed_along(flow, func, marks, _dims(func, args, kwargs))
+        left = _mixed_along(flow, func, marks, _dims(func, args, kwargs), result)
         for output in outputs(result):
             flow.mark(output, left)
 
@@ -232,7 +233,7 @@ def _spatial(flow: "Flow", func: Any, args: Any, kwargs: Any, result: Any) -> No
     name = func._overloadpacket.__name__
     places = next((size for size in (1, 2, 3) if f"{size}d" in name), args[0].ndim - 2)
     dims = range(marks.ndim - places, marks.ndim)
-    if _mixed_along(flow, func, marks, dims) is not None:
+    if _mixed_along(flow, func, marks, dims, result) is not None:
         for dim in dims:
             marks = marks.narrow(dim, 0, 1)
         for output in outputs(result):

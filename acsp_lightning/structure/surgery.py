@@ -109,7 +109,7 @@ def reversible_cut(
         keep: whether the cut stays when the body ends well.
     """
     modules = dict(model.named_modules())
-    cuts = {layer: layer_cut(modules[layer], kept) for layer, kept in _by_layer(plan).items()}
+    cuts = {layer: layer_cut(modules[layer], kept) for layer, kept in kept_by_layer(plan).items()}
     touched = [modules[layer] for layer in cuts]
     before = [_snapshot(modules[layer], cut) for layer, cut in cuts.items()]
     stays = False
@@ -140,7 +140,8 @@ class _State:
     unseen: dict[str, object]
 
 
-def _by_layer(plan: PruningPlan) -> dict[str, dict[Side, tuple[int, ...]]]:
+def kept_by_layer(plan: PruningPlan) -> dict[str, dict[Side, tuple[int, ...]]]:
+    """What every side of every module keeps."""
     kept: dict[str, dict[Side, tuple[int, ...]]] = {}
     for cut in plan:
         kept.setdefault(cut.layer, {})[cut.side] = cut.kept

@@ -44,8 +44,8 @@ def trace_groups(
         The groups in order of execution, and what was left whole with the reason.
 
     Raises:
-        UnsupportedStructureError: if ``forward(*inputs)`` fails, or calls no convolution or linear
-            layer.
+        UnsupportedStructureError: if ``forward(*inputs)`` fails, calls no convolution or linear layer,
+            or cannot be followed.
         ValueError: if a pattern matches no layer.
     """
     _check_patterns(model, include, exclude)
@@ -82,8 +82,9 @@ def _followed(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Findings, Coun
     except Exception as error:
         call_counts(model, inputs)  # which raises if forward fails by itself
         raise UnsupportedStructureError(
-            f"The tracer could not follow {type(model).__name__}.forward: "
-            f"{type(error).__name__}: {error}."
+            f"The tracer could not follow {type(model).__name__}.forward: {type(error).__name__}: "
+            f"{error}. It runs forward once under torch.inference_mode(): what needs gradients in "
+            "evaluation cannot be followed."
         ) from error
 
 

@@ -1,8 +1,8 @@
 """Whether a cut does what it says: the same as zeroing the channels where consumers read them.
 
-One traced forward pass does not show all that code relies on. Before a group is offered, it is therefore
-cut for a :mod:`~acsp_lightning.structure.trial`: all groups at once, which is enough where nothing is
-wrong.
+The tracer takes layers as a whole, views for shuffles and numbers for widths, as they mostly are. Before
+a group is offered, it is therefore cut for a :mod:`~acsp_lightning.structure.trial`: all groups at once,
+which is enough where nothing is wrong.
 """
 
 from collections import Counter

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from acsp_lightning.structure import operators
 from acsp_lightning.structure.flow import Flow
 from acsp_lightning.structure.marks import along
 
@@ -64,6 +65,34 @@ def test_sizes_are_numbers_and_entries_of_the_running_module() -> None:
     "body", [lambda _, x: x.cumsum(1), lambda _, x: torch.einsum("bchw,dc->bdhw", x, torch.rand(3, 4))]
 )
 def test_what_mixes_channels_pins_them(body) -> None:
-    flow, marks, _ = carried(body)
+    flow, marks, y = carried(body)
+    assert flow.channels.classes().reason(1) is None  # a statistic that nobody uses
+    flow.use(y)
+    classes = flow.channels.classes()
+    assert all("mixed" in (classes.reason(int(mark)) or "") for mark in marks)
+
+
+def test_a_single_number_is_for_the_trial_to_judge() -> None:
+    flow, marks, _ = carried(lambda _, x: x.clamp(max=x.amax()))
+    assert {flow.channels.classes().reason(int(mark)) for mark in marks} == {None}
+
+
+def test_a_mixture_that_meets_channels_pins_them() -> None:
+    for body in (
+        lambda _, x: x - x.mean(1, keepdim=True),
+        lambda _, x: x * x.sum((1, 2, 3), keepdim=True),
+    ):
+        flow, marks, _ = carried(body)
+        classes = flow.channels.classes()
+        assert all("mixed" in (classes.reason(int(mark)) or "") for mark in marks)
+
+
+def test_what_a_rule_does_not_understand_stays(monkeypatch) -> None:
+    def fails(*_):
+        raise IndexError("no")
+
+    monkeypatch.setattr(operators, "rule", lambda _: fails)
+    flow, marks, y = carried(lambda _, x: x.flatten(1))
+    flow.use(y)
     classes = flow.channels.classes()
     assert all("mixed" in (classes.reason(int(mark)) or "") for mark in marks)

@@ -245,3 +245,15 @@ def test_concatenated_flattened_maps_are_left_whole():
     tracing = offered(model, X)
     assert tracing.groups == ()
     assert "a" in tracing.left_whole
+
+
+def test_a_forward_that_needs_gradients_is_named():
+    def forward(net, x):
+        x = x.requires_grad_()
+        return net.b(net.a(x) + torch.autograd.grad(net.a(x).sum(), x)[0].sum())
+
+    model = Wired(forward, a=nn.Conv2d(3, 6, 3), b=nn.Conv2d(6, 4, 3))
+    model.forward = torch.enable_grad()(model.forward)
+    with pytest.raises(UnsupportedStructureError, match="could not follow Wired"):
+        trace_groups(model, X)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
