@@ -34,14 +34,15 @@ class Channels:
             left: marks of any shape; zeros are passed over.
             right: marks of the same shape.
         """
-        pairs = torch.stack([left.flatten(), right.flatten()])
-        pairs = pairs[:, (pairs[0] != pairs[1]) & (pairs > 0).all(0)]
-        if pairs.shape[1]:
-            self._ties.append(torch.unique(pairs, dim=1))
+        left, right = thin(left, right)
+        differ = (left != right) & (left > 0) & (right > 0)
+        pairs = torch.stack([left[differ], right[differ]])
+        self._ties.append(pairs)
         return bool(pairs.shape[1])
 
     def tie_along(self, marks: Tensor, dim: int) -> None:
         """Tie all marks along a dimension to one another, past what is no channel."""
+        (marks,) = thin(marks)
         first = marks.gather(dim, (marks > 0).int().argmax(dim, keepdim=True))
         self.tie(first.expand_as(marks), marks)
 
