@@ -91,7 +91,8 @@ def score_channels(
     total = contributions.square().sum(0).sqrt()
     mean = total.mean()
     return ChannelScores(
-        distances=torch.stack(squares).sum(0).sqrt(),
+        # One after another, so that either side of the diagonal is rounded alike.
+        distances=sum(squares, torch.zeros_like(squares[0])).sqrt(),
         contributions=total / mean if mean > 0 else torch.ones_like(total),
         magnitudes=torch.stack(magnitudes).sum(0),
         separability=torch.stack(separability).mean(0) if separability else None,

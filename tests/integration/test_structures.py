@@ -133,3 +133,26 @@ def test_widths_are_rounded_in_channels_of_layers(name: str) -> None:
     step = preview(built(case), BATCHES, SelectionConfig(keep=0.5), residual=True, round_to=2)
     assert all(after % 2 == 0 for _, after in step.layers.values())
     assert 3 in {len(found.kept) for found in step.selections.values()}
+
+
+@pytest.mark.filterwarnings("ignore:The network classifies")  # it is not trained
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize(
+    "name",
+    ["whole groups", "shares of groups", "split attention", "layer scale", "split by a list", "ghost"],
+)
+def test_depths_are_measured(name: str, residual: bool) -> None:
+    """What the deepest cut is said to have left is what the network has after it."""
+    case = STRUCTURES[name]
+    model = built(case)
+    batches = [batch(seed) for seed in range(16)]
+    step = preview(model, batches, SelectionConfig(tolerance=0.99), residual=residual)
+    assert step.trade_off is not None
+    depth = step.trade_off.depths[-1]
+    assert depth.widths == {group: len(found.kept) for group, found in step.selections.items()}
+    assert depth.parameters == step.after.parameters
+    apply_plan(model, step.plan)
+    found = measure_complexity(model, inputs_of(case, batch=1))
+    assert (found.parameters, found.flops) == (step.after.parameters, step.after.flops)
+    # Pooling counts at its full width.
+    assert step.after.flops <= depth.flops < 1.01 * step.after.flops

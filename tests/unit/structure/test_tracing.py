@@ -257,3 +257,25 @@ def test_a_forward_that_needs_gradients_is_named():
     with pytest.raises(UnsupportedStructureError, match="could not follow Wired"):
         trace_groups(model, X)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_forward_runs_once():
+    model, calls = plain(), []
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    assert trace_groups(model, X).groups
+    assert len(calls) == 1
+
+
+def test_a_layer_that_is_called_again_is_left_whole_with_what_it_reads():
+    model = Wired(
+        lambda net, x: net.c(net.b(net.b(net.a(x)))) + net.c2(net.d(x)),
+        a=nn.Conv2d(3, 6, 1),
+        b=nn.Conv2d(6, 6, 1),
+        c=nn.Conv2d(6, 4, 1),
+        c2=nn.Conv2d(6, 4, 1),
+        d=nn.Conv2d(3, 6, 1),
+    )
+    tracing = trace_groups(model, X)
+    assert [group.name for group in tracing.groups] == ["d"]
+    assert set(tracing.left_whole) == {"a", "b"}
+    assert all("forward calls 'b' 2 times" in why for why in tracing.left_whole.values())
