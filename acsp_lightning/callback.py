@@ -10,7 +10,6 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.hooks import RemovableHandle
 
 from acsp_lightning.capture.batches import read_labelled
-from acsp_lightning.capture.class_names import class_names
 from acsp_lightning.capture.hooks import ActivationCapture
 from acsp_lightning.capture.statistics import Captured, merge_activations
 from acsp_lightning.checkpoint import resize_on_load
@@ -224,15 +223,9 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
             return
         self._stop_capture()
         activations = merge_activations(run_on_all_ranks(capture.finish)).to(pl_module.device)
-        look = self._survey.look
-        self._captured = Captured(
-            trainer.current_epoch,
-            capture.groups,
-            activations,
-            metric,
-            left_whole=look.tracing.whole,
-            held_back=capture.held_back,
-        )
+        epoch, whole = trainer.current_epoch, self._survey.look.tracing.whole
+        groups, held_back = capture.groups, capture.held_back
+        self._captured = Captured(epoch, groups, activations, metric, None, whole, held_back)
 
     def _stop_capture(self) -> None:
         if self._capture is not None:
@@ -285,16 +278,8 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
         assert self._survey is not None, "on_train_start comes first"
         site = self._site(trainer, lambda: self._monitor.open(site, trainer.current_epoch, captured))
         try:
-            names = class_names(trainer.datamodule, trainer.val_dataloaders)  # type: ignore[attr-defined]
-            step = make_cut(
-                site,
-                captured,
-                self,
-                self._survey.example,
-                self._initial,
-                class_names=names,
-                reference=reference_accuracy(self.steps),
-            )
+            reference, example = reference_accuracy(self.steps), self._survey.example
+            step = make_cut(site, captured, self, example, self._initial, reference=reference)
         finally:
             if site.is_cut:
                 self._captured = None

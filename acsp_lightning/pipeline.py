@@ -315,13 +315,12 @@ def make_cut(
     example: Example,
     initial: Complexity | None = None,
     *,
-    class_names: Sequence[str] = (),
     reference: float | None = None,
     shares: Sequence[float] = (),
 ) -> PruningStep:
     """Decide, cut and measure; returns the record.
 
-    Arguments as in :func:`decide_cut`, and the names of the classes.
+    Arguments as in :func:`decide_cut`.
 
     Raises:
         ValueError: as :func:`decide_cut`; RuntimeError: if the network does not work after the cut.
@@ -351,7 +350,7 @@ def make_cut(
         averaged=site.is_averaged,
         classes_before=classes_before,
         classes_after=classes_after,
-        class_names=tuple(class_names),
+        class_names=tuple(site.class_names()),
         left_whole=captured.left_whole,
         trade_off=proposal.trade_off,
     )

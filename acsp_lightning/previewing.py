@@ -100,7 +100,8 @@ def preview_cut(
             "batches several times. Pass the loader, or a list."
         )
     devices = {tensor.device for tensor in model.parameters()} or {torch.device("cpu")}
-    site = CopySite(model, _Batches(dataloader, devices.pop(), settings.max_batches))
+    batches = _Batches(dataloader, devices.pop(), settings.max_batches)
+    site = CopySite(model, batches, class_names(*named, dataloader))
     with random_state_restored():
         example, captured = capture_network(
             model, site.batches(), settings, measured=trade_off is not False
@@ -108,8 +109,7 @@ def preview_cut(
         note = summed_note(captured.left_whole)
         if note is not None:
             site.inform(note)
-        names = class_names(*named, dataloader)
-        return make_cut(site, captured, settings, example, class_names=names, shares=shares)
+        return make_cut(site, captured, settings, example, shares=shares)
 
 
 class CopySite:
@@ -118,14 +118,16 @@ class CopySite:
     Args:
         network: left as it is.
         captured: labelled batches on the device of the network; read several times.
+        names: names of the classes.
     """
 
     is_averaged = False
     is_rank_zero = True
 
-    def __init__(self, network: nn.Module, captured: Iterable[Any]) -> None:
+    def __init__(self, network: nn.Module, captured: Iterable[Any], names: Sequence[str] = ()) -> None:
         self.network = network
         self._captured = captured
+        self._names = names
 
     def on_all_ranks(self, work: Callable[[], T]) -> list[T]:
         """The result of ``work``, alone."""
@@ -138,6 +140,10 @@ class CopySite:
     def batches(self) -> Iterable[Any]:
         """All batches."""
         return self._captured
+
+    def class_names(self) -> Sequence[str]:
+        """Names of the classes."""
+        return self._names
 
     def uncut(self) -> nn.Module:
         """The network itself."""

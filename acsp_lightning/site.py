@@ -1,6 +1,6 @@
 """Where a cut is made: what the pipeline needs of a running fit, or of a copy of a network."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from torch import nn
@@ -34,6 +34,9 @@ class Site(Protocol):
 
     def batches(self) -> Iterable[Any]:
         """This process's share of the captured validation batches, on the device of the network."""
+
+    def class_names(self) -> Sequence[str]:
+        """Names of the classes, as far as the data has them."""
 
     def uncut(self) -> nn.Module:
         """The network before the cut, for as long as the caller holds it."""

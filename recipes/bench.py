@@ -209,7 +209,7 @@ def our_steps(bench: Bench, method: Method, target: float, layers: int | None) -
     initial = measure_complexity(bench.network, (bench.example,))
     groups, decisions = bench.groups, None
     selection = replace(method.selection, seed=bench.seed)
-    if method.volume == "flops":
+    if method.volume in ("flops", "default"):
         selection = replace(selection, flops=target)
     if method.volume == "deeper":
         proposal, _ = decide(bench, bench.network, PruningSettings(selection=selection))

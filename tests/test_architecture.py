@@ -18,7 +18,7 @@ FLOORS = (
     ("capture", "measure", "checkpoint"),
     ("settings",),
     ("selection",),
-    ("report",),
+    ("report", "site"),
     ("pipeline",),
     ("previewing", "trainer", "export"),
     ("callback",),

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from acsp_lightning.callback import ACSPPruningCallback
 from acsp_lightning.cli.log_folders import empty_folders_removed
-from acsp_lightning.cli.preview import PreviewCallback, check_writable, write_preview
+from acsp_lightning.cli.preview import PreviewCallback, check_writable, with_shares_joined, write_preview
 from acsp_lightning.cli.refusals import Parser, RefusalError, is_deliberate
 from acsp_lightning.cli.sources import (
     Sources,
@@ -45,7 +45,7 @@ class CommandLineTrainer(pl.Trainer):
         self,
         model: pl.LightningModule,
         datamodule: pl.LightningDataModule | None = None,
-        flops: float | None = None,
+        flops: list[float] | None = None,
         keep: float | None = None,
         ckpt_path: str | None = None,
         out: str = ".",
@@ -57,7 +57,8 @@ class CommandLineTrainer(pl.Trainer):
         Args:
             model: the module.
             datamodule: its data; the validation batches are used.
-            flops: share of the FLOPs to keep, in (0, 1], instead of that in the settings.
+            flops: share of the FLOPs to keep, in (0, 1], instead of that in the settings; of several the
+                first, and all of them have a row in the table of what a cut costs.
             keep: share of every layer's channels to keep, in (0, 1], instead of that.
             ckpt_path: a checkpoint with the trained weights, pruned or not; null: the module as built.
             out: folder in which the record, the page and the plots are written to a folder "preview".
@@ -69,8 +70,9 @@ class CommandLineTrainer(pl.Trainer):
             settings = ACSPPruningCallback(epochs=[0])
             callbacks.append(settings)
         if flops is not None or keep is not None:
-            settings.selection = replace(settings.selection, flops=flops, keep=keep)
-        looking = PreviewCallback(settings)
+            first = flops[0] if flops else None
+            settings.selection = replace(settings.selection, flops=first, keep=keep)
+        looking = PreviewCallback(settings, flops or ())
         callbacks.append(looking)
         with warnings.catch_warnings():
             # Raised about where checkpoints are saved; a preview saves none.
@@ -182,6 +184,8 @@ def main(words: list[str]) -> None:
     Args:
         words: command-line arguments.
     """
+    if words[:1] == ["preview"]:
+        words = with_shares_joined(words)
     known, rest = _source_words(words)
     sources = None
     for key in ("model", "data"):

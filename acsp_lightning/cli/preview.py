@@ -69,6 +69,33 @@ class _ValidationBatches:
         return validation_batches(self._trainer)
 
 
+def with_shares_joined(words: Sequence[str]) -> list[str]:
+    """Arguments in which the numbers after ``--flops`` are one list, as the parser reads several."""
+    joined: list[str] = []
+    place = 0
+    while place < len(words):
+        name, equals, value = words[place].partition("=")
+        place += 1
+        if name != "--flops":
+            joined.append(words[place - 1])
+            continue
+        shares = [value] if equals else []
+        while place < len(words) and _is_number(words[place]):
+            shares.append(words[place])
+            place += 1
+        listed = value if value.startswith("[") else f"[{', '.join(shares)}]"
+        joined.append(f"--flops={listed}")
+    return joined
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
 def check_writable(out: str) -> None:
     """Raise ``ValueError`` early if the folder of a preview cannot be written to."""
     folder = Path(out, "preview")

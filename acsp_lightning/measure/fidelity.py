@@ -30,7 +30,8 @@ class Estimate:
     def of(cls, values: Tensor) -> "Estimate":
         """The mean of some values, (S,)."""
         values = wide(values)
-        return cls(float(values.mean()), float(values.std()) / len(values) ** 0.5)
+        spread = float(values.std()) if len(values) > 1 else float("nan")
+        return cls(float(values.mean()), spread / len(values) ** 0.5)
 
 
 @dataclass(frozen=True, slots=True)

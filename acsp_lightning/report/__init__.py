@@ -1,6 +1,7 @@
 """The record of a cut, and its tables, plots and files."""
 
-from acsp_lightning.report.figures import png, summary_figures
+from acsp_lightning.report.drawing import png
+from acsp_lightning.report.figures import summary_figures
 from acsp_lightning.report.files import (
     draw_step,
     find_records,

@@ -26,9 +26,8 @@ def _volume(step: PruningStep) -> Iterator[str]:
         )
     if WidthReason.NOTHING_TOLERATED in reasons:
         yield (
-            "Every measured cut loses more accuracy than selection.tolerance allows, a standard error "
-            "included; every channel is kept. Allow more, or validate on more samples, which makes the "
-            "error smaller."
+            "Every measured cut loses more accuracy than selection.tolerance allows; every channel is "
+            "kept. Allow more, or train the network longer before it is cut."
         )
     trade_off = step.trade_off
     if trade_off is None or trade_off.tolerated is None or WidthReason.TOLERANCE not in reasons:

@@ -1,43 +1,29 @@
 """Plots of a cut, each a function of its record alone."""
 
-import io
 import math
-import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from threading import RLock
 from typing import Any
 from urllib.parse import quote
 
 import torch
-from matplotlib import style
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import EngFormatter, PercentFormatter
+from matplotlib.ticker import EngFormatter
 from torch import Tensor
 
 from acsp_lightning.functional import ChannelSelection, ClassSeparation, LostPair, WidthReason
+from acsp_lightning.report.curve_figures import curves_figure, network_figure, trade_off_figure
+from acsp_lightning.report.drawing import AFTER, BEFORE, FAINT, house_style, new_figure, shortened
 from acsp_lightning.report.step import PruningStep
-from acsp_lightning.report.tables import marks
 from acsp_lightning.selection.maps import GroupMap
-from acsp_lightning.selection.path import NetworkCurve
-from acsp_lightning.selection.tradeoff import TradeOff
 
-DPI = 110
-WIDTH = 9.0  # inches; the page need not shrink it
-TALLEST = 590.0  # inches; the renderer is limited to fewer than 2 ** 16 pixels
-BEFORE, AFTER, MARK, FAINT = "#b8c4d0", "#0072b2", "#d55e00", "#8a8a8a"
 # The palette of Okabe and Ito, safe for colour blindness.
 CLUSTERS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7", "#f0e442")
 ALONE = "#c4c4c4"
 BLANK = "#dddddd"
-COLUMNS = 3  # of small multiples
-LONGEST_NAME = 36
 MOST_TICKS = 10
 LEAST_SHARE = 0.02  # of the largest layer; norms would crowd out the layers that matter
 MOST_INDICES = 40  # that are legible on a map
@@ -51,17 +37,6 @@ LONGEST_CLASS = 16
 # Widths that a group's own curve decides; what did not decide is not drawn.
 BY_CURVE = (WidthReason.KNEE, WidthReason.NO_KNEE, WidthReason.LEVEL)
 LEAST_LOSS = 0.2  # JM, minimum range of the scale of losses, so that tiny ones look tiny
-
-STYLE = {"font.size": 8, "axes.titlesize": 8, "text.parse_math": False}  # $ in a name is no formula
-_STYLING = RLock()
-
-
-@contextmanager
-def _house_style() -> Iterator[None]:
-    """Draw in a fixed style, whatever the style of the process, and restore that."""
-    # rc parameters are global to the process: two threads would restore each other's.
-    with _STYLING, style.context(["default", STYLE]):
-        yield
 
 
 def step_figures(step: PruningStep) -> Iterator[tuple[str, Figure]]:
@@ -96,15 +71,7 @@ def layer_plot(name: str) -> str:
     return f"layer.{quote(name, safe='')}"
 
 
-@_house_style()
-def png(figure: Figure) -> bytes:
-    """Render a figure as PNG; equal figures give equal bytes."""
-    sink = io.BytesIO()
-    figure.savefig(sink, format="png", dpi=DPI, metadata={"Software": None})
-    return sink.getvalue()
-
-
-@_house_style()
+@house_style()
 def bars_figure(widths: Mapping[str, tuple[int, int]], what: str) -> Figure:
     """Bars of a quantity of every layer, before and after a cut.
 
@@ -112,13 +79,13 @@ def bars_figure(widths: Mapping[str, tuple[int, int]], what: str) -> Figure:
         widths: values before and after, by layer.
         what: label of the quantity.
     """
-    figure = _figure(1 + 0.22 * max(len(widths), 3))
+    figure = new_figure(1 + 0.22 * max(len(widths), 3))
     axes = figure.add_subplot()
     places = range(len(widths))
     wide = axes.barh(places, [old for old, _ in widths.values()], 0.8, color=BEFORE, label="before")
     axes.barh(places, [new for _, new in widths.values()], 0.45, color=AFTER, label="after")
     axes.bar_label(wide, [f"{new / old:.0%}" for old, new in widths.values()], padding=3, fontsize=7)
-    axes.set_yticks(places, [_short(name) for name in widths], fontsize=7)
+    axes.set_yticks(places, [shortened(name) for name in widths], fontsize=7)
     axes.set_ylim(len(widths) - 0.4, -0.6)
     axes.margins(x=0.08)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -128,113 +95,7 @@ def bars_figure(widths: Mapping[str, tuple[int, int]], what: str) -> Figure:
     return figure
 
 
-@_house_style()
-def trade_off_figure(trade_off: TradeOff, chosen: float) -> Figure:
-    """Accuracy of measured cuts over their FLOPs, with standard errors.
-
-    Args:
-        trade_off: the measured cuts.
-        chosen: share of the FLOPs that the cut keeps.
-    """
-    uncut = trade_off.depths[0]
-    shares = [depth.flops / uncut.flops for depth in trade_off.depths]
-    found = [depth.fidelity for depth in trade_off.depths]
-    figure = _figure(3.6)
-    axes = figure.add_subplot()
-    axes.errorbar(
-        shares,
-        [one.accuracy for one in found],
-        [one.drop.error for one in found],
-        color=AFTER,
-        marker=".",
-        capsize=2,
-        label="accuracy ± standard error of the loss",
-    )
-    agreement = [one.agreement.mean for one in found]
-    axes.plot(
-        shares, agreement, color=FAINT, label="share put into the same class\nas by the uncut network"
-    )
-    axes.axvline(chosen, color=MARK, linestyle="--", label=f"this cut: {chosen:.0%} of the FLOPs")
-    for place, share in enumerate(shares):
-        if names := marks(trade_off, place):
-            axes.plot(share, found[place].accuracy, "o", color=MARK)
-            axes.annotate(
-                ", ".join(names), (share, found[place].accuracy), (4, -12), textcoords="offset points"
-            )
-    axes.set_xlabel("FLOPs kept")
-    axes.set_ylabel("top-1 accuracy")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="lower right")
-    return figure
-
-
-@_house_style()
-def network_figure(curve: NetworkCurve, chosen: float, decides: bool) -> Figure:
-    """Damage to the network over its FLOPs, with the cut that was chosen.
-
-    Args:
-        curve: curve of the network.
-        chosen: share of the FLOPs that the cut keeps.
-        decides: whether the knee of the curve decided it; it is shown then.
-    """
-    figure = _figure(3.6)
-    axes = figure.add_subplot()
-    shares = [flops / curve.flops[0] for flops in curve.flops]
-    largest = max(curve.damage[-1], torch.finfo(torch.float64).tiny)
-    damage = [math.sqrt(max(lost, 0.0) / largest) for lost in curve.damage]
-    axes.plot(shares, damage, color=AFTER, label="path of least damage")
-    axes.axvline(chosen, color=MARK, linestyle="--", label=f"this cut: {chosen:.0%} of the FLOPs")
-    if decides and curve.knee is not None:
-        at = curve.knee
-        axes.plot(shares[at], damage[at], "o", color=MARK, label=f"knee: {shares[at]:.0%}")
-    axes.set_xlabel("FLOPs kept")
-    axes.set_ylabel("damage relative to the\ndeepest cut (square root)")
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend()
-    return figure
-
-
-@_house_style()
-def curves_figure(selections: Mapping[str, ChannelSelection]) -> Figure:
-    """The deciding curve of every group over the number of clusters, with its knee and the width."""
-    rows = -(-len(selections) // COLUMNS)
-    figure = _figure(0.5 + 2.1 * rows)
-    cells = figure.subplots(rows, COLUMNS, squeeze=False, sharey=True).flatten().tolist()
-    handles: dict[str, Artist] = {}
-    for name, selection in selections.items():
-        axes = cells.pop(0)
-        _draw_curves(axes, name, selection)
-        drawn, labels = axes.get_legend_handles_labels()
-        handles.update(zip(labels, drawn, strict=True))
-    for axes in cells:
-        axes.set_axis_off()
-    figure.supxlabel("number of clusters k", fontsize=8)
-    figure.legend(handles.values(), handles, loc="outside upper left", ncols=4, frameon=False)
-    return figure
-
-
-def _draw_curves(axes: Axes, name: str, selection: ChannelSelection) -> None:
-    ks = selection.ks.tolist()
-    label = "coverage" if selection.decided_by == "coverage" else "mean simplified silhouette"
-    axes.plot(ks, selection.curve.tolist(), color=AFTER, label=label)
-    axes.axvline(selection.k, color=MARK, linestyle="--", label="channels kept")
-    if selection.knee is not None:
-        height = float(selection.curve[ks.index(selection.knee)])
-        axes.plot(selection.knee, height, "o", color=MARK, label="knee of the layer")
-    why = textwrap.wrap(f"{selection.k} of {selection.width}: {selection.reason}", 50)
-    axes.set_title("\n".join([_short(name), *why]), fontsize=7, loc="left")
-    axes.set_xlim(0, selection.width)
-    axes.set_ylim(-0.02, 1.05)
-    axes.tick_params(labelsize=7)
-    axes.grid(alpha=0.3)
-
-
-@_house_style()
+@house_style()
 def layer_figure(
     name: str, selection: ChannelSelection, view: GroupMap, class_name: Callable[[int], str] = str
 ) -> Figure:
@@ -246,8 +107,8 @@ def layer_figure(
         view: its map.
         class_name: name of a class by its index.
     """
-    figure = _figure(5.0)
-    figure.suptitle(f"{_short(name, 70)}: {selection.width} → {selection.k} channels", fontsize=9)
+    figure = new_figure(5.0)
+    figure.suptitle(f"{shortened(name, 70)}: {selection.width} → {selection.k} channels", fontsize=9)
     rows: list[Any] = (
         [["pairs"]] if names_pairs(view.classes) else [["before", "after"], ["lost", "scales"]]
     )
@@ -296,7 +157,7 @@ def _draw_classes(
     axes.set_facecolor(BLANK)
     axes.set_title(title, fontsize=8)
     ticks = range(0, len(names), -(-len(names) // MOST_TICKS))
-    shown = [_short(names[tick], LONGEST_CLASS) for tick in ticks]
+    shown = [shortened(names[tick], LONGEST_CLASS) for tick in ticks]
     axes.set_xticks(ticks, shown, fontsize=6.5, rotation=90 if max(map(len, shown)) > 2 else 0)
     axes.set_yticks(ticks, shown, fontsize=6.5)
     return image
@@ -315,7 +176,7 @@ def _draw_pairs(axes: Axes, pairs: Sequence[LostPair], class_name: Callable[[int
     axes.scatter(before, places, 26, BEFORE, label="by the best of all channels", zorder=2)
     axes.scatter(after, places, 26, AFTER, label="by the best of those kept", zorder=2)
     names = [
-        " | ".join(_short(class_name(index), LONGEST_CLASS) for index in (pair.first, pair.second))
+        " | ".join(shortened(class_name(index), LONGEST_CLASS) for index in (pair.first, pair.second))
         for pair in pairs
     ]
     axes.set_yticks(places, names, fontsize=7)
@@ -400,16 +261,3 @@ def _colours(selection: ChannelSelection, view: GroupMap) -> list[str]:
         found[cluster] = max(nearest, key=nearest.__getitem__)
         taken[found[cluster]].append(centre)
     return [found[cluster] for cluster in clusters.tolist()]
-
-
-def _figure(height: float) -> Figure:
-    # No pyplot: no GUI backend and no global state, and figures may be drawn in any thread.
-    figure = Figure(figsize=(WIDTH, min(height, TALLEST)), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _short(name: str, most: int = LONGEST_NAME) -> str:
-    if len(name) <= most:
-        return name
-    return f"{name[: most // 3]}…{name[-(most - most // 3 - 1) :]}"

@@ -6,7 +6,8 @@ from os import PathLike
 from pathlib import Path
 
 from acsp_lightning.files import atomic_write
-from acsp_lightning.report.figures import png, step_figures
+from acsp_lightning.report.drawing import png
+from acsp_lightning.report.figures import step_figures
 from acsp_lightning.report.page import step_page
 from acsp_lightning.report.step import PruningStep
 

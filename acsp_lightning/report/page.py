@@ -73,8 +73,8 @@ DECIDED = {
     "trade_off": {
         WidthReason.MEASURED_KNEE: "Its knee decided how many channels every group keeps.",
         WidthReason.NO_MEASURED_KNEE: "It has no knee, so every channel is kept.",
-        WidthReason.TOLERANCE: "The deepest of these cuts that loses no more than the tolerance, with a "
-        "standard error on top, decided how many channels every group keeps.",
+        WidthReason.TOLERANCE: "The deepest of these cuts that loses no more than the tolerance decided "
+        "how many channels every group keeps.",
         WidthReason.NOTHING_TOLERATED: "None of them is within the tolerance, so every channel is kept.",
         WidthReason.LEAST_DAMAGE: "The FLOPs target decided.",
     },

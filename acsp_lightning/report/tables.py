@@ -14,6 +14,7 @@ from acsp_lightning.selection.scores import Comparison
 from acsp_lightning.selection.tradeoff import TradeOff
 
 TABLE_WIDTH = 80  # of the narrowest usual terminal
+SPEED_WIDTH = 9  # of a column more
 
 ENDS_AVERAGED = ("the accuracy at the end is that of averaged weights",)
 
@@ -49,8 +50,8 @@ def trade_off_table(trade_off: TradeOff) -> str:
     """What cuts of several depths cost, as text: a row for each, from the uncut network down."""
     uncut = trade_off.depths[0]
     sizes = list(uncut.speedups)
-    columns = ["FLOPs", "parameters", *(f"speed, batch {size}" for size in sizes)]
-    columns += ["accuracy", "lost, points", "same class", "widths", ""]
+    columns = ["FLOPs", "params", *(f"speed,\nbatch\n{size}" for size in sizes)]
+    columns += ["accuracy", "lost, points", "same\nclass", "widths", ""]
     table = _table("What a cut costs, before any training", columns)
     for place, depth in enumerate(trade_off.depths):
         found = depth.fidelity
@@ -62,10 +63,11 @@ def trade_off_table(trade_off: TradeOff) -> str:
             f"{found.accuracy:.2%}",
             f"{100 * found.drop.mean:.2f} ± {100 * found.drop.error:.2f}" if place else "",
             f"{found.agreement.mean:.1%}" if place else "",
-            f"{min(kept):.0%} to {max(kept):.0%}",
-            ", ".join(marks(trade_off, place)),
+            f"{100 * min(kept):.0f}-{max(kept):.0%}",
+            "\n".join(marks(trade_off, place)),
         )
-    return _text(table, None, [trade_off_note(trade_off)])
+    width = TABLE_WIDTH + SPEED_WIDTH * len(sizes)
+    return _text(table, None, [trade_off_note(trade_off)], width)
 
 
 def trade_off_note(trade_off: TradeOff) -> str:
@@ -206,7 +208,9 @@ def comparison_notes(comparison: Comparison) -> list[str]:
     return lines
 
 
-def _text(table: Table, counted: Complexity | None, notes: Sequence[str] = ()) -> str:
+def _text(
+    table: Table, counted: Complexity | None, notes: Sequence[str] = (), width: int = TABLE_WIDTH
+) -> str:
     lines = list(notes)
     if counted is not None and counted.unused:
         idle = ", ".join(f"{name} ({number:,})" for name, number in counted.unused.items())
@@ -216,5 +220,5 @@ def _text(table: Table, counted: Complexity | None, notes: Sequence[str] = ()) -
     table.caption = "\n".join(lines) or None
     table.caption_justify = "left"
     sink = io.StringIO()
-    Console(file=sink, width=TABLE_WIDTH, color_system=None).print(table)
+    Console(file=sink, width=width, color_system=None).print(table)
     return "\n".join(line.rstrip() for line in sink.getvalue().rstrip().splitlines())

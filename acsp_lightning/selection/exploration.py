@@ -15,7 +15,7 @@ from acsp_lightning.selection.tradeoff import (
     next_for_tolerance,
 )
 
-SPREAD = 8  # depths that are measured first, evenly spaced in FLOPs
+SPREAD = 7  # depths that are measured first, evenly spaced in FLOPs
 REFINED = 6  # depths that may be added around the decision
 LONG_WAIT = 30.0  # seconds that warrant a message
 
@@ -48,7 +48,11 @@ class Exploration:
         Returns:
             Its depth; None if the path does not reach so few FLOPs.
         """
-        widths = self._path.within(flops - self._elsewhere)
+        return self._add(flops - self._elsewhere)
+
+    def _add(self, budget: float) -> Depth | None:
+        """The same within a budget of FLOPs of the layers alone."""
+        widths = self._path.within(budget)
         if widths is None:
             return None
         known = next((depth for depth in self.depths if depth.widths == widths), None)
@@ -60,11 +64,11 @@ class Exploration:
 
     def spread(self, inform: Callable[[str], None], advance: Callable[[], None]) -> None:
         """Measure :data:`SPREAD` depths, evenly spaced, from the deepest one up."""
-        least = self._path.least + self._elsewhere
-        whole = self.depths[0].flops
+        # Of the layers: with those elsewhere added and taken off, the least would be missed by rounding.
+        least, full = self._path.least, self._path.full
         for place in range(SPREAD):
             started = time.monotonic()
-            self.add(least + (whole - least) * place / SPREAD)
+            self._add(least + (full - least) * place / SPREAD)
             advance()
             # The last one keeps most of the network; the first is the fastest of all.
             wait = (time.monotonic() - started) * (SPREAD + REFINED)

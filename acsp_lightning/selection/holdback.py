@@ -41,23 +41,29 @@ def share_to_hold_back(
             "read_outputs= to have them measured, or set selection.curve='damage'."
         )
     share = share_held_back(samples, settings.measured_samples)
-    held = int(samples * share)
+    held = int(samples * share + 1e-6)  # samples * (wanted / samples) may be a little less than wanted
     needed = LEAST_SAMPLES if tolerance is None else needed_for(tolerance)
     if held >= needed:
         return share, None
     at_least = math.ceil(needed / MOST_HELD_BACK)
+    limited = settings.measured_samples < needed
     if tolerance is not None:
-        limited = settings.measured_samples < needed
         advice = f"raise measured_samples to {needed}" if limited else "validate on more"
         raise ValueError(
             f"selection.tolerance={tolerance} needs {needed:,} samples to tell such a drop in accuracy "
             f"from noise, so {at_least:,} validation samples, of which half are held back; {held:,} of "
             f"{samples:,} would be. {advice.capitalize()}, allow a larger drop, or set selection.flops."
         )
+    found, advice = (
+        f"half of the {samples} validation samples",
+        f"validate on at least {at_least} samples",
+    )
+    if limited:
+        found, advice = "measured_samples", f"raise it to {needed} or more"
     return 0.0, (
-        f"Cuts cannot be measured on {held} samples, half of the {samples} validation samples: an "
-        f"accuracy needs {LEAST_SAMPLES} or more. The curve of the damage decides instead; validate on "
-        f"at least {at_least} samples to have cuts measured, or set selection.curve='damage'."
+        f"Cuts cannot be measured on {held} samples, {found}: an accuracy needs {LEAST_SAMPLES} or "
+        f"more. The curve of the damage decides instead; {advice} to have cuts measured, or set "
+        "selection.curve='damage'."
     )
 
 

@@ -7,11 +7,16 @@ from itertools import pairwise
 import torch
 
 from acsp_lightning.functional import find_knee
-from acsp_lightning.functional.knee import MIN_POINTS
 from acsp_lightning.measure.fidelity import Fidelity
 
 # A knee is located, and a tolerance met, to this ratio of FLOPs.
 RESOLUTION = 1.1
+
+# Accuracy that a cut at the knee may lose. Where redundancy ends the accuracy falls slowly at first, and
+# its own knee there moves with the noise: on a ResNet-56 between 1.5x and 1.9x fewer FLOPs.
+KNEE_LOSS = 0.015
+
+SIGNIFICANT = 2.0  # standard errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +56,24 @@ class TradeOff:
 
 
 def smoothed_drops(depths: Sequence[Depth]) -> list[float]:
-    """Accuracy lost at every depth, as a deeper cut would never be better: isotonic regression.
+    """Accuracy lost at every depth, without most of the noise of single depths.
 
-    The noise of single depths would otherwise pass for knees, and for depths within a tolerance.
+    As long as half of the accuracy is left, the loss is fitted as rising and convex over the FLOPs
+    saved, by least squares weighted with the standard errors. Below, where it levels off towards chance,
+    it is only taken to rise.
 
     Args:
         depths: from the uncut network to the deepest cut.
     """
+    rising = _rising_drops(depths)
+    half = depths[0].fidelity.accuracy / 2
+    upper = [depth for depth, drop in zip(depths, rising, strict=True) if drop <= half]
+    convex = _convex_drops(upper) if len(upper) > 1 else [0.0]
+    return [*convex, *(max(drop, convex[-1]) for drop in rising[len(convex) :])]
+
+
+def _rising_drops(depths: Sequence[Depth]) -> list[float]:
+    """Accuracy lost, as a deeper cut would never be better: isotonic regression."""
     # Imported here, as SciPy is: who only draws or loads should not wait for it.
     from sklearn.isotonic import isotonic_regression
 
@@ -65,78 +81,71 @@ def smoothed_drops(depths: Sequence[Depth]) -> list[float]:
     return drops
 
 
-def knee_of(depths: Sequence[Depth]) -> int | None:
-    """Index of the knee of a measured trade-off, by Kneedle; None if there is none.
+def _convex_drops(depths: Sequence[Depth]) -> list[float]:
+    """Accuracy lost as a convex function of the FLOPs saved that rises from 0."""
+    from sklearn.linear_model import LinearRegression
 
-    First the depth at which the network falls apart: the knee of its class scores,
-    ``1 - sqrt(score_error)`` over the FLOPs, or that of its accuracy, whichever cuts less. A network
-    with redundant channels has lost no accuracy there, by more than the standard error, and that is its
-    knee. Any other has: then the knee of the accuracy among the depths down to there decides, where the
-    accuracy begins to fall.
+    whole = depths[0].flops
+    saved = torch.tensor([1 - depth.flops / whole for depth in depths], dtype=torch.float64)
+    lost = torch.tensor([depth.fidelity.drop.mean for depth in depths], dtype=torch.float64)
+    errors = torch.tensor([depth.fidelity.drop.error for depth in depths], dtype=torch.float64)
+    # No drop is known to less than one sample.
+    errors = errors.clamp(min=1 / depths[0].fidelity.samples)
+    # Sums of hinges with coefficients of at least 0 are all such functions with corners at the depths.
+    hinges = (saved[:, None] - saved[None, :-1]).clamp(min=0).numpy()
+    fit = LinearRegression(fit_intercept=False, positive=True)
+    fit.fit(hinges, lost.numpy(), sample_weight=errors.square().reciprocal().numpy())
+    fitted: list[float] = fit.predict(hinges).tolist()
+    return fitted
+
+
+def knee_of(depths: Sequence[Depth]) -> int | None:
+    """Index of the knee of a measured trade-off; None if there is none.
+
+    By Kneedle, the knee of the class scores, ``1 - sqrt(score_error)`` over the FLOPs, or that of the
+    accuracy, whichever cuts less: down to there the network goes on doing what it did, and there a
+    network with redundant channels is cut. Any other has lost accuracy by then, and is cut to the
+    deepest depth that has lost at most :data:`KNEE_LOSS`.
+
+    There is none where no accuracy is lost at any depth.
 
     Args:
         depths: from the uncut network to the deepest cut.
     """
-    first = _breakdown(depths)
-    if first is None or not _loses(depths, first):
-        return first
-    return _accuracy_knee(depths[: first + 1])
+    errors = torch.tensor([depth.fidelity.score_error.mean for depth in depths], dtype=torch.float64)
+    # By chance a deeper cut may be closer. An error of 1 is that of no scores at all; more is no worse.
+    errors = errors.cummax(0).values.clamp(max=1)
+    rising = _rising_drops(depths)
+    knees = (_knee(depths, (1 - errors.sqrt()).tolist()), _knee(depths, [-drop for drop in rising]))
+    if rising[-1] <= SIGNIFICANT * depths[-1].fidelity.drop.error:
+        return None
+    found = (knee for knee in knees if knee is not None)
+    return min([deepest_within(depths, KNEE_LOSS), *found])
 
 
 def deepest_within(depths: Sequence[Depth], tolerance: float) -> int:
-    """Index of the deepest depth that costs at most a tolerance, even with a standard error on top.
+    """Index of the deepest depth that costs at most a tolerance, by :func:`smoothed_drops`.
 
     Args:
         depths: from the uncut network, which costs nothing, to the deepest cut.
         tolerance: accuracy that may be lost; below 0 nothing is left to lose.
     """
-    drops = smoothed_drops(depths)
-    within = [
-        place
-        for place, (depth, drop) in enumerate(zip(depths, drops, strict=True))
-        if drop + depth.fidelity.drop.error <= tolerance
-    ]
+    within = [place for place, drop in enumerate(smoothed_drops(depths)) if drop <= tolerance]
     return max(within, default=0)
 
 
 def next_for_knee(depths: Sequence[Depth]) -> float | None:
     """FLOPs of the depth to measure next, for the knee to be found more closely; None: it is found."""
-    first = _breakdown(depths)
-    if first is None:
+    knee = knee_of(depths)
+    if knee is None:
         return None
-    knee, deepest = first, len(depths) - 1
-    if _loses(depths, first):
-        if first + 1 < MIN_POINTS:  # too few for a knee of the accuracy
-            return _middle_of_widest(depths[: first + 1])
-        found = knee_of(depths)
-        if found is None:
-            return None
-        knee, deepest = found, first
-    return _middle_of_widest(depths[max(0, knee - 1) : min(knee + 1, deepest) + 1], RESOLUTION)
+    return _middle_of_widest(depths[max(0, knee - 1) : knee + 2])
 
 
 def next_for_tolerance(depths: Sequence[Depth], tolerance: float) -> float | None:
     """FLOPs of the depth to measure next, for the tolerance to be met more closely; None: it is met."""
     here = deepest_within(depths, tolerance)
-    return _middle_of_widest(depths[here : here + 2], RESOLUTION)
-
-
-def _breakdown(depths: Sequence[Depth]) -> int | None:
-    """Index of the depth at which the network falls apart; None if there is none."""
-    errors = torch.tensor([depth.fidelity.score_error.mean for depth in depths], dtype=torch.float64)
-    # By chance a deeper cut may be closer. An error of 1 is that of no scores at all; more is no worse.
-    errors = errors.cummax(0).values.clamp(max=1)
-    knees = (_knee(depths, (1 - errors.sqrt()).tolist()), _accuracy_knee(depths))
-    return min((knee for knee in knees if knee is not None), default=None)
-
-
-def _accuracy_knee(depths: Sequence[Depth]) -> int | None:
-    return _knee(depths, [-drop for drop in smoothed_drops(depths)])
-
-
-def _loses(depths: Sequence[Depth], place: int) -> bool:
-    """Whether accuracy is lost at a depth, by more than the standard error."""
-    return smoothed_drops(depths)[place] > depths[place].fidelity.drop.error
+    return _middle_of_widest(depths[here : here + 2])
 
 
 def _knee(depths: Sequence[Depth], heights: Sequence[float]) -> int | None:
@@ -146,11 +155,11 @@ def _knee(depths: Sequence[Depth], heights: Sequence[float]) -> int | None:
     return None if found is None else len(depths) - 1 - flops.tolist().index(found)
 
 
-def _middle_of_widest(depths: Sequence[Depth], ratio: float = 1.0) -> float | None:
-    """Middle of the widest gap in FLOPs; None if none is wider than a ratio."""
+def _middle_of_widest(depths: Sequence[Depth]) -> float | None:
+    """Middle of the widest gap in FLOPs; None if none is wider than :data:`RESOLUTION`."""
     gaps = [
         (upper.flops - lower.flops, (upper.flops + lower.flops) / 2)
         for upper, lower in pairwise(depths)
-        if upper.flops > ratio * lower.flops
+        if upper.flops > RESOLUTION * lower.flops
     ]
     return max(gaps)[1] if gaps else None

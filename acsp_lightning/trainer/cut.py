@@ -10,6 +10,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
+from acsp_lightning.capture.class_names import class_names
 from acsp_lightning.pipeline import prune_network
 from acsp_lightning.selection.proposal import Proposal
 from acsp_lightning.settings import PruningSettings
@@ -104,6 +105,11 @@ class FitSite:
     def batches(self) -> Iterable[Any]:
         """The validation batches of this process that are captured."""
         return validation_batches(self._trainer, self._settings.max_batches)
+
+    def class_names(self) -> Sequence[str]:
+        """Names of the classes, from the data module or the loaders."""
+        trainer: Any = self._trainer
+        return class_names(trainer.datamodule, trainer.val_dataloaders)
 
     def uncut(self) -> nn.Module:
         """A copy of the network, which is about to be cut in place."""

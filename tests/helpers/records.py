@@ -13,11 +13,13 @@ from acsp_lightning.functional import (
     select_channels,
 )
 from acsp_lightning.measure.accuracy import ClassCounts
+from acsp_lightning.measure.fidelity import Estimate, Fidelity
 from acsp_lightning.measure.latency import Latency, LatencyComparison
 from acsp_lightning.report.step import FitEnd, Outcome, Verdict
 from acsp_lightning.selection.maps import GroupMap
 from acsp_lightning.selection.path import NetworkCurve
 from acsp_lightning.selection.scores import Comparison
+from acsp_lightning.selection.tradeoff import Depth, TradeOff
 from acsp_lightning.structure.plan import SideCut
 
 
@@ -86,3 +88,29 @@ def viewed() -> PruningStep:
 
 def counts(right: list[int], seen: list[int]) -> ClassCounts:
     return ClassCounts(torch.tensor(right), torch.tensor(seen))
+
+
+def depth(width: int, drop: float, error: float = 0.005, speed: float | None = None) -> Depth:
+    """A network that keeps some of six channels of one group, and all of the other."""
+    found = Fidelity(
+        1024, 0.75 - drop, Estimate(drop, error), Estimate(1 - 2 * drop, 0.01), Estimate(drop, 0.02)
+    )
+    speeds = {} if speed is None else {"1": speed, "32": 2 * speed - 1}
+    return Depth(width * 10_000, width * 1000, {"conv": width, "whole": 8}, found, speeds)
+
+
+def trade_off(timed: bool = False, tolerated: int | None = 2) -> TradeOff:
+    """Five depths, of which those at a half and a third of the FLOPs are marked."""
+    drops = (0.0, 0.001, 0.0125, 0.2, 0.5)
+    depths = [
+        depth(6 - place, drop, 0.005 * (place > 0), 1 + place / 2 if timed else None)
+        for place, drop in enumerate(drops)
+    ]
+    return TradeOff(tuple(depths), knee=2, tolerated=tolerated, targets={"0.5": 3, "0.9": 1})
+
+
+def traded(reason: WidthReason = WidthReason.MEASURED_KNEE, **options: bool) -> PruningStep:
+    """A cut whose volume was measured."""
+    found = viewed()
+    decided = replace(found.selections["conv"], reason=reason)
+    return replace(found, selections={"conv": decided}, trade_off=trade_off(**options))

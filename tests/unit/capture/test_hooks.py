@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 from torch.utils.data import DataLoader, TensorDataset
 
+from acsp_lightning.capture.holdout import held_back
 from acsp_lightning.capture.hooks import ActivationCapture, _some_positions
 from acsp_lightning.capture.statistics import Activations
 from acsp_lightning.functional import reconstruction_map
@@ -229,3 +230,86 @@ def test_a_class_that_was_not_announced_is_counted() -> None:
         model(images)
     capturing.detach()
     assert capturing.finish().moments("conv1").count.tolist() == [5, 4, 0, 0, 3]
+
+
+# -- samples held back ---------------------------------------------------------------------------------
+def captured_of(model: nn.Module, batches: Any, share: float, num_classes: int = 3) -> Activations:
+    groups = trace_groups(model.eval(), (noisy_images(2, seed=3).tensors[0],)).groups
+    capturing = ActivationCapture(model, groups, 2, num_classes, share)
+    capturing.attach()
+    with torch.no_grad():
+        for images, labels in batches:
+            capturing.expect(labels)
+            model(images)
+            capturing.pause()
+    capturing.detach()
+    return capturing.finish()
+
+
+def captured_rows(batches: list[tuple[Tensor, Tensor]], share: float) -> list[tuple[Tensor, Tensor]]:
+    """The batches without what is held back, counted over all of them."""
+    kept, start = [], 0
+    for images, labels in batches:
+        rows = ~held_back(start, len(labels), share)
+        start += len(labels)
+        kept.append((images[rows], labels[rows]))
+    return kept
+
+
+def assert_alike(found: Activations, expected: Activations, layer: str) -> None:
+    """Equal but for rounding: sums over more rows at once may be taken in another order."""
+    assert found.samples == expected.samples
+    mine, theirs = found.moments(layer), expected.moments(layer)
+    assert torch.equal(mine.count, theirs.count)
+    torch.testing.assert_close(mine.mean, theirs.mean)
+    torch.testing.assert_close(mine.m2, theirs.m2, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.2])
+@pytest.mark.parametrize("size", [1, 2, 7, 40])
+def test_what_is_held_back_leaves_no_trace(size: int, share: float) -> None:
+    """In the sums of outputs and inputs, however the samples are batched."""
+    model, (images, labels) = conv_net(), noisy_images(40, seed=2).tensors
+    batches = list(zip(images.split(size), labels.split(size), strict=True))
+    found = captured_of(model, batches, share)
+    expected = captured_of(model, captured_rows(batches, share), 0.0)
+    assert found.samples == int((~held_back(0, 40, share)).sum())
+    for layer in ("conv1", "conv2", "fc1"):
+        assert_alike(found, expected, layer)
+    for layer, moments in expected.inputs.items():
+        assert found.inputs[layer].count == moments.count
+        torch.testing.assert_close(found.inputs[layer].total, moments.total)
+
+
+def test_what_is_not_finite_in_a_sample_held_back_does_no_harm() -> None:
+    model, (images, labels) = conv_net(), noisy_images(40, seed=2).tensors
+    batches = list(zip(images.split(7), labels.split(7), strict=True))
+    expected = captured_of(model, batches, 0.5)
+    spoilt = images.clone()
+    spoilt[held_back(0, 40, 0.5)] = torch.nan
+    found = captured_of(model, zip(spoilt.split(7), labels.split(7), strict=True), 0.5)
+    for layer in ("conv1", "conv2", "fc1"):
+        assert_alike(found, expected, layer)
+    assert all(moments.total.isfinite().all() for moments in found.inputs.values())
+    spoilt = images.clone()
+    spoilt[(~held_back(0, 40, 0.5)).nonzero()[0]] = torch.nan
+    with pytest.raises(ValueError, match="gave NaN or infinite activations"):
+        captured_of(model, zip(spoilt.split(7), labels.split(7), strict=True), 0.5)
+
+
+def test_a_capture_of_samples_held_back_alone_is_empty() -> None:
+    """The first sample of a process is held back, and may be its only one."""
+    images, labels = noisy_images(1, seed=2).tensors
+    assert captured_of(conv_net(), [(images, labels)], 0.5).samples == 0
+
+
+def test_captures_of_our_own_pass_over_the_same_samples() -> None:
+    model, (images, labels) = conv_net(), noisy_images(40, seed=2).tensors
+    groups = trace_groups(model.eval(), (images[:2],)).groups
+    capturing = ActivationCapture(model, groups, 2, 3, 0.5)
+    capturing.attach()
+    for x, y in zip(images.split(7), labels.split(7), strict=True):
+        capturing.run((x,), y)
+    capturing.detach()
+    batches = list(zip(images.split(7), labels.split(7), strict=True))
+    assert_alike(capturing.finish(), captured_of(model, batches, 0.5), "conv2")

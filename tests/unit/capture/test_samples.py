@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from acsp_lightning.capture.batches import read_batch
-from acsp_lightning.capture.samples import collect_samples
+from acsp_lightning.capture.samples import SampleCollector, collect_samples
 
 
 def labelled(sizes: list[int], side: int = 2, start: int = 0) -> list[tuple[Tensor, Tensor]]:
@@ -16,8 +16,9 @@ def labelled(sizes: list[int], side: int = 2, start: int = 0) -> list[tuple[Tens
 
 
 def collected(data: Any, samples: int, model: nn.Module | None = None) -> Any:
-    found = collect_samples(model or nn.Identity(), data, read_batch, samples)
-    return None if found is None else found[0]
+    collector = SampleCollector(samples)
+    collect_samples(model or nn.Identity(), data, read_batch, collector)
+    return None if collector.samples is None else collector.samples[0]
 
 
 def numbers(inputs: Any) -> list[int]:
@@ -102,3 +103,43 @@ def test_collecting_leaves_the_batches_alone() -> None:
     inputs.zero_()
     assert torch.equal(images, before)
     assert len(labels) == 4
+
+
+@pytest.mark.parametrize("size", [1, 7, 100])
+@pytest.mark.parametrize("samples", [5, 20, 500])
+def test_of_some_samples_only(size: int, samples: int) -> None:
+    """Those that ``among`` allows, counted over all batches, evenly spread; and no others."""
+    allowed = list(range(1, 100, 3))
+    collector = SampleCollector(
+        samples, lambda start, count: torch.arange(start, start + count) % 3 == 1
+    )
+    collect_samples(
+        nn.Identity(), labelled([size] * (100 // size) + [100 % size]), read_batch, collector
+    )
+    assert collector.samples is not None
+    found = numbers(collector.samples[0])
+    assert set(found) <= set(allowed)
+    assert len(found) == min(samples, len(allowed))
+    assert found[0] == 1
+    assert max(torch.tensor(found).diff().tolist()) <= 2 * 3 * -(-len(allowed) // len(found))
+
+
+def test_batches_of_another_size_count_among_those_before() -> None:
+    """Or else what is collected would not be what a capture passes over."""
+    data = [*labelled([3]), *labelled([4], side=7, start=3), *labelled([5], start=7)]
+    collector = SampleCollector(100, lambda start, count: torch.arange(start, start + count) % 2 == 0)
+    collect_samples(nn.Identity(), data, read_batch, collector)
+    assert collector.samples is not None
+    assert numbers(collector.samples[0]) == [0, 2, 8, 10]
+
+
+def test_labels_come_with_their_samples() -> None:
+    images = torch.arange(40.0).view(-1, 1, 1, 1).expand(-1, 1, 2, 2)
+    data = [(x, x[:, 0, 0, 0].long() + 5) for x in images.split(7)]
+    one, other = SampleCollector(6), SampleCollector(9, lambda start, count: torch.ones(count).bool())
+    collect_samples(nn.Identity(), data, read_batch, one, other)
+    for collector, count in ((one, 6), (other, 9)):
+        assert collector.samples is not None
+        inputs, labels = collector.samples
+        assert labels.tolist() == [number + 5 for number in numbers(inputs)]
+        assert len(labels) == count

@@ -3,8 +3,10 @@
 from dataclasses import replace
 
 import pytest
-from helpers.records import step
+from helpers.records import step, trade_off, traded
 
+from acsp_lightning import PruningStep
+from acsp_lightning.functional import WidthReason
 from acsp_lightning.report.concerns import concerns
 
 CHANCE, LOSS = "which is chance among", "more than half of the accuracy"
@@ -64,3 +66,48 @@ def test_the_numbers_are_shown() -> None:
     assert "90.0% of the captured samples were classified rightly before it, 12.5% are" in told(
         0.9, 0.125, 300, 10
     )
+
+
+# -- a volume that could not be had ----------------------------------------------------------------------
+def volume(found: PruningStep) -> list[str]:
+    return [message for message in concerns(found) if CHANCE not in message and LOSS not in message]
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        (WidthReason.NO_MEASURED_KNEE, "has no knee: hardly anything is lost at any depth"),
+        (WidthReason.NOTHING_TOLERATED, "loses more accuracy than selection.tolerance allows"),
+    ],
+)
+def test_where_nothing_is_cut_the_reason_is_told(reason: WidthReason, words: str) -> None:
+    (message,) = volume(traded(reason))
+    assert words in message
+    assert "every channel is kept" in message.lower()
+
+
+@pytest.mark.parametrize(
+    "reason", [WidthReason.MEASURED_KNEE, WidthReason.LEAST_DAMAGE, WidthReason.NETWORK_KNEE]
+)
+def test_a_volume_that_was_had_is_no_concern(reason: WidthReason) -> None:
+    assert volume(traded(reason)) == []
+    assert volume(replace(traded(reason), trade_off=None)) == []
+
+
+@pytest.mark.parametrize(("place", "told"), [(1, False), (2, False), (3, True), (4, True)])
+def test_a_target_that_would_cost_more_than_is_tolerated(place: int, told: bool) -> None:
+    """Tolerated is the third of five depths; it keeps two thirds of the FLOPs."""
+    found = replace(
+        traded(WidthReason.TOLERANCE), trade_off=replace(trade_off(), targets={"0.4": place})
+    )
+    messages = volume(found)
+    assert len(messages) == told
+    if told:
+        lost = {3: "20.00%", 4: "50.00%"}[place]
+        assert f"flops=0.4 would cost {lost} ± 0.50% of accuracy" in messages[0]
+        assert "the cut stops at 66.7% of the FLOPs" in messages[0]
+
+
+def test_a_tolerance_alone_is_no_concern() -> None:
+    found = replace(traded(WidthReason.TOLERANCE), trade_off=replace(trade_off(), targets={}))
+    assert volume(found) == []

@@ -1,19 +1,14 @@
 """Plots against the record they are drawn from, read off their own axes."""
 
-import io
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 
-import matplotlib
 import numpy as np
 import pytest
 import torch
 from helpers.records import selection, step, viewed
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgba
 from matplotlib.figure import Figure
-from PIL import Image
 
 from acsp_lightning import Complexity, PruningStep, SelectionConfig
 from acsp_lightning.functional import (
@@ -25,15 +20,12 @@ from acsp_lightning.functional import (
 )
 from acsp_lightning.report.figures import (
     ALONE,
-    BY_CURVE,
     layer_plot,
-    png,
     step_figures,
     summary_figures,
 )
 from acsp_lightning.selection import maps
 from acsp_lightning.selection.maps import GroupMap
-from acsp_lightning.selection.path import NetworkCurve
 
 
 def figures(of: PruningStep) -> dict[str, Figure]:
@@ -85,47 +77,6 @@ def test_flops_of_layers_that_matter() -> None:
     assert [bar.get_width() for bar in axes.containers[0]] == [9_000, 990]
     assert [bar.get_width() for bar in axes.containers[1]] == [4_500, 495]
     assert axes.get_xlabel() == "FLOPs; 1 layers with less than 2% of the largest are left out"
-
-
-def test_the_curve_of_the_network() -> None:
-    found = viewed()
-    (axes,) = figures(found)["network"].axes
-    line, chosen, knee = axes.lines
-    assert found.network is not None
-    np.testing.assert_allclose(line.get_xdata(), np.array(found.network.flops) / found.network.flops[0])
-    np.testing.assert_allclose(line.get_ydata(), np.sqrt(np.array(found.network.damage) / 0.5))
-    assert chosen.get_xdata()[0] == found.after.flops / found.before.flops
-    assert knee.get_xdata() == [40 / 60]
-
-
-def test_a_network_without_knee_or_damage() -> None:
-    flat = NetworkCurve((60.0, 40.0), (0.0, 0.0), None)
-    (axes,) = figures(replace(viewed(), network=flat))["network"].axes
-    line, _ = axes.lines
-    assert list(line.get_ydata()) == [0, 0]
-
-
-def test_the_curves_of_a_layer() -> None:
-    chosen = replace(selection(), reason=WidthReason.LEVEL)
-    axes, *empty = figures(replace(step(), selections={"conv": chosen}))["curves"].axes
-    coverage, kept = axes.lines
-    assert list(coverage.get_xdata()) == chosen.ks.tolist()
-    assert list(coverage.get_ydata()) == chosen.coverage.tolist()
-    assert coverage.get_label() == "coverage"
-    assert kept.get_xdata()[0] == chosen.k == 3
-    assert axes.get_title("left").startswith("conv\n3 of 6: one level of all curves")
-    assert not any(axes.axison for axes in empty)
-
-
-def test_the_knee_of_a_layer_is_marked() -> None:
-    points = torch.cat([torch.randn(4, 3).repeat(6, 1), torch.randn(2, 3)])
-    chosen = selected(points, SelectionConfig(curve="mss"))
-    assert chosen.knee is not None
-    axes, *_ = figures(replace(step(), selections={"conv": chosen}))["curves"].axes
-    silhouette, _, knee = axes.lines
-    assert list(silhouette.get_ydata()) == chosen.mss.tolist()
-    assert list(knee.get_xdata()) == [chosen.knee]
-    assert list(knee.get_ydata()) == [float(chosen.mss[chosen.ks.tolist().index(chosen.knee)])]
 
 
 def test_the_map_of_a_layer() -> None:
@@ -307,48 +258,6 @@ def test_names_are_shortened_and_do_not_overlap() -> None:
     assert len({label.get_text() for label in labels}) == 60
     boxes = [label.get_window_extent() for label in labels]
     assert all(one.y0 >= other.y1 - 1 for one, other in pairwise(boxes))
-
-
-def test_titles_of_many_curves_do_not_overlap() -> None:
-    wordy = replace(selection(), reason=max(BY_CURVE, key=len))
-    figure = figures(replace(step(), selections=dict.fromkeys(LONG[:7], wordy)))["curves"]
-    figure.draw_without_rendering()
-    used = [axes for axes in figure.axes if axes.axison]
-    assert len(used) == 7
-    boxes = [axes.get_tightbbox() for axes in used]
-    for place, one in enumerate(boxes):
-        for other in boxes[place + 1 :]:
-            assert not one.overlaps(other)
-
-
-def test_plots_are_png_and_the_same_every_time() -> None:
-    first, second = (png(figures(viewed())["layer.conv"]) for _ in range(2))
-    assert first == second
-    with Image.open(io.BytesIO(first)) as plot:
-        assert plot.format == "PNG"
-        assert plot.width == 990
-
-
-def test_plots_do_not_depend_on_the_style_of_the_process_and_leave_it() -> None:
-    plain = png(figures(viewed())["layer.conv"])
-    with matplotlib.rc_context({"axes.facecolor": "black", "font.size": 20, "savefig.bbox": "tight"}):
-        before = dict(matplotlib.rcParams)
-        assert png(figures(viewed())["layer.conv"]) == plain
-        assert dict(matplotlib.rcParams) == before
-
-
-def test_plots_can_be_drawn_in_threads() -> None:
-    before = dict(matplotlib.rcParams)
-    (plain,) = {png(figures(viewed())["channels"])}
-    with ThreadPoolExecutor(2) as threads:
-        found = set(threads.map(lambda _: png(figures(viewed())["channels"]), range(4)))
-    assert found == {plain}
-    assert dict(matplotlib.rcParams) == before
-    assert type(figures(step())["channels"].canvas) is FigureCanvasAgg
-
-
-def test_a_name_is_no_formula() -> None:
-    assert png(figures(replace(step(), layers={r"a$\frac$b": (2, 1)}))["channels"])
 
 
 def test_files_have_names_that_every_system_takes_and_groups_share_none() -> None:

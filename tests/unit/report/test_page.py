@@ -13,15 +13,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.records import step, viewed
+from helpers.records import step, traded, viewed
 from PIL import Image, ImageColor
 
 from acsp_lightning import PruningStep, SelectionConfig
 from acsp_lightning.functional import WidthReason, select_channels
 from acsp_lightning.measure.accuracy import ClassCounts
 from acsp_lightning.report import write_report
-from acsp_lightning.report.figures import AFTER, BEFORE, MARK, layer_plot
-from acsp_lightning.report.page import STYLE, step_page
+from acsp_lightning.report.drawing import AFTER, BEFORE, MARK
+from acsp_lightning.report.figures import layer_plot
+from acsp_lightning.report.page import DECIDED, STYLE, step_page
 from acsp_lightning.report.step import Outcome, Verdict
 
 NAME = "net.<b>&\"'conv"
@@ -353,3 +354,39 @@ def test_a_browser_paints_the_plots(browse: Callable[..., str], tmp_path: Path) 
     with Image.open(shot) as plot:
         colours = {colour for _, colour in plot.convert("RGB").getcolors(1 << 24)}
     assert {ImageColor.getrgb(colour) for colour in (BEFORE, AFTER, MARK)} <= colours
+
+
+# -- the measured trade-off ----------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        (WidthReason.MEASURED_KNEE, "Its knee decided how many channels every group keeps."),
+        (WidthReason.NO_MEASURED_KNEE, "It has no knee, so every channel is kept."),
+        (WidthReason.TOLERANCE, "The deepest of these cuts that loses no more than the tolerance"),
+        (WidthReason.NOTHING_TOLERATED, "None of them is within the tolerance"),
+        (WidthReason.LEAST_DAMAGE, "The FLOPs target decided."),
+    ],
+)
+def test_the_plot_of_the_trade_off_comes_first_and_says_what_decided(
+    reason: WidthReason, words: str
+) -> None:
+    found = traded(reason)
+    page = Page(step_page(found, {"trade_off": b"plot", "network": b"other"}))
+    titles = [str(image["alt"]) for image in page.of("img")]
+    assert titles == ["Accuracy over FLOPs", "Damage over FLOPs"]
+    first = page.text.partition("Accuracy over FLOPs")[2].partition("Damage over FLOPs")[0]
+    assert words in first
+    assert "on samples held back from the capture" in first
+    assert {"href": "#network"} in page.of("a")
+    others = [said for other, said in DECIDED["trade_off"].items() if other is not reason]
+    assert not any(said in first for said in others)
+
+
+def test_a_cut_that_was_not_measured_shows_no_trade_off() -> None:
+    assert "Accuracy over FLOPs" not in page_of(viewed()).text
+    assert "Accuracy over FLOPs" not in Page(step_page(traded(), {})).text
+
+
+def test_the_page_of_a_measured_cut_has_its_plot(tmp_path: Path) -> None:
+    page = Page(write_report(traded(), tmp_path).read_text())
+    assert page.of("img")[0]["alt"] == "Accuracy over FLOPs"

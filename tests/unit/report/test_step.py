@@ -1,13 +1,14 @@
+import json
 import textwrap
 from dataclasses import replace
 
 import pytest
 import torch
-from helpers.records import step, viewed
+from helpers.records import step, trade_off, traded, viewed
 
 from acsp_lightning import PruningStep
 from acsp_lightning.functional import WidthReason
-from acsp_lightning.report.step import Outcome, Verdict
+from acsp_lightning.report.step import Outcome, Verdict, reference_accuracy
 
 
 def again(found: PruningStep) -> PruningStep:
@@ -54,6 +55,31 @@ def test_a_record_goes_through_plain_data() -> None:
     assert (same.verdict, same.latency, same.network) == (found.verdict, found.latency, found.network)
     assert torch.equal(same.selections["conv"].kept, found.selections["conv"].kept)
     assert torch.equal(same.maps["conv"].places, found.maps["conv"].places)
+
+
+@pytest.mark.parametrize("timed", [False, True])
+@pytest.mark.parametrize("tolerated", [None, 0, 2])
+def test_a_trade_off_goes_through_json(timed: bool, tolerated: int | None) -> None:
+    found = replace(traded(), trade_off=trade_off(timed, tolerated))
+    same = PruningStep.from_dict(json.loads(json.dumps(found.to_dict(), allow_nan=False)))
+    assert same.trade_off == found.trade_off
+    assert same.selections["conv"].reason is WidthReason.MEASURED_KNEE
+    bare = replace(found, trade_off=None)
+    assert PruningStep.from_dict(json.loads(json.dumps(bare.to_dict()))).trade_off is None
+
+
+def test_a_tolerance_counts_from_the_first_network_that_was_measured() -> None:
+    first, other = trade_off(), trade_off()
+    depths = (replace(first.depths[0], fidelity=replace(first.depths[0].fidelity, accuracy=0.5)),)
+    later = replace(traded(), trade_off=replace(other, depths=depths + other.depths[1:]))
+    assert reference_accuracy([]) is None
+    assert reference_accuracy([step(), step()]) is None
+    assert reference_accuracy([traded(), later]) == 0.75
+    assert reference_accuracy([step(), later, traded()]) == 0.5
+    rolled_back = replace(traded(), verdict=Verdict("val_acc", 0.5, 0.1, Outcome.LEFT))
+    assert reference_accuracy([rolled_back, later]) == 0.75, (
+        "the first network is the first all the same"
+    )
 
 
 def test_what_is_no_record_is_refused() -> None:

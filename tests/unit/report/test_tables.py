@@ -4,11 +4,12 @@ import dataclasses
 import re
 
 import pytest
-from helpers.records import complexity, step
+from helpers.records import complexity, step, trade_off
 
 from acsp_lightning import Complexity, Latency, LatencyComparison
 from acsp_lightning.report import PruningStep, headline, step_table, summary_table, verdict_line
 from acsp_lightning.report.step import Outcome, Verdict
+from acsp_lightning.report.tables import marks, trade_off_note, trade_off_table
 
 
 def rows(table: str) -> list[list[str]]:
@@ -160,3 +161,65 @@ def test_latencies_in_the_tables(before: float, after: float, cells: list[str]) 
     assert cells_of(summary, "latency, batch 32 (cuda, ms)") == [*cells, "-"]
     assert max(map(len, summary.splitlines())) <= 80
     assert "latency" not in summary_table([timed, timed], timed.after, None)
+
+
+# -- what a cut costs ----------------------------------------------------------------------------------
+NOTE = (
+    "measured on 1,024 samples held back from the capture; ± is the standard error; widths are the "
+    "shares of channels that groups keep"
+)
+
+
+def trade_off_rows(table: str) -> list[list[str]]:
+    title, *lines = table.splitlines()
+    assert title == "What a cut costs, before any training"
+    body = [line for line in lines if re.match(r"\s*\d+\.\d%", line)]
+    return [re.split(r" {2,}", line.strip()) for line in body]
+
+
+def test_what_every_depth_costs() -> None:
+    table = trade_off_table(trade_off())
+    assert trade_off_rows(table) == [
+        ["100.0%", "100.0%", "75.00%", "100-100%"],
+        ["83.3%", "83.3%", "74.90%", "0.10 ± 0.50", "99.8%", "83-100%", "flops=0.9"],
+        ["66.7%", "66.7%", "73.75%", "1.25 ± 0.50", "97.5%", "67-100%", "knee"],
+        ["50.0%", "50.0%", "55.00%", "20.00 ± 0.50", "60.0%", "50-100%", "flops=0.5"],
+        ["33.3%", "33.3%", "25.00%", "50.00 ± 0.50", "0.0%", "33-100%"],
+    ]
+    assert "tolerance" in [line.strip() for line in table.splitlines()], "below the knee"
+    assert NOTE in " ".join(table.split())
+    assert trade_off_note(trade_off()) == NOTE
+    assert max(map(len, table.splitlines())) <= 80
+
+
+def test_what_every_depth_costs_with_its_speed() -> None:
+    table = trade_off_table(trade_off(timed=True))
+    assert [row[2:4] for row in trade_off_rows(table)] == [
+        [f"{1 + place / 2:.2f}x", f"{1 + place:.2f}x"] for place in range(5)
+    ]
+    assert [row[4:] for row in trade_off_rows(table)] == [
+        row[2:] for row in trade_off_rows(trade_off_table(trade_off()))
+    ]
+    assert max(map(len, table.splitlines())) <= 80 + 2 * 9
+
+
+def test_marks_are_at_their_depths_alone() -> None:
+    found = trade_off()
+    assert [marks(found, place) for place in range(5)] == [
+        [], ["flops=0.9"], ["knee", "tolerance"], ["flops=0.5"], []
+    ]  # fmt: skip
+    bare = dataclasses.replace(found, knee=None, tolerated=None, targets={})
+    assert [marks(bare, place) for place in range(5)] == [[]] * 5
+    whole = dataclasses.replace(found, tolerated=0, targets={"0.5": 2, "0.6": 2})
+    assert marks(whole, 0) == ["tolerance"]
+    assert marks(whole, 2) == ["flops=0.5", "flops=0.6", "knee"]
+
+
+def test_a_gain_is_a_loss_below_zero() -> None:
+    found = trade_off()
+    depths = list(found.depths)
+    estimate = dataclasses.replace(depths[1].fidelity.drop, mean=-0.0123)
+    fidelity = dataclasses.replace(depths[1].fidelity, drop=estimate, accuracy=0.7623)
+    depths[1] = dataclasses.replace(depths[1], fidelity=fidelity)
+    table = trade_off_table(dataclasses.replace(found, depths=tuple(depths)))
+    assert trade_off_rows(table)[1][2:4] == ["76.23%", "-1.23 ± 0.50"]

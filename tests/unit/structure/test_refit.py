@@ -16,6 +16,7 @@ from acsp_lightning.functional.least_squares import REFIT_RIDGE
 from acsp_lightning.structure.plan import build_plan
 from acsp_lightning.structure.pruning import prune
 from acsp_lightning.structure.refit import prepare_refit
+from acsp_lightning.structure.tracing import trace_groups
 
 
 @pytest.fixture(autouse=True)
@@ -857,3 +858,115 @@ def test_hooks_of_the_user_run_in_every_pass_and_stay():
     assert len(cut[3].conv1._forward_pre_hooks) == 1
     assert error(model, cut, X) < error(model, pruned(model, plan, groups, refit=False), X)
     doubled.remove()
+
+
+# -- half of the samples -------------------------------------------------------------------------------
+def consumers_of(model):
+    return [name for name, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)][1:]
+
+
+def check_same_targets(found, expected):
+    assert found.targets.keys() == expected.targets.keys()
+    for layer, target in expected.targets.items():
+        mine = found.targets[layer]
+        assert mine.shape == target.shape, layer
+        order, other = mine.rows.argsort(), target.rows.argsort()
+        assert torch.equal(mine.rows[order], target.rows[other]), layer
+        torch.testing.assert_close(mine.outputs[order], target.outputs[other])
+        for part in ("other", "scale"):
+            assert (getattr(mine, part) is None) is (getattr(target, part) is None), (layer, part)
+        if target.other is not None:
+            torch.testing.assert_close(mine.other[order], target.other[other])
+        if target.scale is not None:
+            torch.testing.assert_close(mine.scale, target.scale)
+
+
+@pytest.mark.parametrize("samples", [40, 39, 3])
+@pytest.mark.parametrize("sums", [False, True])
+def test_half_a_refit_is_one_of_every_other_sample(sums, samples):
+    model = settled(network(Block(), PreActivation()) if sums else chain())
+    layers = consumers_of(model)
+    whole = prepare_refit(model, layers, (X[:samples],))
+    found = whole.halved()
+    assert torch.equal(found.inputs[0], X[:samples:2])
+    check_same_targets(found, prepare_refit(model, layers, (X[:samples:2],)))
+    assert any(target.other is not None for target in found.targets.values()) is sums
+    assert len(whole.inputs[0]) == samples, "the whole one stays"
+
+
+def test_positions_drawn_at_random_are_those_of_the_samples_that_stay(monkeypatch):
+    """Of a map of more positions than are compared: each row is still what the layer gave there."""
+    monkeypatch.setattr("acsp_lightning.structure.refit.POSITIONS", 5)
+    model = settled(chain())
+    found = prepare_refit(model, consumers_of(model), (X,)).halved()
+    seen = {}
+    for layer in found.targets:
+        module = model.get_submodule(layer)
+        module.register_forward_hook(lambda m, a, out, layer=layer: seen.update({layer: out.clone()}))
+    with torch.no_grad():
+        model(X[::2])
+    for layer, target in found.targets.items():
+        rows = seen[layer].movedim(1, -1).reshape(-1, seen[layer].shape[1])
+        assert target.shape == seen[layer].shape
+        torch.testing.assert_close(target.outputs, rows[target.rows])
+    assert len(found.targets["3"].rows) in range(70, 131), "about five positions of each of twenty"
+
+
+def test_half_a_refit_fits_like_one_of_half_the_samples():
+    model = settled(chain())
+    layers = consumers_of(model)
+    plan = halving(model)
+    halves = (
+        prepare_refit(model, layers, (X,)).halved(),
+        prepare_refit(model, layers, (X[::2],)),
+    )
+    first, second = (copy.deepcopy(model) for _ in halves)
+    for cut, refit in zip((first, second), halves, strict=True):
+        prune(cut, plan, None, refit=refit)
+    for (name, one), other in zip(first.state_dict().items(), second.state_dict().values(), strict=True):
+        torch.testing.assert_close(one, other, msg=name)
+    assert not torch.equal(first(FRESH), model(FRESH))
+
+
+def halving(model):
+    groups = trace_groups(model, (X[:2],)).groups
+    return build_plan(groups, {group.name: range(group.width // 2) for group in groups})
+
+
+class Doubled(nn.Module):
+    """Reads two crops of every sample at once, so that rows of maps are no samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.read = nn.Conv2d(4, 5, 3, padding=1)
+
+    def forward(self, x, other=None):
+        crops = torch.cat([x, x.flip(-1) if other is None else other])
+        return self.read(self.conv(crops).relu()).mean((2, 3))
+
+
+@pytest.mark.parametrize("inputs", [(X,), (X, X[:10])], ids=["twice the rows", "tensors of two lengths"])
+def test_where_rows_are_no_samples_a_refit_is_left_alone(inputs):
+    model = Doubled().double().eval()
+    whole = prepare_refit(model, ["read"], inputs)
+    assert set(whole.targets) == {"read"}
+    assert whole.halved() is whole
+
+
+def test_half_of_several_arguments_and_of_what_is_no_tensor():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x, more, mode):
+            return self.conv(x * more["scale"].view(-1, 1, 1, 1)) * mode
+
+    model, scale = Two().double().eval(), torch.linspace(1, 2, 40, dtype=torch.float64)
+    found = prepare_refit(model, ["conv"], (X, {"scale": scale}, 3)).halved()
+    images, more, mode = found.inputs
+    assert torch.equal(images, X[::2])
+    assert torch.equal(more["scale"], scale[::2])
+    assert mode == 3
+    check_same_targets(found, prepare_refit(model, ["conv"], (X[::2], {"scale": scale[::2]}, 3)))

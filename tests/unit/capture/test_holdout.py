@@ -1,0 +1,60 @@
+"""Samples held back are as many as was asked for, and spread evenly over data of any order."""
+
+from fractions import Fraction
+
+import pytest
+import torch
+
+from acsp_lightning.capture.holdout import held_back, share_held_back
+
+
+@pytest.mark.parametrize(
+    ("samples", "wanted", "share"),
+    [(100, 20, 0.2), (100, 50, 0.5), (100, 51, 0.5), (100, 1000, 0.5), (1, 1, 0.5), (0, 7, 0.0)],
+)
+def test_as_many_as_wanted_but_half_at_most(samples: int, wanted: int, share: float) -> None:
+    assert share_held_back(samples, wanted) == share
+
+
+@pytest.mark.parametrize("share", [0.5, 0.25, 0.1, 0.037, 1 / 3])
+@pytest.mark.parametrize("samples", [50, 361, 5000, 1_000_000])
+def test_the_share_is_met(samples: int, share: float) -> None:
+    assert abs(int(held_back(0, samples, share).sum()) - share * samples) < 4
+
+
+def test_nothing_is_held_back_of_a_share_of_zero() -> None:
+    assert not held_back(0, 1000, 0.0).any()
+
+
+@pytest.mark.parametrize("share", [0.5, 0.2])
+@pytest.mark.parametrize("period", [*range(2, 41), 100, 144])
+def test_every_class_has_its_share_whatever_the_period(period: int, share: float) -> None:
+    """Classes in turn: every other sample would be all of some of an even number of classes, or none."""
+    held = held_back(0, 300 * period, share).view(300, period).double()
+    assert held.mean(0).min() > share - 0.1
+    assert held.mean(0).max() < share + 0.1
+
+
+@pytest.mark.parametrize("share", [0.5, 0.2, 0.05])
+def test_every_class_has_its_share_of_sorted_data(share: float) -> None:
+    for of_class in held_back(12_345, 6000, share).double().split(200):
+        assert abs(float(of_class.mean()) - share) < 0.025
+
+
+def test_the_share_is_met_far_into_the_data() -> None:
+    held = held_back(10**9, 1000, 0.25)
+    assert abs(int(held.sum()) - 250) < 10
+
+
+@pytest.mark.parametrize("sizes", [[100], [1] * 100, [7] * 14 + [2], [64, 0, 36]])
+def test_consecutive_batches_are_held_back_like_one(sizes: list[int]) -> None:
+    starts = [sum(sizes[:place]) for place in range(len(sizes))]
+    parts = [held_back(start, size, 0.3) for start, size in zip(starts, sizes, strict=True)]
+    assert torch.equal(torch.cat(parts), held_back(0, 100, 0.3))
+
+
+def test_the_sequence_is_that_of_the_golden_ratio() -> None:
+    """In exact fractions of the constant."""
+    ratio = Fraction(0.6180339887498949)
+    expected = [place * ratio % 1 < Fraction(0.3) for place in range(2000)]
+    assert held_back(0, 2000, 0.3).tolist() == expected
