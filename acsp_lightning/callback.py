@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.hooks import RemovableHandle
 
-from acsp_lightning.capture.batches import check_labels
+from acsp_lightning.capture.batches import read_labelled
 from acsp_lightning.capture.class_names import class_names
 from acsp_lightning.capture.hooks import ActivationCapture
 from acsp_lightning.capture.statistics import Captured, merge_activations
@@ -18,7 +18,7 @@ from acsp_lightning.measure.complexity import Complexity
 from acsp_lightning.pipeline import groups_due, make_cut, trace
 from acsp_lightning.progress import shown_by
 from acsp_lightning.report import PruningStep
-from acsp_lightning.settings import PruningSettings, check_epochs, with_options
+from acsp_lightning.settings import PruningSettings, check_epochs, with_hints, with_options
 from acsp_lightning.structure.example import as_arguments
 from acsp_lightning.trainer.averaging import averaged_copies
 from acsp_lightning.trainer.checks import (
@@ -33,14 +33,10 @@ from acsp_lightning.trainer.checks import (
 from acsp_lightning.trainer.cut import FitSite
 from acsp_lightning.trainer.guard import GuardMonitor, check_judged
 from acsp_lightning.trainer.loaders import combines_validation
+from acsp_lightning.trainer.monitors import spare_stopping
 from acsp_lightning.trainer.progress_bars import display_of
 from acsp_lightning.trainer.ranks import check_ranks_agree, run_on_all_ranks
-from acsp_lightning.trainer.reporting import (
-    announce_cut,
-    announce_missed,
-    announce_verdict,
-    sum_up,
-)
+from acsp_lightning.trainer.reporting import announce_cut, announce_end, announce_verdict
 from acsp_lightning.trainer.resume import fix_loop_progress, verify_before_load
 from acsp_lightning.trainer.snapshot import save_uncut
 from acsp_lightning.trainer.state import CallbackState
@@ -48,6 +44,7 @@ from acsp_lightning.trainer.survey import FitSurvey, survey_fit
 
 
 @with_options
+@with_hints
 @dataclass(eq=False)
 class ACSPPruningCallback(PruningSettings, pl.Callback):
     """Removes channels for good at chosen epochs and lets the Trainer go on with the smaller network.
@@ -158,6 +155,7 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
         """Trace the network as it is now and install the hooks; the last validation of an epoch wins."""
         if self._survey is None or trainer.sanity_checking:
             return
+        spare_stopping(trainer)
         self._monitor.before_validation(trainer)
         if trainer.current_epoch in self.epochs:
             self._start_capture(trainer.current_epoch, pl_module, self._survey)
@@ -168,7 +166,7 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
 
         def due() -> dict[str, Any]:
             tracing = trace(pl_module, survey.example, self)
-            self._left_whole = tracing.left_whole
+            self._left_whole = tracing.whole
             groups = groups_due(tracing.groups, self, self._visited)
             return {group.name: group for group in groups}
 
@@ -193,8 +191,7 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
         enough = self.max_batches is not None and batch_idx >= self.max_batches
         if self._capture is not None and dataloader_idx == 0 and not enough:
             try:
-                inputs, found = self.read_batch(batch)
-                labels = check_labels(found)
+                inputs, labels = read_labelled(self.read_batch, batch)
                 if combines_validation(trainer):
                     # validation_step may run the network on other parts of the batch, of other labels.
                     self._capture.run(as_arguments(pl_module, inputs), labels)
@@ -265,6 +262,7 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
         Before checkpoints of this epoch are written; from the start of an epoch no fit can resume.
         """
         self._judge_if_due(trainer, trainer.current_epoch + 1)
+        spare_stopping(trainer)
         if self._captured is not None and self._captured.decisions is None:
             save_uncut(trainer, self._captured.epoch)
 
@@ -310,10 +308,10 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
             self._judge(trainer, None)
         if self._survey is None:
             return
-        announce_missed(set(self.epochs) - self._settled - {step.epoch for step in self.steps})
-        if self.steps:
-            example = self._survey.example
-            self.steps[:] = sum_up(trainer, self._site(trainer), self.steps, example, self)
+        missed = set(self.epochs) - self._settled - {step.epoch for step in self.steps}
+        self._captured = None  # a cut that waits is not made any more
+        example = self._survey.example
+        self.steps[:] = announce_end(trainer, self._site(trainer), self.steps, missed, example, self)
 
     # -- checkpoints ---------------------------------------------------------------------------------
 

@@ -205,6 +205,18 @@ class PrunedCheckpointMixin:
     Put it first among the bases: ``class MyModule(PrunedCheckpointMixin, LightningModule)``.
     """
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse a class in which the constructor of a module never gets to this one."""
+        super().__init_subclass__(**kwargs)
+        before = cls.__mro__[1 : cls.__mro__.index(PrunedCheckpointMixin)]
+        if nn.Module in before:  # which calls no constructor after its own
+            module = next(kind for kind in before if issubclass(kind, nn.Module))
+            raise TypeError(
+                f"{cls.__name__} has {module.__name__} before PrunedCheckpointMixin, which would do "
+                f"nothing there. Put PrunedCheckpointMixin first: class {cls.__name__}"
+                f"(PrunedCheckpointMixin, {module.__name__})."
+            )
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         assert isinstance(self, nn.Module), "the mixin stands before a LightningModule"

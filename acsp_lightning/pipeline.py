@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from acsp_lightning.capture.batches import BatchReader, check_labels, count_classes, rare_classes
+from acsp_lightning.capture.batches import BatchReader, count_classes, rare_classes, read_labelled
 from acsp_lightning.capture.hooks import ActivationCapture
 from acsp_lightning.capture.samples import collect_inputs
 from acsp_lightning.capture.statistics import Captured
@@ -119,8 +119,8 @@ def survey(
     labels = [torch.empty(0, dtype=torch.int64)]
     with random_state_restored():
         for batch in batches:
-            inputs, found = read_batch(batch)
-            labels.append(check_labels(found).cpu())
+            inputs, found = read_labelled(read_batch, batch)
+            labels.append(found.cpu())
             example = example or Example.of(model, inputs)
     return example, torch.cat(labels)
 
@@ -216,12 +216,12 @@ def capture_network(
     try:
         with evaluation_state(model):
             for batch in tracked(batches, "Capturing activations"):
-                inputs, found = settings.read_batch(batch)
-                capture.expect(check_labels(found))
+                inputs, found = read_labelled(settings.read_batch, batch)
+                capture.expect(found)
                 model(*as_arguments(model, inputs))
     finally:
         capture.detach()
-    return example, Captured(None, groups, capture.finish(), left_whole=tracing.left_whole)
+    return example, Captured(None, groups, capture.finish(), left_whole=tracing.whole)
 
 
 def decide_cut(

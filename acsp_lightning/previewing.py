@@ -18,6 +18,7 @@ from acsp_lightning.report import PruningStep
 from acsp_lightning.selection.proposal import Proposal
 from acsp_lightning.settings import PruningSettings, with_options
 from acsp_lightning.structure.forward import eager_copy, random_state_restored
+from acsp_lightning.structure.groups import summed_note
 
 T = TypeVar("T")
 
@@ -53,7 +54,7 @@ def preview(
         TypeError: if an option is not one of the callback's.
         ValueError: as the callback, if an option is out of its range, there is no batch, labels are no
             classes, there is nothing to cut, or a volume cannot be had; or if ``dataloader`` is an
-            iterator.
+            iterator, or nothing to iterate over, such as a LightningDataModule.
     """
     return preview_cut(model, dataloader, PruningSettings(selection=selection, **options))
 
@@ -69,6 +70,13 @@ def preview_cut(
         settings: what is cut, and how.
         named: what may name the classes, besides the loader.
     """
+    if not isinstance(dataloader, Iterable):
+        held = "val_dataloader(), after prepare_data() and setup('validate')"
+        what = f"its {held}" if hasattr(dataloader, "val_dataloader") else "a DataLoader, or a list"
+        raise ValueError(
+            f"dataloader is a {type(dataloader).__name__}, which has no batches to iterate over. Pass "
+            f"{what}."
+        )
     if isinstance(dataloader, Iterator):
         raise ValueError(
             f"dataloader is a {type(dataloader).__name__}, which can be read once; a preview reads the "
@@ -78,6 +86,9 @@ def preview_cut(
     site = CopySite(model, _Batches(dataloader, devices.pop(), settings.max_batches))
     with random_state_restored():
         example, captured = capture_network(model, site.batches(), settings)
+        note = summed_note(captured.left_whole)
+        if note is not None:
+            site.inform(note)
         names = class_names(*named, dataloader)
         return make_cut(site, captured, settings, example, class_names=names)
 

@@ -1,17 +1,15 @@
 """Every option of a cut, declared and checked once; callback, preview and command line share it."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import wraps
 from inspect import cleandoc
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
-from torch import nn
-
-from acsp_lightning.capture.batches import BatchReader, read_batch
+from acsp_lightning.capture.batches import read_batch
 from acsp_lightning.functional import SelectionConfig
-from acsp_lightning.measure.accuracy import OutputReader
 from acsp_lightning.measure.latency import check_batch_sizes
 
 __all__ = ["Guard", "PruningSettings"]
@@ -68,6 +66,24 @@ class Guard:
         _check_count("patience", self.patience, at_least=1)
 
 
+def with_hints(kind: type[T]) -> type[T]:
+    """Let a constructor say where an option of selection or guard belongs that it does not have."""
+    init = kind.__init__
+
+    @wraps(init)
+    def __init__(self: T, *args: Any, **options: Any) -> None:  # noqa: N807 - it takes its place
+        for name in options.keys() - {field.name for field in fields(kind)}:  # type: ignore[arg-type]
+            for option, record in (("selection", SelectionConfig), ("guard", Guard)):
+                if name in record.__dataclass_fields__:
+                    given = f"{name}={options[name]!r}"
+                    raise TypeError(f"{name} belongs in {option}={record.__name__}({given}).")
+        init(self, *args, **options)
+
+    kind.__init__ = __init__  # type: ignore[method-assign, assignment]
+    return kind
+
+
+@with_hints
 @dataclass(kw_only=True, eq=False)
 class PruningSettings:
     """Every option of a cut but its time.
@@ -123,12 +139,13 @@ class PruningSettings:
     batchnorm_batches: int = 0
     round_to: int = 1
     max_batches: int | None = None
-    read_batch: BatchReader = read_batch
-    read_outputs: OutputReader | None = None
+    # With Any: for a function of modules or tensors the help would list every class of them.
+    read_batch: Callable[[Any], Any] = read_batch
+    read_outputs: Callable[[Any], Any] | None = None
     report_dir: str | Path | None = None
     report_plots: bool = True
     latency_batch_sizes: Sequence[int] = ()
-    copies: Callable[[nn.Module], Iterable[nn.Module]] | None = None
+    copies: Callable[[Any], Any] | None = None
     reset_monitors: bool = True
     guard: Guard | None = None
 
@@ -168,7 +185,8 @@ class PruningSettings:
         self.latency_batch_sizes = tuple(self.latency_batch_sizes)
         if self.report_dir is not None and not isinstance(self.report_dir, str | Path):
             raise ValueError(f"report_dir is {self.report_dir!r}; it must be a path, or None.")
-        self.selection = _record("selection", self.selection, SelectionConfig, "keep=0.5")
+        share = self.selection if _is_share(self.selection) else 0.5
+        self.selection = _record("selection", self.selection, SelectionConfig, f"flops={share}")
         if self.guard is not None:
             self.guard = _record("guard", self.guard, Guard, "max_drop=0.01")
 
@@ -207,6 +225,10 @@ def with_options(documented: T) -> T:
 def _check_count(name: str, value: int, *, at_least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
         raise ValueError(f"{name} is {value!r}; it must be an integer >= {at_least}.")
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
 
 
 def _patterns(name: str, patterns: Sequence[str]) -> tuple[str, ...]:

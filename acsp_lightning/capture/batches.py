@@ -46,6 +46,31 @@ def read_batch(batch: Any) -> tuple[Any, Tensor]:
     )
 
 
+def read_with(reader: BatchReader, batch: Any) -> tuple[Any, Any]:
+    """The inputs and the labels that a reader finds in a batch; the labels are not checked.
+
+    Raises:
+        ValueError: if it returns something else.
+    """
+    found: Any = reader(batch)
+    if not isinstance(found, tuple | list) or len(found) != 2:
+        raise ValueError(
+            f"read_batch returned {_describe(found)}; it must return (inputs, labels): what forward "
+            "takes, and one integer class index per sample."
+        )
+    return found[0], found[1]
+
+
+def read_labelled(reader: BatchReader, batch: Any) -> tuple[Any, Tensor]:
+    """The inputs and the labels that a reader finds in a batch, both checked.
+
+    Raises:
+        ValueError: as :func:`read_with` and :func:`check_labels`.
+    """
+    inputs, labels = read_with(reader, batch)
+    return inputs, check_labels(labels)
+
+
 def check_labels(labels: Any) -> Tensor:
     """The labels as int64 class indices, shape (B,).
 

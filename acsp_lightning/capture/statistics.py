@@ -80,7 +80,8 @@ class Captured:
         activations: their captured activations.
         metric: value of the accuracy guard's metric in this validation; None without a guard.
         decisions: number of channels to keep in every group, by name; None: not decided yet.
-        left_whole: why groups that were asked for cannot be cut, by name.
+        left_whole: why groups that were asked for cannot be cut, and layers that residual=True
+            would add are not, by name.
     """
 
     epoch: int | None

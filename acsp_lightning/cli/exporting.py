@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
 from acsp_lightning.callback import ACSPPruningCallback
-from acsp_lightning.capture.batches import BatchReader, read_batch
+from acsp_lightning.capture.batches import BatchReader, read_batch, read_with
 from acsp_lightning.checkpoint import load_pruned
 from acsp_lightning.cli.formats import FORMATS
 from acsp_lightning.cli.lightning_cli import ACSPCommandLine, as_text
@@ -77,6 +77,7 @@ def _export(
         checkpoint=checkpoint,
     )
     contents = sources.contents()
+    verify_checksums(checkpoint)
     folder: Path = options.out or checkpoint.parent
     targets = {form: folder / f"{checkpoint.stem}{FORMATS[form]}" for form in options.to}
     for target in targets.values():
@@ -86,21 +87,22 @@ def _export(
 
     cli = _build(sources, contents, arguments, 1.0 if options.accuracy else 1)
     module: pl.LightningModule = cli.model
-    module.configure_model()
-    verify_checksums(checkpoint)
-    try:
-        load_pruned(module, checkpoint)
-    except ValueError as error:
-        raise RefusalError(f"{error} {_built_from(sources)}") from error
     callbacks = callbacks_of(cli.trainer)
     pruning = [callback for callback in callbacks if isinstance(callback, ACSPPruningCallback)]
-    reading = (pruning[0].read_batch, pruning[0].read_outputs) if pruning else (read_batch, None)
-    looking = _Looking(*reading, options.accuracy)
-    example = module.example_input_array
-    if example is None or options.accuracy:
-        sources.check_data(module, cli.datamodule)
+    looking = _Looking(
+        lambda: _load(module, sources),
+        pruning[0].read_batch if pruning else read_batch,
+        pruning[0].read_outputs if pruning else None,
+        options.accuracy,
+    )
     if cli.datamodule is None and not is_overridden("val_dataloader", module):
-        looking.look_at(module, example)
+        # As a Trainer would, if it had data.
+        module.setup("validate")
+        module.configure_model()
+        _load(module, sources)
+        if module.example_input_array is None or options.accuracy:
+            sources.check_data(module, cli.datamodule)
+        looking.look_at(module, module.example_input_array)
     else:
         callbacks.append(looking)
         cli.trainer.validate(module, datamodule=cli.datamodule, verbose=False)
@@ -114,10 +116,12 @@ def _export(
         yield f"{target}: {form}, {file.size:,} bytes, at most {file.difference:.2g} from the network"
     card = folder / f"{checkpoint.stem}.md"
     source = module if cli.datamodule is None else cli.datamodule
+    steps, epoch = _history(checkpoint)
     text = model_card(
         module,
-        _history(checkpoint),
+        steps,
         source=checkpoint.name,
+        epoch=epoch,
         inputs=looking.inputs,
         data=f"{type(source).__module__}.{type(source).__qualname__}",
         settings=callback_settings(pruning[0]) if len(pruning) == 1 else None,
@@ -130,8 +134,23 @@ def _export(
     yield f"{card}: model card"
 
 
+def _load(module: pl.LightningModule, sources: Sources) -> None:
+    """Load the checkpoint into a module that was set up."""
+    checkpoint = sources.checkpoint
+    assert checkpoint is not None, "an export has one"
+    if not module.state_dict():
+        raise RefusalError(
+            f"{type(module).__name__} has no parameters after setup('validate') and configure_model(). "
+            "Build its network in every stage, not in setup('fit') alone."
+        )
+    try:
+        load_pruned(module, checkpoint)
+    except ValueError as error:
+        raise RefusalError(f"{error} {_built_from(sources)}") from error
+
+
 class _Looking(pl.Callback):
-    """Collects from a validation what the export needs.
+    """Loads the weights when the network is built, and collects from a validation what the export needs.
 
     Attributes:
         inputs: arguments of forward from the first batch; empty if there is none.
@@ -140,8 +159,13 @@ class _Looking(pl.Callback):
     """
 
     def __init__(
-        self, read_batch: BatchReader, read_outputs: OutputReader | None, measure: bool
+        self,
+        load: Callable[[], None],
+        read_batch: BatchReader,
+        read_outputs: OutputReader | None,
+        measure: bool,
     ) -> None:
+        self._load = load
         self._read_batch = read_batch
         self._read_outputs = read_outputs
         self._measure = measure
@@ -157,10 +181,16 @@ class _Looking(pl.Callback):
         except ValueError as error:
             _warn(f"{error} The card goes without.")
 
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Not earlier: setup() may have built the network, for the second time.
+        with torch.inference_mode(False):
+            self._load()
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Tensors made under the Trainer's inference mode could not be traced.
         with torch.inference_mode(False):
-            self.look_at(pl_module, self._read_batch(next(validation_batches(trainer)))[0])
+            batch = next(validation_batches(trainer))
+            self.look_at(pl_module, read_with(self._read_batch, batch)[0])
             if self._measure:
                 counts = count_correct(
                     pl_module, validation_batches(trainer), self._read_batch, self._read_outputs
@@ -219,20 +249,22 @@ def _is_pruning(entry: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, ACSPPruningCallback)
 
 
-def _history(path: Path) -> list[PruningStep] | None:
-    """The cuts recorded in a file; None, with a warning, if it has no record."""
-    steps = None
+def _history(path: Path) -> tuple[list[PruningStep] | None, int | None]:
+    """The cuts recorded in a file, and its epoch; None, with a warning, where it has no record."""
+    steps, epoch = None, None
     if path.suffix != ".safetensors":
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        epoch = content.get("epoch") if "state_dict" in content else None
         try:
-            steps = pruning_steps(torch.load(path, map_location="cpu", weights_only=True))
+            steps = pruning_steps(content)
         except ValueError as error:
             _warn(f"{path}: {error} The card goes without the cuts.")
-            return None
+            return None, epoch
     if steps is None:
         _warn(f"{path} holds weights alone; whether they were pruned, the card cannot tell.")
     elif not steps:
         _warn(f"{path} tells of no cut; what was exported is the whole network.")
-    return steps
+    return steps, epoch
 
 
 def _make(folder: Path) -> None:

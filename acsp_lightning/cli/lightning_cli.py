@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.cli import ArgsType, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from acsp_lightning.callback import ACSPPruningCallback
@@ -20,11 +20,22 @@ from acsp_lightning.cli.refusals import Parser, RefusalError, is_deliberate
 from acsp_lightning.cli.sources import (
     Sources,
     check_class,
+    check_file,
     find_config,
     read_checkpoint,
+    read_config,
     with_saved_arguments,
+    without_class,
 )
 from acsp_lightning.trainer.checks import callbacks_of, check_trainer
+
+# Titles of groups in the help, where LightningCLI would show docstrings of its classes.
+TITLES = {
+    "trainer": "Trainer",
+    "model": "network: a LightningModule",
+    "data": "data: a LightningDataModule",
+}
+OWN_PLACE = 2  # of a subcommand's own group: after positional arguments and options
 
 
 class CommandLineTrainer(pl.Trainer):
@@ -89,6 +100,24 @@ class ACSPCommandLine(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """The subcommands of Lightning, and preview."""
         return {**LightningCLI.subcommands(), "preview": {"model", "datamodule"}}
+
+    def _prepare_subcommand_parser(
+        self, klass: type, subcommand: str, **kwargs: Any
+    ) -> LightningArgumentParser:
+        """Show the options of a subcommand itself before the hundreds of the Trainer and the classes."""
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        own = set(self._subcommand_method_arguments[subcommand])
+        first: list[Any] = []
+        others: list[Any] = []
+        for group in parser._action_groups:
+            names = {action.dest for action in group._group_actions}
+            if names and names <= own:
+                group.title = f"{subcommand} options"
+            else:
+                group.title = next((TITLES[n] for n in TITLES if n in names), group.title)
+            (first if names and names <= own else others).append(group)
+        parser._action_groups = [*others[:OWN_PLACE], *first, *others[OWN_PLACE:]]
+        return parser
 
     def before_instantiate_classes(self) -> None:
         """Let a preview write only its own folder, and read checkpoints with ``weights_only``.
@@ -157,8 +186,9 @@ def main(words: list[str]) -> None:
     sources = None
     for key in ("model", "data"):
         check_class(key, getattr(known, key))
-    if words[:1] == ["preview"] and not {"-h", "--help", "--print_config"} & set(words):
-        sources, words = _preview_words(words, known, rest)
+    asked = {"-h", "--help", "--print_config"} & set(words)
+    if not asked and (words[:1] == ["preview"] or any(map(_lacks_class, known.config))):
+        sources, words = _sourced_words(words, known, rest)
     command_line(words, sources=sources)
 
 
@@ -179,7 +209,7 @@ def command_line(
     Args:
         args: command-line arguments; None reads ``sys.argv``.
         run: run the subcommand; False: there is none, and the classes are only instantiated.
-        sources: what a preview is built from, if already known.
+        sources: what the network and its data are built from, if already known.
     """
     with _expected_warnings_ignored():
         return ACSPCommandLine(
@@ -196,9 +226,17 @@ def command_line(
         )
 
 
-def _preview_words(words: list[str], known: Namespace, rest: list[str]) -> tuple[Sources, list[str]]:
-    """What a preview is built from, also as arguments for the Trainer's command line."""
+def _lacks_class(config: str) -> bool:
+    """Whether a file is the configuration of a command line with fixed classes."""
+    is_file = not config.lstrip().startswith("{") and Path(config).is_file()  # or the content itself
+    return is_file and bool(without_class(read_config(Path(config))))
+
+
+def _sourced_words(words: list[str], known: Namespace, rest: list[str]) -> tuple[Sources, list[str]]:
+    """What a network is built from, also as arguments for the Trainer's command line."""
     checkpoint = None if known.ckpt_path is None else Path(known.ckpt_path)
+    if words[0] == "preview" and checkpoint is not None and "://" not in known.ckpt_path:
+        check_file(checkpoint)
     near = find_config(checkpoint) if checkpoint is not None and not known.config else None
     given = {key: getattr(known, key) for key in ("model", "data") if getattr(known, key) is not None}
     sources = Sources(

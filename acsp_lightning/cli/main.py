@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 
 from acsp_lightning.cli.refusals import PROGRAM, RefusalError, refusals_reported
@@ -36,6 +37,9 @@ def main(args: Sequence[str] | None = None) -> None:
     if words[:1] in (["-h"], ["--help"]):
         print(_help())
         raise SystemExit(0)
+    if words[:1] == ["--version"]:
+        print(f"{PROGRAM} {version(PROGRAM)}")
+        raise SystemExit(0)
     here = str(Path.cwd())  # and not "", since configurations are read from within their own folders
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -58,6 +62,9 @@ def _help() -> str:
             "",
             *(f"  {name:{width}}  {words}" for name, (_, words) in COMMANDS.items()),
             "",
-            f"{PROGRAM} SUBCOMMAND --help says more of each.",
+            f"{PROGRAM} SUBCOMMAND --help says more of each, {PROGRAM} --version which this is.",
+            "",
+            f"  {PROGRAM} fit --config recipes/digits_vgg.yaml --trainer.callbacks.selection.flops 0.5",
+            f"  {PROGRAM} preview --ckpt_path lightning_logs/version_0/checkpoints/last.ckpt --keep 0.5",
         ]
     )

@@ -12,6 +12,7 @@ from acsp_lightning.previewing import preview_cut
 from acsp_lightning.progress import shown_by
 from acsp_lightning.report import PruningStep, step_table, write_report
 from acsp_lightning.settings import PruningSettings
+from acsp_lightning.structure.groups import summed_note
 from acsp_lightning.trainer.loaders import validation_batches
 from acsp_lightning.trainer.progress_bars import display_of
 
@@ -89,4 +90,5 @@ def write_preview(step: PruningStep | None, out: str) -> str:
         )
     table = step_table(step)
     Path(out, "preview", "table.txt").write_text(table + "\n", encoding="utf-8")
-    return f"{table}\n\nTo read: {write_report(step, out)}"
+    note = summed_note(step.left_whole)
+    return "\n\n".join([table, *([note] if note else []), f"To read: {write_report(step, out)}"])

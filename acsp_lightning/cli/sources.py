@@ -69,12 +69,7 @@ class Sources:
 
     def _name_classes(self, path: Path, content: dict[str, Any]) -> None:
         """Add the classes to a configuration whose command line had fixed ones."""
-        entries = {key: content.get(key) for key in EXAMPLES}
-        nameless = [
-            key
-            for key, entry in entries.items()
-            if isinstance(entry, Mapping) and entry and "class_path" not in entry
-        ]
+        nameless = without_class(content)
         unknown = [key for key in nameless if not _is_class_path(self.given.get(key))]
         if unknown:
             raise RefusalError(
@@ -115,6 +110,16 @@ class Sources:
         arguments = content.get(HYPERPARAMETERS[key][0])
         found = arguments.get("_class_path") if isinstance(arguments, Mapping) else None
         return found if isinstance(found, str) else EXAMPLES[key]
+
+
+def without_class(content: Mapping[str, Any]) -> list[str]:
+    """Which of model and data a configuration gives arguments for, but no class."""
+    entries = {key: content.get(key) for key in EXAMPLES}
+    return [
+        key
+        for key, entry in entries.items()
+        if isinstance(entry, Mapping) and entry and "class_path" not in entry
+    ]
 
 
 def with_saved_arguments(key: str, path: str, content: Mapping[str, Any]) -> dict[str, Any]:

@@ -94,6 +94,7 @@ def model_card(
     steps: Sequence[PruningStep] | None,
     *,
     source: str | None = None,
+    epoch: int | None = None,
     inputs: tuple[Any, ...] = (),
     data: str | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -107,6 +108,7 @@ def model_card(
         model: the network in its current state.
         steps: its cuts, empty if it was not pruned; None: not known.
         source: name of the file that the network was loaded from.
+        epoch: zero-based epoch in which that was saved.
         inputs: example arguments of its forward; the length of the first tensor is the batch size.
         data: source of the validation samples, such as the class of a data module.
         settings: non-default arguments of the callback that pruned it, by name.
@@ -116,20 +118,23 @@ def model_card(
     """
     standing = [step for step in steps or () if not step.rolled_back]
     sections = (
-        _network(model, source, inputs),
+        _network(model, source, epoch, inputs),
         _data(standing, data),
         _method(steps, standing, settings),
         _channels(standing),
         _figures(standing, complexity, accuracy),
         _latencies(standing),
         _files(exported),
-        _loading(model, source, exported),
+        _loading(model, source, inputs, exported),
     )
     return "\n\n".join(paragraph for section in sections for paragraph in section) + "\n"
 
 
-def _network(model: nn.Module, source: str | None, inputs: tuple[Any, ...]) -> list[str]:
-    origin = "Written" if source is None else f"From `{source}`, written"
+def _network(
+    model: nn.Module, source: str | None, epoch: int | None, inputs: tuple[Any, ...]
+) -> list[str]:
+    saved = "" if epoch is None else f" (epoch {epoch}, counted from 0)"
+    origin = "Written" if source is None else f"From `{source}`{saved}, written"
     facts = [f"class: `{_class(model)}`"]
     facts += [f"`{name}`: `{_class(part)}`" for name, part in _parts(model).items()]
     facts += [f"input: {shape}" for shape in _shapes(inputs)]
@@ -271,7 +276,9 @@ def _files(exported: Sequence[Exported]) -> list[str]:
     ]
 
 
-def _loading(model: nn.Module, source: str | None, exported: Sequence[Exported]) -> list[str]:
+def _loading(
+    model: nn.Module, source: str | None, inputs: tuple[Any, ...], exported: Sequence[Exported]
+) -> list[str]:
     files = {file.format: file.path.name for file in exported}
     readable = source is not None and not source.endswith(".safetensors")
     weights = files.get("state_dict", source if readable else "weights.pt")
@@ -295,12 +302,13 @@ def _loading(model: nn.Module, source: str | None, exported: Sequence[Exported])
         ]
     if "onnx" in files:
         paragraphs += [
-            "ONNX, with NumPy arrays:",
+            "ONNX, with a NumPy array for each input; put your samples in place of the zeros:",
             _python(
-                "import onnxruntime\n"
+                "import numpy as np\nimport onnxruntime\n"
+                f"inputs = [{', '.join(_zeros(inputs))}]\n"
                 f'session = onnxruntime.InferenceSession("{files["onnx"]}")\n'
                 "names = [entry.name for entry in session.get_inputs()]\n"
-                "outputs = session.run(None, dict(zip(names, [inputs])))  # one array for each name"
+                "outputs = session.run(None, dict(zip(names, inputs)))"
             ),
         ]
     return paragraphs
@@ -316,15 +324,25 @@ def _parts(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _shapes(inputs: tuple[Any, ...]) -> list[str]:
+    return [f"{kind}, ({', '.join(sizes)})" for kind, sizes in _sized(inputs, "batch")]
+
+
+def _zeros(inputs: tuple[Any, ...]) -> list[str]:
+    """A sample of every input, as NumPy code."""
+    return [f'np.zeros([{", ".join(sizes)}], "{kind}")' for kind, sizes in _sized(inputs, "1")]
+
+
+def _sized(inputs: tuple[Any, ...], batch: str) -> list[tuple[str, list[str]]]:
+    """Type and sizes of every tensor; the number of samples is called ``batch``."""
     tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
     samples = next((len(tensor) for tensor in tensors if tensor.ndim), 0)
-    shapes = []
+    found = []
     for tensor in tensors:
         sizes = list(map(str, tensor.shape))
         if tensor.ndim and len(tensor) == samples:
-            sizes[0] = "batch"
-        shapes.append(f"{str(tensor.dtype).removeprefix('torch.')}, ({', '.join(sizes)})")
-    return shapes
+            sizes[0] = batch
+        found.append((str(tensor.dtype).removeprefix("torch."), sizes))
+    return found
 
 
 def _class(module: nn.Module) -> str:

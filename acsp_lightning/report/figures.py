@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import RLock
+from typing import Any
 from urllib.parse import quote
 
 import torch
@@ -38,6 +39,7 @@ LONGEST_NAME = 36
 MOST_TICKS = 10
 LEAST_SHARE = 0.02  # of the largest layer; norms would crowd out the layers that matter
 MOST_INDICES = 40  # that are legible on a map
+MOST_STRESS = 0.4  # of a map that is drawn
 MOST_LINES = 150  # channels whose lines to their medoids can still be followed
 RING_KEY = "ring: kept      size: contribution"
 ALONE_KEY = "grey: cluster of one channel"
@@ -199,15 +201,19 @@ def layer_figure(
     """
     figure = _figure(5.0)
     figure.suptitle(f"{_short(name, 70)}: {selection.width} → {selection.k} channels", fontsize=9)
-    if names_pairs(view.classes):
-        cells = figure.subplot_mosaic([["map", "pairs"]], width_ratios=[1.3, 1])
+    rows: list[Any] = (
+        [["pairs"]] if names_pairs(view.classes) else [["before", "after"], ["lost", "scales"]]
+    )
+    ratios = [1.0] * len(rows[0])
+    if shows_map(view):
+        rows = [["map", *row] for row in rows]
+        ratios = [1.3 if len(rows) == 1 else 2.2, *ratios]
+    cells = figure.subplot_mosaic(rows, width_ratios=ratios)
+    if shows_map(view):
         _draw_map(cells["map"], selection, view)
+    if names_pairs(view.classes):
         _draw_pairs(cells["pairs"], view.classes.worst, class_name)
         return figure
-    cells = figure.subplot_mosaic(
-        [["map", "before", "after"], ["map", "lost", "scales"]], width_ratios=[2.2, 1, 1]
-    )
-    _draw_map(cells["map"], selection, view)
     before, after = view.classes.before, view.classes.after
     lost = before - after
     most = max(float(lost.nan_to_num().max()), LEAST_LOSS)
@@ -274,6 +280,11 @@ def _draw_pairs(axes: Axes, pairs: Sequence[LostPair], class_name: Callable[[int
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="upper center", bbox_to_anchor=(0.4, -0.1), fontsize=7, frameon=False)
+
+
+def shows_map(view: GroupMap) -> bool:
+    """Whether the map of a group is drawn; beyond some stress its distances mean nothing."""
+    return view.stress <= MOST_STRESS
 
 
 def clusters_decide(selection: ChannelSelection) -> bool:

@@ -75,10 +75,14 @@ def draw_step(step: PruningStep, folder: Path) -> Path:
 def rewrite_page(step: PruningStep, folder: Path) -> Path:
     """Write the page of a cut again, with the plots that are in its folder; returns the page.
 
+    A fit that was resumed may have begun another folder, without plots; they are drawn then.
+
     Raises:
         OSError: if a file cannot be read or written.
     """
     plots = {path.stem: path.read_bytes() for path in folder.glob("*.png")}
+    if not plots:
+        return draw_step(step, folder)
     _write(folder / PAGE, step_page(step, plots).encode())
     return folder / PAGE
 

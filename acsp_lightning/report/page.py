@@ -6,7 +6,13 @@ from html import escape
 
 from acsp_lightning.functional import ChannelSelection, ClassSeparation, WidthReason
 from acsp_lightning.report.classes import class_rows, pair_cells
-from acsp_lightning.report.figures import clusters_decide, layer_plot, names_pairs
+from acsp_lightning.report.figures import (
+    MOST_STRESS,
+    clusters_decide,
+    layer_plot,
+    names_pairs,
+    shows_map,
+)
 from acsp_lightning.report.step import PruningStep
 from acsp_lightning.report.tables import comparison_notes, milliseconds, verdict_line
 
@@ -75,28 +81,28 @@ DECIDED = {
 MOST_CLASSES = 30  # in the table of all
 WORST_CLASSES = 15  # of more
 LEFT_WHOLE_NOTE = (
-    "These layers were asked for and cannot be cut. The output layer is never cut, and layers that were "
-    "excluded are not listed."
+    "These layers cannot be cut, or only if that is asked for. The output layer is never cut, and "
+    "layers that were excluded are not listed."
 )
-GROUPS_NOTE = (
-    "A group is a set of layers that must lose the same channels, named after the first one. Groups "
-    "that keep all channels have no plot."
-)
+GROUPS_NOTE = "A group is a set of layers that must lose the same channels, named after the first one."
 # Shown once: a large network has dozens of these plots.
 HOW_TO_READ = (
-    "On the left of each plot every dot is a channel; close channels separate the same classes. {map}"
-    "The map shows many dimensions in two: the stress is the error of its distances, 0 if they are "
-    "exact. {classes} by the channel that separates them best (Jeffries-Matusita distance: 0 not at "
+    "{map}{classes} by the channel that separates them best (Jeffries-Matusita distance: 0 not at "
     "all, 2 completely): for all channels, for those kept, and the loss between the two. Channels "
     "together separate more than the best of them, and fine-tuning can recover a loss."
+)
+MAP = (
+    "On the left of a plot every dot is a channel; close channels separate the same classes. {rings}"
+    "The map shows many dimensions in two: the stress is the error of its distances, 0 if they are "
+    "exact. Maps with a stress above {most} would mislead, and are left out. "
 )
 CLUSTERS = (
     "Channels of one colour, joined by lines, are a cluster; the one that is kept for all of them has a "
     "ring. Grey channels are clusters of one. "
 )
 RINGS = "Kept channels have a ring; clusters did not decide which. "
-MATRICES = "On the right each cell is a pair of classes, with their distance"
-PAIRS = "On the right are the pairs of classes that lose most, with their distance"
+MATRICES = "In the matrices each cell is a pair of classes, with their distance"
+PAIRS = "Named are the pairs of classes that lose most, with their distance"
 
 
 def step_page(step: PruningStep, plots: Mapping[str, bytes]) -> str:
@@ -113,12 +119,11 @@ def step_page(step: PruningStep, plots: Mapping[str, bytes]) -> str:
             *_lead(step),
             _totals(step),
             _notes(step),
-            _contents(step),
+            _contents(step, plots),
             '<h2 id="layers">Layers</h2>',
             _layers(step),
             *_left_whole(step),
             *_classes(step),
-            '<h2 id="network">The network</h2>',
             *_network(step, plots),
             *_groups(step, plots),
         ]
@@ -207,14 +212,16 @@ def _notes(step: PruningStep) -> str:
     return f'<p class="note">{escape("; ".join(notes))}.</p>'
 
 
-def _contents(step: PruningStep) -> str:
+def _contents(step: PruningStep, plots: Mapping[str, bytes]) -> str:
     places = {"layers": "Layers"}
     if step.left_whole:
         places["whole"] = "Left whole"
     if class_rows(step):
         places["classes"] = "Classes"
-    places["network"] = "The network"
-    places.update({layer_plot(name): name for name in step.selections})
+    if plots.keys() & NETWORK_PLOTS.keys():
+        places["network"] = "The network"
+    narrower = [name for name, chosen in step.selections.items() if chosen.k < chosen.width]
+    places.update({layer_plot(name): name for name in narrower})
     links = "".join(
         f'<li><a href="#{escape(at)}">{escape(words)}</a></li>' for at, words in places.items()
     )
@@ -222,18 +229,30 @@ def _contents(step: PruningStep) -> str:
 
 
 def _layers(step: PruningStep) -> str:
-    rows = []
+    """The table of all layers; a reason that all of them share is stated once, above it."""
+    rows: list[tuple[str, ...]] = []
+    reasons = []
     for name, (before, after) in step.layers.items():
         chosen = step.selections.get(name)
-        reason = "goes with another layer" if chosen is None else str(chosen.reason)
-        rows.append((name, str(before), str(after), f"{after / before:.0%}", reason))
-    return _table(("layer", "channels before", "after", "kept", "reason"), rows, "words")
+        reasons.append("goes with another layer" if chosen is None else str(chosen.reason))
+        rows.append((name, str(before), str(after), f"{after / before:.0%}"))
+    head = ("layer", "channels before", "after", "kept")
+    if len(rows) > 1 and len(set(reasons)) == 1:
+        return (
+            f"<p>The reason is the same for every layer: {escape(reasons[0])}.</p>{_table(head, rows)}"
+        )
+    rows = [(*row, reason) for row, reason in zip(rows, reasons, strict=True)]
+    return _table((*head, "reason"), rows, "words")
 
 
 def _left_whole(step: PruningStep) -> Iterator[str]:
     if step.left_whole:
+        names: dict[str, list[str]] = {}
+        for name, reason in step.left_whole.items():
+            names.setdefault(reason, []).append(name)
+        rows = [(", ".join(layers), reason) for reason, layers in names.items()]
         yield f'<h2 id="whole">Left whole</h2><p class="note">{LEFT_WHOLE_NOTE}</p>'
-        yield _table(("layer", "why it stays whole"), list(step.left_whole.items()), "words")
+        yield _table(("layer", "why it stays whole"), rows, "words")
 
 
 def _classes(step: PruningStep) -> Iterator[str]:
@@ -264,6 +283,8 @@ def _classes(step: PruningStep) -> Iterator[str]:
 
 def _network(step: PruningStep, plots: Mapping[str, bytes]) -> Iterator[str]:
     reasons = {selection.reason for selection in step.selections.values()}
+    if plots.keys() & NETWORK_PLOTS.keys():
+        yield '<h2 id="network">The network</h2>'
     for name, (title, words) in NETWORK_PLOTS.items():
         if name in plots:
             decided = DECIDED.get(name, {})
@@ -276,7 +297,13 @@ def _groups(step: PruningStep, plots: Mapping[str, bytes]) -> Iterator[str]:
         yield f'<h2>Group by group</h2><p class="note">{GROUPS_NOTE}</p>'
     if step.maps:
         yield f'<p class="note">{_how_to_read(step)}</p>'
+    whole = {name: chosen for name, chosen in step.selections.items() if chosen.k == chosen.width}
+    if whole:
+        number = f"{len(whole)} groups" if len(whole) > 1 else "one group"
+        yield f"<p>All channels stay in {number}: {escape(', '.join(whole))}.</p>"
     for name, selection in step.selections.items():
+        if name in whole:
+            continue
         plot = layer_plot(name)
         yield f'<section id="{escape(plot)}"><h3>{escape(name)}</h3>'
         yield f"<p>{selection.k} of {selection.width} channels stay: {escape(selection.reason)}.</p>"
@@ -287,17 +314,15 @@ def _groups(step: PruningStep, plots: Mapping[str, bytes]) -> Iterator[str]:
             if names_pairs(classes):
                 head = ("pair of classes", "all channels", "kept channels", "change")
                 yield _table(head, pair_cells(classes, step))
-        if selection.k < selection.width:
-            yield _kept(selection)
-        yield "</section>"
+        yield f"{_kept(selection)}</section>"
 
 
 def _how_to_read(step: PruningStep) -> str:
     clustered = any(clusters_decide(step.selections[name]) for name in step.maps)
     paired = any(names_pairs(view.classes) for view in step.maps.values())
-    return HOW_TO_READ.format(
-        map=CLUSTERS if clustered else RINGS, classes=PAIRS if paired else MATRICES
-    )
+    mapped = any(shows_map(view) for view in step.maps.values())
+    words = MAP.format(rings=CLUSTERS if clustered else RINGS, most=MOST_STRESS) if mapped else ""
+    return HOW_TO_READ.format(map=words, classes=PAIRS if paired else MATRICES)
 
 
 def _loss(classes: ClassSeparation, step: PruningStep) -> str:

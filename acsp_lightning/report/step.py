@@ -37,12 +37,14 @@ class Verdict:
         before: its value in the captured validation.
         after: its value after fine-tuning; None if there was no such validation.
         outcome: outcome of the cut.
+        allowed: the worst value that counts as recovered; None: not recorded.
     """
 
     monitor: str
     before: float
     after: float | None
     outcome: Outcome
+    allowed: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,8 @@ class PruningStep:
         classes_before: the accuracy before the cut by class; None without class scores.
         classes_after: the same straight after it.
         class_names: names of the classes, as far as the data has them.
-        left_whole: why layers that were asked for cannot be cut, by name of their group.
+        left_whole: why layers that were asked for cannot be cut, by name of their group, and why those
+            are not that residual=True would add.
         end: the network at the end of the fit, in the report of its last cut; else None.
     """
 

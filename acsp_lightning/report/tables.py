@@ -14,6 +14,8 @@ from acsp_lightning.selection.scores import Comparison
 
 TABLE_WIDTH = 80  # of the narrowest usual terminal
 
+ENDS_AVERAGED = ("the accuracy at the end is that of averaged weights",)
+
 
 def headline(step: PruningStep) -> str:
     """One cut as one line of text."""
@@ -54,18 +56,21 @@ def summary_table(
     Latencies are shown for a single cut only: those of several were not measured in one run.
 
     Args:
-        steps: the cuts that were not rolled back, at least one.
+        steps: the cuts, at least one; those that were rolled back are left out.
         final: complexity of the network at the end.
         final_accuracy: its top-1 accuracy, as in :class:`PruningStep`.
         ends_averaged: whether it is that of averaged weights while the other accuracies are not.
     """
-    first, last = steps[0], steps[-1]
+    standing = [step for step in steps if not step.rolled_back]
+    if not standing:
+        return _uncut_table(steps, final, final_accuracy, ends_averaged=ends_averaged)
+    first, last = standing[0], standing[-1]
     layers: dict[str, tuple[int, int]] = {}
-    for step in steps:
+    for step in standing:
         for name, (before, after) in step.layers.items():
             layers[name] = (layers.get(name, (before, 0))[0], after)
-    single = len(steps) == 1
-    title = "Pruned in one cut" if single else f"Pruned in {len(steps)} cuts"
+    single = len(standing) == 1
+    title = "Pruned in one cut" if single else f"Pruned in {len(standing)} cuts"
     columns = ("", "before", "straight after" if single else "after the last", "at the end")
     table = _table(title, columns)
     _add_layers(table, layers)
@@ -74,8 +79,22 @@ def summary_table(
         _add_latency(table, first.latency)
     accuracies = (first.accuracy_before, last.accuracy_after, final_accuracy)
     _add_accuracies(table, accuracies, averaged=last.averaged)
-    notes = ["the accuracy at the end is that of averaged weights"] if ends_averaged else []
-    return _text(table, final, notes)
+    return _text(table, final, ENDS_AVERAGED if ends_averaged else ())
+
+
+def _uncut_table(
+    steps: Sequence[PruningStep],
+    final: Complexity,
+    final_accuracy: float | None,
+    *,
+    ends_averaged: bool,
+) -> str:
+    """The network before cuts of which none stands, and at the end."""
+    table = _table("No cut was kept", ("", "before", "at the end"))
+    _add_counts(table, (steps[0].before, final))
+    accuracies = (steps[0].accuracy_before, final_accuracy)
+    _add_accuracies(table, accuracies, averaged=steps[0].averaged)
+    return _text(table, final, ENDS_AVERAGED if ends_averaged else ())
 
 
 def verdict_line(step: PruningStep) -> str:
@@ -83,8 +102,10 @@ def verdict_line(step: PruningStep) -> str:
     verdict = step.verdict
     assert verdict is not None, "a cut without a verdict"
     name = f"cut after epoch {step.epoch}{', again,' if step.again else ''}"
-    after = "?" if verdict.after is None else f"{verdict.after:.4g}"
-    return f"Guard: {name} {verdict.outcome} ({verdict.monitor} {verdict.before:.4g} -> {after})"
+    after = "?" if verdict.after is None else f"{verdict.after:.4f}"
+    allowed = "" if verdict.allowed is None else f", allowed {verdict.allowed:.4f}"
+    values = f"{verdict.monitor} {verdict.before:.4f} -> {after}{allowed}"
+    return f"Guard: {name} {verdict.outcome} ({values})"
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:

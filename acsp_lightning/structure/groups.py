@@ -1,5 +1,6 @@
 """Groups of channels that exist together, as plain data."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import gcd
@@ -71,10 +72,47 @@ class Tracing:
     Attributes:
         groups: the groups that can be cut, in order of execution of their first layer.
         left_whole: name of every group that was asked for but cannot be cut, and the reason.
+        summed: layers whose channels run through residual sums, for which nobody has asked.
         streams: whether residual sums are offered, although they were not asked for, since there is
             nothing else.
     """
 
     groups: tuple[ChannelGroup, ...]
     left_whole: Mapping[str, str]
+    summed: tuple[str, ...] = ()
     streams: bool = False
+
+    @property
+    def whole(self) -> dict[str, str]:
+        """Why layers stay whole, also those for which nobody has asked."""
+        return {**self.left_whole, **dict.fromkeys(self.summed, SUMMED)}
+
+
+SUMMED = "it writes into a residual sum; residual=True cuts it too"
+
+
+def summed_note(whole: Mapping[str, str]) -> str | None:
+    """What residual=True would add, as a sentence; None if that is nothing."""
+    more = sum(reason == SUMMED for reason in whole.values())
+    if not more:
+        return None
+    layers = "1 more layer writes" if more == 1 else f"{more} more layers write"
+    pronouns = ("stays", "it") if more == 1 else ("stay", "them")
+    return f"{layers} into residual sums and {pronouns[0]} whole; residual=True cuts {pronouns[1]} too."
+
+
+def by_reason(whole: Mapping[str, str]) -> str:
+    """Why layers stay whole, each reason once: those that differ in quoted names alone count as one."""
+    alike: dict[str, list[str]] = {}
+    for name, reason in whole.items():
+        alike.setdefault(re.sub("'[^']*'", "''", reason), []).append(name)
+    parts = []
+    for names in alike.values():
+        who = repr(names[0])
+        if len(names) > 1:
+            same = len({whole[name] for name in names}) == 1
+            who = (
+                f"{len(names)} layers ({names[0]!r} ... {names[-1]!r}){'' if same else ', of the first'}"
+            )
+        parts.append(f"{who}: {whole[names[0]]}")
+    return "; ".join(parts)

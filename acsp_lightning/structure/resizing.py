@@ -43,7 +43,7 @@ def resize_layers(model: nn.Module, state: Mapping[str, Tensor], prefix: str = "
     for layer, module in resized.items():
         _check_resizable(layer, module, shapes)
         sizes[layer] = _sizes(layer, module, shapes, own_state)
-    _check_readers(resized, sizes)
+    _check_readers(model, resized, sizes)
     set_sizes(model, own_state)
     for name, (own, found) in shapes.items():
         if own != found:
@@ -105,26 +105,50 @@ def _sizes(layer: str, module: nn.Module, shapes: Shapes, state: Mapping[str, Te
     return sizes
 
 
-def _check_readers(resized: Mapping[str, nn.Module], sizes: Mapping[str, Mapping[str, int]]) -> None:
-    """A cut of outputs is a cut of somebody's inputs; else the file has another number of classes."""
+def _check_readers(
+    model: nn.Module, resized: Mapping[str, nn.Module], sizes: Mapping[str, Mapping[str, int]]
+) -> None:
+    """A cut of outputs is a cut of somebody's inputs; else the file has another number of classes.
 
-    def change(layer: str, module: nn.Module, side: Side) -> int:
+    The layer that was registered last is the output layer in all likelihood, which is never cut. Its
+    readers would have to fit to the channel; for other layers those that changed as much will do, since
+    they may read a concatenation or a part.
+    """
+
+    def widths(layer: str, module: nn.Module, side: Side) -> tuple[int, int]:
         attribute = side_layout(module, side).sizes[0]
-        now = int(getattr(module, attribute))
-        return sizes[layer].get(attribute, now) - now
+        own = int(getattr(module, attribute))
+        return own, sizes[layer].get(attribute, own)
 
-    consumers = {n: m for n, m in resized.items() if is_producer(m) and not is_depthwise(m)}
-    read = {layer: change(layer, module, "in") for layer, module in consumers.items()}
+    def reads(module: nn.Module) -> bool:
+        return is_producer(module) and not is_depthwise(module)
+
+    consumers = {layer: module for layer, module in resized.items() if reads(module)}
+    read = {layer: widths(layer, module, "in") for layer, module in consumers.items()}
+    last = [name for name, module in model.named_modules() if reads(module)][-1:]
     for layer, module in consumers.items():
-        more = change(layer, module, "out")
-        others = [reads for reader, reads in read.items() if reader != layer and more * reads > 0]
+        own, found = widths(layer, module, "out")
+        more = found - own
+        others = [entry for reader, entry in read.items() if reader != layer]
+        changes = [b - a for a, b in others if more * (b - a) > 0]
+        exact = any(_reads_alone(own, found, *entry) for entry in others)
         # A pixel shuffle makes one input of several outputs.
-        if abs(sum(others)) < abs(more) and all(more % reads for reads in others):
+        shared = abs(sum(changes)) >= abs(more) or not all(more % change for change in changes)
+        is_output = [layer] == last and isinstance(module, nn.Linear)
+        if more and not exact and (is_output or not shared):
             raise ValueError(
-                f"Layer {layer!r} does not fit: it has {abs(more)} {'more' if more > 0 else 'fewer'} "
-                "outputs in the file than in the model, and no layer reads them (another number of "
-                "classes?)."
+                f"Layer {layer!r} does not fit: it has {found} outputs in the file and {own} in the "
+                "model, and no layer reads them. The output layer is never cut, so this is another "
+                f"number of classes: build the model with {found}."
             )
+
+
+def _reads_alone(own: int, found: int, own_read: int, found_read: int) -> bool:
+    """Whether a layer may read these outputs and no others, also flattened or unfolded."""
+    if 0 in (own, found, own_read, found_read):
+        return False
+    whole = own_read % own == 0 or own % own_read == 0
+    return whole and own_read * found == found_read * own and own_read != found_read
 
 
 def _resize(module: nn.Module, name: str, shape: torch.Size) -> None:

@@ -66,18 +66,21 @@ def trace_groups(
                 f"{error}. It runs forward once under torch.inference_mode(): what needs gradients in "
                 "evaluation cannot be followed."
             ) from error
-    wanted = [
+    asked = [
         bundle
         for bundle in bundles(found, model, list(calls))
-        if _asked_for(bundle.layers, include, exclude) and (residual or not bundle.residual)
+        if _asked_for(bundle.layers, include, exclude)
     ]
+    wanted = [bundle for bundle in asked if residual or not bundle.residual]
+    sums = [b.group for b in asked if b not in wanted and b.group is not None]
     groups = _named_apart([bundle.group for bundle in wanted if bundle.group is not None])
     left_whole = {
         name: "it is a recurrent layer"
         for name in calls
         if isinstance(modules[name], nn.RNNBase | nn.RNNCellBase)
     }
-    return Tracing(groups, left_whole | _reasons(wanted, groups))
+    summed = dict.fromkeys(side.layer for group in sums for side in group.producers)
+    return Tracing(groups, left_whole | _reasons(wanted, groups), tuple(summed))
 
 
 def _named_apart(groups: Sequence[ChannelGroup]) -> tuple[ChannelGroup, ...]:

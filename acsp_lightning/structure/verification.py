@@ -26,7 +26,7 @@ from acsp_lightning.structure.forward import (
     train_mode,
     varied,
 )
-from acsp_lightning.structure.groups import ChannelGroup, Tracing
+from acsp_lightning.structure.groups import ChannelGroup, Tracing, by_reason
 from acsp_lightning.structure.layers import channel_dim
 from acsp_lightning.structure.plan import PruningPlan, build_plan
 from acsp_lightning.structure.sides import Side
@@ -73,7 +73,7 @@ def prunable_groups(
         sums = verify_groups(model, inputs, sums)
         tracing = replace(sums, streams=bool(sums.groups))
     if not tracing.groups:
-        reasons = "; ".join(f"{name!r}: {why}" for name, why in tracing.left_whole.items())
+        reasons = by_reason(tracing.left_whole)
         raise UnsupportedStructureError(
             f"No layer of {type(model).__name__} can be pruned with include={list(include)}, "
             f"exclude={list(exclude)}, residual={residual}. The output layer is never cut. "
@@ -102,6 +102,7 @@ def verify_groups(model: nn.Module, inputs: tuple[Any, ...], tracing: Tracing) -
     return Tracing(
         tuple(group for group in tracing.groups if group.name not in reasons),
         {**tracing.left_whole, **reasons},
+        tracing.summed,
     )
 
 

@@ -46,11 +46,15 @@ class NetworkCopy:
 
 def averaged_copies(trainer: pl.Trainer) -> Iterator[nn.Module]:
     """The copies of the module whose weights Lightning's own callbacks average (EMA, SWA)."""
+    return (average for _, average in _averages(trainer))
+
+
+def _averages(trainer: pl.Trainer) -> Iterator[tuple[pl.Callback, nn.Module]]:
     for callback in callbacks_of(trainer):
         if isinstance(callback, WeightAveraging) and callback._average_model is not None:
-            yield callback._average_model.module
+            yield callback, callback._average_model.module
         if isinstance(callback, StochasticWeightAveraging) and callback._average_model is not None:
-            yield callback._average_model
+            yield callback, callback._average_model
 
 
 def evaluated_network(trainer: pl.Trainer) -> nn.Module:
@@ -70,14 +74,15 @@ def evaluated_network(trainer: pl.Trainer) -> nn.Module:
 def check_averages(trainer: pl.Trainer) -> None:
     """Raise ``ValueError`` if an averaging callback copied the module before its network was built."""
     names = _shapes(trainer.lightning_module).keys()
-    for copy in averaged_copies(trainer):
+    for callback, copy in _averages(trainer):
         there = _shapes(copy)
         lacking = next((name for name in names if name not in there), None)
         if lacking is not None:
+            early = " or configure_model()" if isinstance(callback, WeightAveraging) else ""
             raise ValueError(
-                f"The averaged copy of {type(copy).__name__} lacks {lacking!r}: the averaging callback "
-                "copied the module before its network was built, and would average nothing of it. Build "
-                "the network in __init__; for WeightAveraging configure_model() is early enough, too."
+                f"{type(callback).__name__} averages {'a part' if there else 'nothing'}: it copied "
+                f"{type(copy).__name__} before {lacking!r} was built, in setup() or later. Build the "
+                f"network in __init__{early}."
             )
 
 

@@ -8,6 +8,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch.nn.parameter import is_lazy
 
+from acsp_lightning.capture.batches import read_with
 from acsp_lightning.settings import PruningSettings
 from acsp_lightning.structure.example import as_arguments
 from acsp_lightning.structure.forward import evaluation_state, random_state_restored, run_forward
@@ -132,7 +133,7 @@ def parameter_shapes(module: pl.LightningModule) -> dict[str, tuple[int, ...] | 
 def check_training_batch(module: pl.LightningModule, batch: Any, settings: PruningSettings) -> None:
     """Raise ``ValueError`` if BatchNorm statistics could not be estimated from such batches."""
     try:
-        inputs, _ = settings.read_batch(batch)
+        inputs, _ = read_with(settings.read_batch, batch)
         with random_state_restored(), evaluation_state(module):
             run_forward(module, as_arguments(module, inputs))
     except Exception as error:

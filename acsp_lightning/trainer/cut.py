@@ -143,7 +143,10 @@ class FitSite:
         """The network, its copies and its optimizers as they are now."""
         trainer = self._trainer
         copies = [copy.module for copy in self._copies]
-        return take_snapshot(trainer.lightning_module, copies, trainer.optimizers, held_tensors(trainer))
+        metrics = trainer.callback_metrics
+        return take_snapshot(
+            trainer.lightning_module, copies, trainer.optimizers, held_tensors(trainer), metrics
+        )
 
     def roll_back(self, snapshot: Snapshot) -> None:
         """Put the network, its copies and its optimizers back, on every process."""
@@ -157,6 +160,8 @@ class FitSite:
 
         run_on_all_ranks(work)
         refresh_trainer(trainer, forget_monitors=self._settings.reset_monitors)
+        # Who looks next sees the network that is back, not the one that was judged.
+        trainer.callback_metrics.update(snapshot.metrics)
         _tell(trainer, None, [])
 
 

@@ -180,7 +180,8 @@ class GuardMonitor:
                 groups = tuple(group for group in trial.captured.groups if group.name in widths)
                 decisions = as_decisions(widths, WidthReason.HALVED)
                 again = replace(trial.captured, groups=groups, decisions=decisions)
-        verdict = Verdict(guard.monitor, trial.before, trial.after, outcome)
+        allowed = trial.before - (guard.max_drop if guard.mode == "max" else -guard.max_drop)
+        verdict = Verdict(guard.monitor, trial.before, trial.after, outcome, allowed)
         return replace(step, verdict=verdict), again
 
     def _leaves_time(self, trainer: pl.Trainer, epoch: int | None) -> bool:

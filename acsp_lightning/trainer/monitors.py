@@ -2,10 +2,8 @@
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import (
-    EarlyStopping,
-    ModelCheckpoint,
-)
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from acsp_lightning.trainer.checks import callbacks_of
@@ -16,49 +14,50 @@ def reset_monitors(trainer: pl.Trainer) -> None:
 
     EarlyStopping and ReduceLROnPlateau forget their best value and start counting again;
     ModelCheckpoint ranks from scratch, and the files it wrote before stay where they are. The values
-    that they watch are unknown until they are logged again; till then the Trainer would offer those of
-    the larger network.
+    that they watch are infinitely bad until they are logged again; till then the Trainer would offer
+    those of the larger network, and without any a ModelCheckpoint could raise.
     """
     for callback in callbacks_of(trainer):
         if isinstance(callback, EarlyStopping):
-            _forget_value(trainer, callback.monitor)
-            callback.best_score = _worst(callback.mode)
+            callback.best_score = _forget_value(trainer, callback.monitor, callback.mode)
             callback.wait_count = 0
         if isinstance(callback, ModelCheckpoint):
-            _forget_value(trainer, callback.monitor)
             callback.best_k_models = {}
             callback.best_model_path = callback.kth_best_model_path = ""
             callback.best_model_score = None
-            callback.kth_value = _worst(callback.mode)
+            callback.kth_value = _forget_value(trainer, callback.monitor, callback.mode)
     for configuration in trainer.lr_scheduler_configs:
-        if isinstance(configuration.scheduler, ReduceLROnPlateau):
-            _forget_value(trainer, configuration.monitor)
-            configuration.scheduler._reset()
+        scheduler = configuration.scheduler
+        if isinstance(scheduler, ReduceLROnPlateau):
+            _forget_value(trainer, configuration.monitor, scheduler.mode)
+            scheduler._reset()
 
 
-def _forget_value(trainer: pl.Trainer, key: str | None) -> None:
-    """Replace a logged value by NaN, which ranks last for ModelCheckpoint and improves nothing.
+def spare_stopping(trainer: pl.Trainer) -> None:
+    """Let no EarlyStopping that looks now end the fit for a value that has yet to be logged.
 
-    Taken away altogether, it could make a ModelCheckpoint raise.
+    It would take infinity for a network that diverges, so it sees a finite value that is as bad.
     """
-    if key is None or key not in trainer.callback_metrics:
-        return
-    value = torch.nan
+    metrics = trainer.callback_metrics
     for callback in callbacks_of(trainer):
-        if isinstance(callback, EarlyStopping) and callback.monitor == key:
-            value = _harmless(trainer, callback)
-    trainer.callback_metrics[key] = torch.tensor(value, device=trainer.callback_metrics[key].device)
+        # The very tensor: an infinite loss of the network itself is none of ours.
+        if isinstance(callback, EarlyStopping) and metrics.get(callback.monitor) is callback.best_score:
+            metrics[callback.monitor] = callback.best_score.new_tensor(_finite_worst(callback))
 
 
-def _harmless(trainer: pl.Trainer, stopping: EarlyStopping) -> float:
-    """A value that does not make ``stopping`` end the fit, should it look before a validation."""
-    if not stopping._check_on_train_epoch_end or trainer.check_val_every_n_epoch == 1:
-        return torch.nan
+def _forget_value(trainer: pl.Trainer, key: str | None, mode: str) -> Tensor:
+    """Replace a logged value by the worst there is, and return that."""
+    metrics = trainer.callback_metrics
+    worst = torch.tensor(torch.inf if mode == "min" else -torch.inf)
+    if key is None or key not in metrics:
+        return worst
+    if not torch.equal(metrics[key].cpu(), worst):
+        metrics[key] = worst.to(metrics[key].device)
+    return metrics[key]
+
+
+def _finite_worst(stopping: EarlyStopping) -> float:
     if stopping.divergence_threshold is not None:
         return stopping.divergence_threshold
     largest = torch.finfo(torch.float32).max
     return largest if stopping.mode == "min" else -largest
-
-
-def _worst(mode: str) -> torch.Tensor:
-    return torch.tensor(torch.inf if mode == "min" else -torch.inf)

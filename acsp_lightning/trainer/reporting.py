@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from acsp_lightning.functional import WidthReason
-from acsp_lightning.measure.complexity import Complexity, measure_complexity
+from acsp_lightning.measure.complexity import measure_complexity
 from acsp_lightning.pipeline import count_classified
 from acsp_lightning.progress import warn_on_error
 from acsp_lightning.report import (
@@ -62,78 +62,105 @@ def announce_verdict(trainer: pl.Trainer, step: PruningStep, settings: PruningSe
     rank_zero_info(verdict_line(step))
     if step.verdict is not None and step.verdict.outcome is Outcome.UNJUDGED:
         rank_zero_warn(
-            f"The fit ended before the cut after epoch {step.epoch} could be judged; it stays. Train "
-            "longer, or cut earlier."
+            f"The fit ended before the cut after epoch {step.epoch} could be judged; it stays. "
+            f"{_advice(trainer)}"
         )
-    write_cut_report(trainer, step, settings)
+    write_cut_report(trainer, step, settings, again=True)
     if step.rolled_back:
         log_rolled_back(trainer, step)
 
 
 def announce_end(
-    steps: Sequence[PruningStep], final: Complexity, accuracy: float | None, *, averaged: bool
-) -> None:
-    """Sum up the cuts of a fit that were not rolled back, as a table.
-
-    Args:
-        steps: the cuts.
-        final: complexity of the network at the end.
-        accuracy: its accuracy.
-        averaged: whether a fit ended with averaged weights, though validation saw others.
-    """
-    standing = [step for step in steps if not step.rolled_back]
-    if standing:
-        rank_zero_info("\n" + summary_table(standing, final, accuracy, ends_averaged=averaged))
-
-
-def sum_up(
     trainer: pl.Trainer,
     site: FitSite,
     steps: Sequence[PruningStep],
+    missed: Collection[int],
     example: Example,
     settings: PruningSettings,
 ) -> list[PruningStep]:
-    """Measure the network at the end of a fit, log the table, and write the last report again.
+    """Warn of cuts that were not made, log the table of a fit, and complete its reports.
+
+    Args:
+        trainer: at the end of the fit.
+        site: the same fit.
+        steps: its cuts.
+        missed: captured epochs, as asked for, without a cut.
+        example: arguments of forward.
+        settings: of the callback.
 
     Returns:
-        The steps, the last one that was not rolled back with the end of the fit.
+        The steps as they stand: no cut is to be made again, and the last one that was not rolled back
+        has the end of the fit.
     """
+    warn_of_missed(trainer, missed)
+    if not steps:
+        return []
     end = FitEnd(
         measure_complexity(trainer.lightning_module, example.counted),
         count_classified(site, site.network, settings),
     )
-    announce_end(steps, end.complexity, end.accuracy, averaged=ends_averaged(trainer))
-    standing = [place for place, step in enumerate(steps) if not step.rolled_back]
     found = list(steps)
-    if not standing:
-        return found
-    step = found[standing[-1]] = replace(found[standing[-1]], end=end)
-    folder = _report_dir(trainer, settings)
-    if folder is not None:
-        own = _guarded(lambda: write_step(step, folder), f"written to {folder}")
-        if own is not None and settings.report_plots:
-            _guarded(lambda: rewrite_page(step, own), f"written to {own}")
+    found[-1] = _given_up(trainer, steps[-1])
+    standing = [place for place, step in enumerate(found) if not step.rolled_back]
+    if standing:
+        found[standing[-1]] = replace(found[standing[-1]], end=end)
+    averaged = ends_averaged(trainer)
+    rank_zero_info("\n" + summary_table(found, end.complexity, end.accuracy, ends_averaged=averaged))
+    for old, new in zip(steps, found, strict=True):
+        if new is not old:
+            write_cut_report(trainer, new, settings, again=True)
     return found
 
 
-def announce_missed(epochs: Collection[int]) -> None:
+def warn_of_missed(trainer: pl.Trainer, epochs: Collection[int]) -> None:
     """Warn of cuts that were asked for and could not be made."""
     if epochs:
         rank_zero_warn(
             f"No cut was made after epoch {', '.join(map(str, sorted(epochs)))}: the fit ended before "
-            "it. Train longer, or cut earlier."
+            f"it. {_advice(trainer)}"
         )
 
 
-def write_cut_report(trainer: pl.Trainer, step: PruningStep, settings: PruningSettings) -> None:
-    """Write the record of a cut, its plots and its page; a fit goes on without what fails."""
+def _given_up(trainer: pl.Trainer, step: PruningStep) -> PruningStep:
+    """The last cut of a fit that has ended: one that was to be made again is not."""
+    if step.verdict is None or step.verdict.outcome is not Outcome.HALVED:
+        return step
+    rank_zero_warn(
+        f"The cut after epoch {step.epoch} was rolled back, and the fit ended before it could be made "
+        f"again at half the depth: its layers are as they were. {_advice(trainer)}"
+    )
+    return replace(step, verdict=replace(step.verdict, outcome=Outcome.LEFT))
+
+
+def _advice(trainer: pl.Trainer) -> str:
+    """What to do about a fit that was too short."""
+    if trainer.should_stop:
+        return (
+            "A callback or the module stopped it (trainer.should_stop; EarlyStopping?): let that stop "
+            "later, or cut earlier."
+        )
+    return "Train longer, or cut earlier."
+
+
+def write_cut_report(
+    trainer: pl.Trainer, step: PruningStep, settings: PruningSettings, *, again: bool = False
+) -> None:
+    """Write the record of a cut, its plots and its page; a fit goes on without what fails.
+
+    Args:
+        trainer: in a fit.
+        step: the record.
+        settings: say where, and what.
+        again: over what was written before, for a step with the same plots; nothing is said then.
+    """
     folder = _report_dir(trainer, settings)
     if folder is None:
         return
     own = _guarded(lambda: write_step(step, folder), f"written to {folder}")
     if own is not None and settings.report_plots:
-        page = _guarded(lambda: draw_step(step, own), f"drawn in {own}")
-        if page is not None:
+        draw = rewrite_page if again else draw_step
+        page = _guarded(lambda: draw(step, own), f"drawn in {own}")
+        if page is not None and not again:
             rank_zero_info(f"Report: {page}")
 
 

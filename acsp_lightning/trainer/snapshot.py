@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +58,14 @@ class Snapshot:
         copies: the same of every averaged copy of it.
         optimizers: one for each optimizer, those that others hold included.
         held: tensors that callbacks or the module hold for parameters.
+        metrics: what was logged of this network.
     """
 
     weights: Mapping[str, Tensor]
     copies: Sequence[Mapping[str, Tensor]]
     optimizers: Sequence[OptimizerSnapshot]
     held: Sequence[Tensor] = ()
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def take_snapshot(
@@ -71,6 +73,7 @@ def take_snapshot(
     copies: Iterable[nn.Module],
     optimizers: Iterable[Optimizer],
     held: Iterable[tuple[Any, Any, Tensor]] = (),
+    metrics: Mapping[str, Tensor] | None = None,
 ) -> Snapshot:
     """Copy what a cut and the training after it will change; tensors stay on their devices.
 
@@ -79,12 +82,14 @@ def take_snapshot(
         copies: its averaged copies.
         optimizers: of the fit.
         held: from :func:`acsp_lightning.trainer.averaging.held_tensors`.
+        metrics: what was logged of the network.
     """
     return Snapshot(
         _cloned(model),
         [_cloned(copy) for copy in copies],
         [_remembered(optimizer) for optimizer in nested_optimizers(optimizers)],
         [container[key].clone() for container, key, _ in held],
+        {name: value.detach().clone() for name, value in (metrics or {}).items()},
     )
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from acsp_lightning.capture.batches import count_classes, rare_classes
@@ -14,7 +14,7 @@ from acsp_lightning.measure.complexity import Complexity
 from acsp_lightning.pipeline import NO_BATCH, examine, survey
 from acsp_lightning.settings import PruningSettings
 from acsp_lightning.structure.example import Example
-from acsp_lightning.structure.groups import Tracing
+from acsp_lightning.structure.groups import Tracing, by_reason, summed_note
 from acsp_lightning.structure.verification import STREAMS, unseen_layers
 from acsp_lightning.trainer.averaging import (
     Copies,
@@ -96,10 +96,12 @@ def _share(trainer: pl.Trainer, settings: PruningSettings) -> tuple[Example | No
 
 
 def warn_of_tracing(tracing: Tracing, unseen: Sequence[str]) -> None:
-    """Name the layers that are left whole, and those that forward never calls."""
+    """Name the layers that are left whole, and those that forward never calls; count those in sums."""
     if tracing.left_whole:
-        reasons = "; ".join(f"{name!r}: {why}" for name, why in tracing.left_whole.items())
-        rank_zero_warn(f"Some layers are left whole. {reasons}.")
+        rank_zero_warn(f"Some layers are left whole. {by_reason(tracing.left_whole)}.")
+    note = summed_note(tracing.whole)
+    if note is not None:
+        rank_zero_info(note)
     if tracing.streams:
         rank_zero_warn(STREAMS)
     if unseen:

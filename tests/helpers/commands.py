@@ -36,7 +36,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
 
 
 # A module of a user's, with a network and its data.
-OWN = """
+OWN = '''
 import torch
 from lightning.pytorch import LightningModule
 from torch import nn
@@ -80,7 +80,29 @@ class SmallWithData(Small):
 
 class SmallWithExample(Small):
     example_input_array = torch.zeros(2, 1, 8, 8)
-"""
+
+
+class SmallInSetup(Small):
+    """Builds its network in every stage, again and again."""
+
+    stages = ("fit", "validate", "test", "predict")
+
+    def __init__(self, hidden: int, rate: float = 0.1) -> None:
+        super().__init__(hidden, rate)
+        del self.net
+
+    def setup(self, stage):
+        if stage in self.stages:
+            self.net = Small(self.hparams.hidden).net
+
+
+class SmallInSetupWithExample(SmallInSetup):
+    example_input_array = torch.zeros(2, 1, 8, 8)
+
+
+class SmallInFit(SmallInSetup):
+    stages = ("fit",)
+'''
 QUIET: dict[str, Any] = {
     "accelerator": "cpu",
     "enable_progress_bar": False,

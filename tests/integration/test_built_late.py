@@ -95,8 +95,15 @@ def test_an_average_that_copied_before_it_was_there_is_refused(
     fit: Fit, late: type[Late], average: Any, ours_first: bool
 ) -> None:
     module = late()
-    with pytest.raises(ValueError, match=f"copy of {late.__name__} lacks 'net.conv1.weight': the aver"):
-        fit(module, ordered(callback(), average(), ours_first))
+    averaging = average()
+    said = (
+        rf"{type(averaging).__name__} averages nothing: it copied {late.__name__} before "
+        r"'net.conv1.weight' was built, in setup\(\) or later. Build the network in __init__"
+    )
+    with pytest.raises(ValueError, match=said) as caught:
+        fit(module, ordered(callback(), averaging, ours_first))
+    early_enough = isinstance(averaging, EMAWeightAveraging)
+    assert ("or configure_model()" in str(caught.value)) == early_enough
     assert module.steps == 0
 
 

@@ -76,7 +76,9 @@ def test_a_cut_that_recovers_stays(fit: Fit, logged: list[str]) -> None:
     assert step.verdict is not None
     assert step.verdict.outcome is Outcome.RECOVERED
     assert (step.verdict.before, step.verdict.after) == pytest.approx((0.9, 0.81))
-    assert "Guard: cut after epoch 0 recovered (quality 0.9 -> 0.81)" in "\n".join(logged)
+    assert "Guard: cut after epoch 0 recovered (quality 0.9000 -> 0.8100, allowed 0.8000)" in "\n".join(
+        logged
+    )
 
 
 @pytest.mark.parametrize("patience", [1, 2])
@@ -120,11 +122,12 @@ def test_a_cut_that_does_not_is_undone_and_made_at_half_the_depth(
         "before": pytest.approx(0.9),
         "after": pytest.approx(0.5),
         "outcome": rolled_back,
+        "allowed": pytest.approx(0.8),
     }
     printed = "\n".join(logged)
     assert (
-        "Guard: cut after epoch 1 rolled back, to be cut again at half the depth (quality 0.9 -> 0.5)"
-        in printed
+        "Guard: cut after epoch 1 rolled back, to be cut again at half the depth "
+        "(quality 0.9000 -> 0.5000, allowed 0.8000)" in printed
     )
     assert "Cut after epoch 1, again, at half the depth" in printed
     assert "Guard: cut after epoch 1, again, recovered" in printed
@@ -141,8 +144,8 @@ def test_a_layer_set_that_bears_no_cut_is_left_as_it_was(fit: Fit, logged: list[
     assert same_state(after.seen[4], before.seen[2])
     assert not same_state(before.seen[5], before.seen[2])
     printed = "\n".join(logged)
-    assert "Guard: cut after epoch 1, again, rolled back, left as it was (quality 0.9 -> 0.5)" in printed
-    assert "Pruned in" not in printed
+    assert "again, rolled back, left as it was (quality 0.9000 -> 0.5000, allowed 0.8000)" in printed
+    assert "No cut was kept" in printed
 
 
 def test_after_giving_up_the_next_layers_have_their_turn(fit: Fit) -> None:
@@ -276,7 +279,32 @@ def test_a_fit_that_ends_early_says_that_nothing_was_judged(fit: Fit, logged: li
         fit(module, [pruning, Stop()], max_epochs=6)
     assert outcomes(pruning) == [Outcome.UNJUDGED]
     assert widths(module) == ALL_HALVED
-    assert "not judged, since the fit ended before (quality 0.9 -> ?)" in "\n".join(logged)
+    assert "not judged, since the fit ended before (quality 0.9000 -> ?, allowed 0.8000)" in "\n".join(
+        logged
+    )
+
+
+def test_a_fit_that_ends_before_the_second_cut_says_so(
+    fit: Fit, logged: list[str], tmp_path: Path
+) -> None:
+    class Stop(pl.Callback):
+        def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+            trainer.should_stop = trainer.current_epoch == 1
+
+    module, pruning = Scripted(only_whole), guarded(0, report_dir=tmp_path)
+    said = (
+        r"cut after epoch 0 was rolled back, and the fit ended before it could be made again at half "
+        r"the depth.* stopped it \(trainer.should_stop; EarlyStopping\?\)"
+    )
+    with pytest.warns(UserWarning, match=said):
+        fit(module, [pruning, Stop()], max_epochs=6)
+    assert widths(module) == WIDTHS
+    assert outcomes(pruning) == [Outcome.LEFT]
+    assert pruning.state_dict()["captured"] is None
+    (record,) = tmp_path.rglob("report.json")
+    assert json.loads(record.read_text())["verdict"]["outcome"] == Outcome.LEFT
+    (table,) = (message for message in logged if "No cut was kept" in message)
+    assert all(word in table for word in ("parameters", "FLOPs", "accuracy"))
 
 
 def test_a_second_cut_that_is_not_judged_is_undone(fit: Fit) -> None:

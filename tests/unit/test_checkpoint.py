@@ -112,6 +112,18 @@ def test_the_mixin_loads_what_was_compiled(pruned: Mixed, tmp_path: Path) -> Non
     assert_same(Mine.load_from_checkpoint(tmp_path / "cut.ckpt", map_location="cpu").network, pruned)
 
 
+def test_a_mixin_that_comes_too_late_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"Put PrunedCheckpointMixin first: class Late\(PrunedCheck"):
+        type("Late", (Holder, PrunedCheckpointMixin), {})
+    with pytest.raises(TypeError, match="Deep has Other before PrunedCheckpointMixin"):
+        type("Deep", (type("Other", (Holder,), {}), PrunedCheckpointMixin), {})
+    early = type("Early", (PrunedCheckpointMixin, Holder), {})
+    type("Child", (early,), {})
+    type("Twice", (early, Holder), {})
+    type("Diamond", (type("Other", (pl.LightningModule,), {}), early), {})
+    type("Base", (PrunedCheckpointMixin,), {})
+
+
 @pytest.mark.parametrize("prefix", ["network.", "network"])
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_a_network_out_of_a_module(wrapper: str, prefix: str, pruned: Mixed, tmp_path: Path) -> None:

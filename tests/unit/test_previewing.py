@@ -4,6 +4,7 @@ from collections import UserDict
 from collections.abc import Iterator
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from helpers.fits import (
@@ -150,3 +151,23 @@ def test_batches_that_are_no_trees_are_moved_too() -> None:
     step = preview(Classifier(), batches, HALF)
     assert Feature.moved >= 2 * len(batches)
     assert step.plan == preview(Classifier(), val_loader(), HALF).plan
+
+
+class Data(pl.LightningDataModule):
+    def val_dataloader(self) -> Any:
+        return val_loader()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            Data(),
+            r"dataloader is a Data, .* Pass its val_dataloader\(\), after prepare_data\(\) and setup",
+        ),
+        (3, "dataloader is a int, which has no batches to iterate over. Pass a DataLoader, or a list"),
+    ],
+)
+def test_what_has_no_batches_is_refused(given: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        preview(Classifier(), given)

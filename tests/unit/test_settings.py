@@ -120,3 +120,33 @@ def test_functions_come_from_yaml_by_their_import_paths(name: str) -> None:
     parser.add_class_arguments(ACSPPruningCallback, "cut")
     given = parser.parse_string(f"cut: {{epochs: [0], {name}: helpers.outputs.second}}")
     assert getattr(parser.instantiate_classes(given).cut, name) is second
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ({"keep": 0.5}, r"keep belongs in selection=SelectionConfig\(keep=0\.5\)"),
+        ({"curve": "mss"}, r"curve belongs in selection=SelectionConfig\(curve='mss'\)"),
+        ({"patience": 2}, r"patience belongs in guard=Guard\(patience=2\)"),
+    ],
+)
+def test_an_option_of_a_record_is_sent_there(option: dict[str, Any], said: str) -> None:
+    for ask in (
+        lambda: ACSPPruningCallback([1], **option),
+        lambda: PruningSettings(**option),
+        lambda: preview(Classifier(), val_loader(), **option),
+    ):
+        with pytest.raises(TypeError, match=said):
+            ask()
+
+
+def test_an_option_of_nobody_is_refused_as_python_does() -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'flop'"):
+        ACSPPruningCallback([1], flop=0.5)
+
+
+@pytest.mark.parametrize(("given", "share"), [(0.3, 0.3), (50, 0.5), ("half", 0.5)])
+def test_a_bare_share_is_told_how_to_be_given(given: Any, share: float) -> None:
+    said = rf"selection is {given!r}; it must be a SelectionConfig, such as .*\(flops={share}\)"
+    with pytest.raises(ValueError, match=said):
+        PruningSettings(selection=given)

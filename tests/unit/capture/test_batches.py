@@ -1,9 +1,16 @@
 import re
+from typing import Any
 
 import pytest
 import torch
 
-from acsp_lightning.capture.batches import check_labels, count_classes, rare_classes, read_batch
+from acsp_lightning.capture.batches import (
+    check_labels,
+    count_classes,
+    rare_classes,
+    read_batch,
+    read_labelled,
+)
 
 X, Y = torch.rand(4, 2), torch.arange(4)
 INPUTS, LABELS = ("image", "x", "pixel_values"), ("label", "y", "labels")
@@ -147,3 +154,25 @@ def test_rare_classes_are_named(labels: list[int], classes: int, named: str | No
     assert count_classes(found) == classes
     warning = rare_classes(found)
     assert warning is None if named is None else warning is not None and named in warning
+
+
+@pytest.mark.parametrize(
+    ("reader", "found"),
+    [
+        (lambda batch: batch[0], "a Tensor"),  # of two samples: no pair either
+        (lambda batch: (*batch, None), "a tuple of 3 items"),
+        (lambda batch: None, "a NoneType"),
+    ],
+)
+def test_a_reader_that_returns_something_else(reader: Any, found: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"read_batch returned {found}; it must return \(inputs, labels"
+    ):
+        read_labelled(reader, (X[:2], Y[:2]))
+
+
+def test_a_reader_that_returns_a_list() -> None:
+    inputs, labels = read_labelled(list, (torch.ones(2, 3), torch.tensor([1, 0], dtype=torch.int32)))
+    assert inputs.shape == (2, 3)
+    assert labels.tolist() == [1, 0]
+    assert labels.dtype == torch.int64

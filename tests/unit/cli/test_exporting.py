@@ -45,6 +45,7 @@ def test_a_checkpoint_becomes_files_and_a_card(
     card = (out / names[3]).read_text()
     assert "| `network.features.stage1.conv1` | 32 | 13 | 41% |" in card  # ceil(0.4 * 32)
     assert "validation samples: `helpers.letters.Letters`" in card
+    assert f"From `{checkpoint.name}` (epoch 1, counted from 0), written by" in card
     assert "captured for the cut after epoch 0: 360 of 10 classes" in card
     assert "not the defaults: `epochs`: [0], `selection.keep`: 0.4\n" in card
     assert "- input: float32, (batch, 1, 8, 8)" in card
@@ -59,6 +60,9 @@ def test_a_checkpoint_becomes_files_and_a_card(
     # The code on the card, run where the files are, with the arguments of the class filled in.
     code = "\n".join(re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL))
     code = code.replace("LetterClassifier(...)", "LetterClassifier(vgg())").replace("VGG(...)", "vgg()")
+    zeros = 'np.zeros([1, 1, 8, 8], "float32")'
+    assert zeros in code
+    code = code.replace(zeros, "samples")
     for line in code.splitlines():
         if line.startswith("network = "):
             code = code.replace(line, f"{line}\nnetworks.append(network)")
@@ -66,7 +70,7 @@ def test_a_checkpoint_becomes_files_and_a_card(
         "LetterClassifier": LetterClassifier,
         "vgg": vgg,
         "networks": [],
-        "inputs": digits().numpy(),
+        "samples": digits().numpy(),
     }
     os.chdir(out)
     exec(code, names_of_code)
@@ -170,3 +174,23 @@ def test_without_data_an_example_of_the_module_will_do(
     with pytest.raises(SystemExit):
         acsp_export(*words, "--accuracy")
     assert "does not say what its data are built from" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["SmallInSetup", "SmallInSetupWithExample"])
+def test_a_network_that_setup_builds(acsp_export: Any, own: str, tmp_path: Path, kind: str) -> None:
+    checkpoint = from_python(own, tmp_path / "run")
+    data = [] if "Example" in kind else [f"--data={own}.Data"]
+    acsp_export(checkpoint, "--to", "state_dict", "onnx", f"--model={own}.{kind}", *data)
+    state = torch.load(checkpoint.with_suffix(".pt"), weights_only=True)
+    assert same_state(state, torch.load(checkpoint, weights_only=True)["state_dict"])
+
+
+def test_a_network_that_setup_builds_for_a_fit_alone(
+    acsp_export: Any, own: str, tmp_path: Path, capfd: Any
+) -> None:
+    checkpoint = from_python(own, tmp_path / "run")
+    capfd.readouterr()
+    with pytest.raises(SystemExit):
+        acsp_export(checkpoint, "--to", "state_dict", f"--model={own}.SmallInFit", f"--data={own}.Data")
+    said = "error: SmallInFit has no parameters after setup('validate') and configure_model(). Build"
+    assert said in capfd.readouterr().err

@@ -5,7 +5,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import yaml
-from helpers.commands import RECIPE, SHORT
+from helpers.commands import RECIPE, SHORT, from_own_command_line
 
 from acsp_lightning.zoo import DigitsDataModule, ImageClassifier
 
@@ -62,6 +62,51 @@ def test_fit_help_names_the_trainer(acsp, capsys) -> None:
         acsp("fit", "--help")
     assert end.value.code == 0
     assert "--trainer.max_epochs" in capsys.readouterr().out
+
+
+def shown(acsp, capsys, *words: str) -> str:
+    with pytest.raises(SystemExit) as end:
+        acsp(*words)
+    assert end.value.code == 0
+    return str(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("command", ["preview", "fit", "test"])
+def test_the_options_of_a_command_come_before_those_of_the_trainer(command, acsp, capsys) -> None:
+    lines = shown(acsp, capsys, command, "--help").splitlines()
+    titles = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
+    assert titles == [
+        "options:",
+        f"{command} options:",
+        "Trainer:",
+        "network: a LightningModule:",
+        "data: a LightningDataModule:",
+    ]
+    own = lines[lines.index(titles[1]) : lines.index(titles[2])]
+    assert any(line.strip().startswith("--ckpt_path") for line in own)
+
+
+def test_help_of_the_callback_lists_its_options_and_no_class_of_torch(acsp, capsys) -> None:
+    name = "--trainer.callbacks.help=acsp_lightning.ACSPPruningCallback"
+    text = shown(acsp, capsys, "fit", name)
+    assert "--trainer.callbacks.copies" in text
+    assert "known subclasses" not in text
+    assert len(text.splitlines()) < 200
+
+
+def test_a_configuration_of_a_command_line_with_fixed_classes(
+    acsp, own: str, tmp_path: Path, monkeypatch, capfd
+) -> None:
+    checkpoint = from_own_command_line(own, tmp_path / "run", monkeypatch)
+    config = checkpoint.parents[1] / "config.yaml"
+    with pytest.raises(SystemExit) as end:
+        acsp("fit", "--config", config)
+    assert end.value.code == 2
+    error = capfd.readouterr().err.rpartition("acsp-lightning fit: error: ")[2]
+    assert "has a model and a data without class_path" in error
+    assert f"fit --config {config} --model=my_module.MyModel --data=my_module.MyData" in error
+    named = [f"--model={own}.Small", f"--data={own}.Data", "--trainer.logger=false"]
+    acsp("fit", "--config", config, *named)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,13 @@ def test_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         run(*words)
     assert end.value.code == 0
     assert "report" in capsys.readouterr().out or words[0] == "recipe"
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        run("--version")
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"acsp-lightning {version('acsp-lightning')}\n"
 
 
 @pytest.mark.parametrize("command", ["report", "export", "recipe"])

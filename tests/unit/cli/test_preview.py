@@ -1,9 +1,14 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers.commands import RECIPE, SHORT, from_own_command_line, from_python
+from helpers.records import step
+
+from acsp_lightning.cli.preview import write_preview
+from acsp_lightning.structure.groups import SUMMED
 
 pytestmark = [
     # LightningCLI 2.6 calls methods of jsonargparse that 4.49 deprecates.
@@ -97,9 +102,24 @@ def test_a_preview_that_cannot_be(acsp, tmp_path: Path, capfd) -> None:
         (["--flops=0.5", "--keep=0.5"], "both fix the volume"),
         (["--trainer.limit_val_batches=0"], "There was no validation batch to look at"),
         (["--out=taken"], "taken/preview cannot be made or written to"),
-        (["--ckpt_path=nowhere.ckpt"], "nowhere.ckpt"),
+        (["--ckpt_path=nowhere.ckpt"], "nowhere.ckpt does not exist."),
     ):
         with pytest.raises(SystemExit) as end:
             acsp("preview", "--config", RECIPE, "--trainer.accelerator=cpu", *words)
         assert end.value.code == 2
         assert message in capfd.readouterr().err.rpartition("acsp-lightning preview: error: ")[2]
+
+
+def test_a_checkpoint_that_is_not_there_is_the_first_thing_said(acsp, capfd) -> None:
+    with pytest.raises(SystemExit):
+        acsp("preview", "--ckpt_path", "nowhere.ckpt")
+    said = capfd.readouterr().err.rpartition("acsp-lightning preview: error: ")[2]
+    assert said == "nowhere.ckpt does not exist.\n"
+
+
+def test_a_preview_counts_what_residual_would_add(tmp_path: Path) -> None:
+    found = replace(step(), epoch=None)
+    (tmp_path / "preview").mkdir()
+    said = "1 more layer writes into residual sums and stays whole; residual=True cuts it too."
+    assert said not in write_preview(found, str(tmp_path))
+    assert said in write_preview(replace(found, left_whole={"stem": SUMMED}), str(tmp_path))

@@ -156,6 +156,7 @@ def test_a_card_says_what_was_cut_and_measured() -> None:
             Classifier(),
             [viewed()],
             source="last.ckpt",
+            epoch=5,
             inputs=(
                 {"x": torch.ones(2, 1, 6, 6), "ids": torch.ones(2, dtype=torch.int64)},
                 torch.ones(3, 2),
@@ -169,7 +170,7 @@ def test_a_card_says_what_was_cut_and_measured() -> None:
         )
     )
     assert found[""].startswith(
-        "# Model card: Classifier\n\nFrom `last.ckpt`, written by acsp_lightning "
+        "# Model card: Classifier\n\nFrom `last.ckpt` (epoch 5, counted from 0), written by acsp_"
     )
     assert found["Network"] == (
         "- class: `helpers.fits.Classifier`\n- `net`: `torch.nn.modules.container.Sequential`\n"
@@ -182,7 +183,7 @@ def test_a_card_says_what_was_cut_and_measured() -> None:
     assert "arXiv 2505.13225" in found["Method"]
     assert "widths: knee of the network's damage against its FLOPs (1 groups" in found["Method"]
     assert "settings that are not the defaults: `epochs`: [4], `selection.keep`: 0.5" in found["Method"]
-    assert "(val_acc 0.75 -> 0.7)" in found["Method"]
+    assert "(val_acc 0.7500 -> 0.7000)" in found["Method"]
     assert "2 pairs of classes drawn at random" in found["Method"]
     assert table(found["Kept channels"]) == [
         ["layer", "before", "after", "kept"],
@@ -202,6 +203,8 @@ def test_a_card_says_what_was_cut_and_measured() -> None:
     assert table(found["Files"])[1] == ["`last.onnx`", "onnx", "12,345", "32 and 1", "1.5e-07", "0.0003"]
     assert SNIPPET in found["Loading"]
     assert 'onnxruntime.InferenceSession("last.onnx")' in found["Loading"]
+    zeros = 'np.zeros([1, 1, 6, 6], "float32"), np.zeros([1], "int64"), np.zeros([3, 2], "float32")'
+    assert f"inputs = [{zeros}]" in found["Loading"]
     assert "torch.export" not in found["Loading"]
     assert 'load(Classifier(...), "last.ckpt")' in found["Loading"]
     safe = model_card(Classifier(), [], source="last.safetensors")  # which torch cannot read
@@ -237,7 +240,7 @@ def test_a_network_of_which_less_is_known(steps: Any, said: str) -> None:
     card = model_card(nn.Linear(3, 2), given, complexity=complexity(8, 6))
     found = sections(card)
     assert found["Method"].startswith(said)
-    assert ("rolled back, left as it was (val_acc 0.75 -> 0.2)" in card) == (steps == "rolled_back")
+    assert ("rolled back, left as it was (val_acc 0.7500 -> 0.2000)" in card) == (steps == "rolled_back")
     assert "Kept channels" not in found
     assert "Files" not in found
     assert "None" not in card

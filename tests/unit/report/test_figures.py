@@ -171,12 +171,25 @@ def test_the_classes_of_a_layer() -> None:
     assert (before.get_title(), after.get_title()) == ("all 6 channels", "the 3 kept")
 
 
+@pytest.mark.parametrize(("stress", "drawn"), [(0.4, True), (0.41, False)])
+@pytest.mark.parametrize("many", [False, True])
+def test_a_map_that_would_mislead_is_left_out(stress: float, drawn: bool, many: bool) -> None:
+    found = viewed()
+    view = replace(found.maps["conv"], stress=stress)
+    if not many:
+        view = replace(view, classes=replace(view.classes, worst=()))
+    figure = figures(replace(found, maps={"conv": view}))["layer.conv"]
+    titles = [axes.get_title() for axes in figure.axes]
+    assert any("close ones separate the same classes" in title for title in titles) == drawn
+    assert any("lose most" in title or "kept" in title for title in titles)
+
+
 def mapped(points: torch.Tensor, config: SelectionConfig, ranges: int = 2) -> PruningStep:
     """A step whose one group has these channels, of many classes."""
     values = torch.rand(ranges, ranges, dtype=torch.float64)
     bounds = tuple((20 * place, 20 * place + 19) for place in range(ranges))
     classes = ClassSeparation(bounds, values, values, class_pairs=1)
-    view = GroupMap(torch.arange(len(points)), points[:, :2].double(), 0.5, classes)
+    view = GroupMap(torch.arange(len(points)), points[:, :2].double(), 0.25, classes)
     return replace(step(), selections={"conv": selected(points, config)}, maps={"conv": view})
 
 

@@ -128,7 +128,7 @@ def test_the_figures_are_those_of_the_record() -> None:
     assert "18 validation samples of 3 classes were captured" in text
     assert "2 classes had fewer than two samples and were left out" in text
     assert "distances are right to 25.0% of their median" in text
-    assert "Guard: cut after epoch 4 recovered (val_acc 0.75 -> 0.7)" in text
+    assert "Guard: cut after epoch 4 recovered (val_acc 0.7500 -> 0.7000)" in text
     kept = viewed().selections["conv"].kept.tolist()
     assert ", ".join(map(str, kept)) in text
     assert "3 of 6 channels stay: knee of the network's damage against its FLOPs." in text
@@ -242,12 +242,41 @@ def test_a_cut_that_was_undone_says_so() -> None:
     assert words not in page_of(viewed()).text
 
 
-def test_groups_that_stay_whole_need_no_list() -> None:
+def test_groups_that_stay_whole_share_a_line_and_have_no_place_in_the_contents() -> None:
     points = torch.rand(6, 3, generator=torch.Generator().manual_seed(0))
     whole = select_channels(torch.cdist(points, points), SelectionConfig(keep=1.0))
-    page = page_of(replace(viewed(), selections={"conv": whole}, maps={}))
-    assert "6 of 6 channels stay" in page.text
-    assert not page.of("details")
+    found = viewed()
+    page = page_of(replace(found, selections={**found.selections, "wide": whole, "twin": whole}))
+    assert "All channels stay in 2 groups: wide, twin." in page.text
+    places = {str(link["href"]) for link in page.of("a")}
+    assert {"#layer.conv", "#layer.wide"} & places == {"#layer.conv"}
+    assert len(page.of("details")) == 1
+
+
+def test_without_plots_the_network_has_no_place_in_the_contents() -> None:
+    page = Page(step_page(viewed(), {}))
+    assert {"href": "#network"} not in page.of("a")
+    assert {"href": "#network"} in page_of(viewed()).of("a")
+
+
+def test_a_reason_that_all_layers_share_is_stated_once() -> None:
+    found = viewed()
+    chosen = found.selections["conv"]
+    page = page_of(
+        replace(found, layers={"a": (6, 3), "b": (6, 3)}, selections={"a": chosen, "b": chosen}, maps={})
+    )
+    (table,) = (table for table in page.tables if table[0][0] == "layer" and "kept" in table[0])
+    assert table == [
+        ["layer", "channels before", "after", "kept"],
+        *([n, "6", "3", "50%"] for n in "ab"),
+    ]
+    assert page.text.count(str(chosen.reason)) == 3  # above the table, and with each group
+
+
+def test_layers_left_whole_for_one_reason_share_a_row() -> None:
+    page = page_of(replace(viewed(), left_whole={"a": "odd", "b": "even", "c": "odd"}))
+    (table,) = (table for table in page.tables if table[0][0] == "layer" and len(table[0]) == 2)
+    assert table[1:] == [["a, c", "odd"], ["b", "even"]]
 
 
 def test_what_is_not_known_is_left_out() -> None:

@@ -7,7 +7,8 @@ import pytest
 from helpers.records import complexity, step
 
 from acsp_lightning import Complexity, Latency, LatencyComparison
-from acsp_lightning.report import PruningStep, headline, step_table, summary_table
+from acsp_lightning.report import PruningStep, headline, step_table, summary_table, verdict_line
+from acsp_lightning.report.step import Outcome, Verdict
 
 
 def rows(table: str) -> list[list[str]]:
@@ -39,6 +40,35 @@ def test_table_of_a_run() -> None:
         ["FLOPs (fvcore)", "60,000", "20,000 (3.00x less)", "20,000"],
         ["accuracy", "75.00%", "-", "50.00%"],
     ]
+
+
+def rolled_back(found: PruningStep) -> PruningStep:
+    return dataclasses.replace(found, verdict=Verdict("val_acc", 0.75, 0.5, Outcome.LEFT, 0.7))
+
+
+def test_cuts_that_were_rolled_back_are_not_in_the_table() -> None:
+    first, final = step(1, 6, 3), complexity(3000, 30_000)
+    assert summary_table([first, rolled_back(step(3, 3, 2))], final, 0.5) == summary_table(
+        [first], final, 0.5
+    )
+
+
+def test_where_no_cut_stands_the_table_says_so() -> None:
+    table = summary_table([rolled_back(step(1, 6, 3))], complexity(6000, 60_000), 0.5)
+    assert table.startswith("No cut was kept")
+    assert rows(table) == [
+        ["before", "at the end"],
+        ["parameters", "6,000", "6,000"],
+        ["FLOPs (fvcore)", "60,000", "60,000"],
+        ["accuracy", "75.00%", "50.00%"],
+    ]
+
+
+def test_the_guard_shows_what_it_allowed_in_the_same_digits() -> None:
+    line = (
+        "Guard: cut after epoch 4 rolled back, left as it was (val_acc 0.7500 -> 0.5000, allowed 0.7000)"
+    )
+    assert verdict_line(rolled_back(step())) == line
 
 
 @pytest.mark.parametrize("accuracy", [0.0, 1.0, None])

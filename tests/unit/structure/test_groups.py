@@ -2,7 +2,14 @@ import pytest
 from helpers.networks import CUT
 from helpers.oracle import built, inputs_of, offered
 
-from acsp_lightning.structure.groups import ChannelGroup, LayerSide
+from acsp_lightning.structure.groups import (
+    SUMMED,
+    ChannelGroup,
+    LayerSide,
+    Tracing,
+    by_reason,
+    summed_note,
+)
 
 
 @pytest.mark.parametrize("name", CUT)
@@ -35,3 +42,37 @@ def test_steps_by_hand(positions: int, round_to: int, step: int) -> None:
     channels = tuple(place // positions for place in range(4 * positions))
     side = LayerSide("a", "out", 4 * positions, tuple(range(4 * positions)), channels)
     assert ChannelGroup("a", 4, (side,), (), (), residual=False).step(round_to) == step
+
+
+def test_every_reason_is_said_once() -> None:
+    alike = {
+        name: f"its channels run through '{name}.norm': a kind that cannot be cut" for name in "abc"
+    }
+    whole = {**alike, "d": "it is tied", "e": "it is odd", "f": "it is tied"}
+    assert by_reason(whole) == (
+        "3 layers ('a' ... 'c'), of the first: its channels run through 'a.norm': a kind that cannot be "
+        "cut; 2 layers ('d' ... 'f'): it is tied; 'e': it is odd"
+    )
+    assert by_reason({}) == ""
+
+
+def test_what_residual_would_add_is_counted() -> None:
+    assert summed_note({"a": "it is odd"}) is None
+    tracing = Tracing((), {"a": "it is odd"}, ("b", "c"))
+    assert tracing.whole == {"a": "it is odd", "b": SUMMED, "c": SUMMED}
+    assert summed_note(tracing.whole) == (
+        "2 more layers write into residual sums and stay whole; residual=True cuts them too."
+    )
+    assert summed_note({"b": SUMMED}) == (
+        "1 more layer writes into residual sums and stays whole; residual=True cuts it too."
+    )
+
+
+@pytest.mark.parametrize("name", [name for name, case in CUT.items() if case.residual])
+def test_what_writes_into_sums_is_what_residual_cuts(name: str) -> None:
+    case = CUT[name]
+    without = offered(built(case), inputs_of(case))
+    groups = offered(built(case), inputs_of(case), residual=True).groups
+    summed = {side.layer for group in groups if group.residual for side in group.producers}
+    assert set(without.summed) == summed
+    assert not offered(built(case), inputs_of(case), exclude=["*"]).summed

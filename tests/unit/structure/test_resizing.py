@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 from helpers.mixed import Mixed, assert_same, cut
+from torch import nn
 
 from acsp_lightning import PruningPlan, apply_plan, restore_structure
 
@@ -42,7 +43,7 @@ def test_properties_of_parameters_survive(pruned: Mixed) -> None:
         (lambda s: s.update({"stem.weight": torch.zeros(4, 3, 5, 5)}), "Layer 'stem' does not fit"),
         (
             lambda s: s.update({"head.weight": torch.zeros(7, s["head.weight"].shape[1])}),
-            "Layer 'head' .* 2 more outputs .*another number of classes",
+            "Layer 'head' .* 7 outputs in the file and 5 in the model.*another number of classes",
         ),
     ],
 )
@@ -54,3 +55,40 @@ def test_another_architecture_is_refused_and_the_model_untouched(pruned, change,
     with pytest.raises(ValueError, match=message):
         restore_structure(model, state)
     assert {name: id(p) for name, p in model.named_parameters()} == before
+
+
+def chain(hidden: int, classes: int) -> nn.Sequential:
+    """A convolution that a linear layer reads after a flatten, and the classes at the end."""
+    layers = (nn.Conv2d(3, hidden, 1), nn.Flatten(), nn.Linear(16 * hidden, 2 * hidden), nn.ReLU())
+    return nn.Sequential(*layers, nn.Linear(2 * hidden, classes))
+
+
+@pytest.mark.parametrize(("file", "model"), [(10, 12), (12, 10), (10, 8), (2, 20)])
+@pytest.mark.parametrize("hidden", [5, 8, 11])
+def test_another_number_of_classes_is_refused_whatever_else_was_cut(
+    file: int, model: int, hidden: int
+) -> None:
+    said = f"Layer '4' .* {file} outputs in the file and {model} in the model, .*with {file}\\."
+    with pytest.raises(ValueError, match=said):
+        restore_structure(chain(8, model), chain(hidden, file).state_dict())
+    restore_structure(found := chain(8, file), chain(hidden, file).state_dict())
+    assert found[2].in_features == 16 * hidden
+
+
+def test_another_number_of_classes_beside_a_concatenation(pruned: Mixed) -> None:
+    state = dict(pruned.state_dict())
+    state["head.weight"], state["head.bias"] = state["head.weight"][:4], state["head.bias"][:4]
+    with pytest.raises(ValueError, match=r"Layer 'head' .* 4 outputs in the file and 5 in the model"):
+        restore_structure(Mixed(), state)
+
+
+class HeadFirst(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(width, 3)
+        self.body = nn.Linear(2, width)
+
+
+def test_a_last_layer_that_an_earlier_one_reads_may_be_narrower() -> None:
+    restore_structure(model := HeadFirst(8), HeadFirst(5).state_dict())
+    assert (model.body.out_features, model.head.in_features) == (5, 5)

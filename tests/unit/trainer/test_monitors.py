@@ -6,11 +6,14 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from helpers.fits import Classifier, Fit, callback
+from helpers.fits import Classifier, Fit, callback, only_whole, ordered
+from helpers.fits import Scripted as ByWidth
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from acsp_lightning import Guard
 
 
 class Scripted(Classifier):
@@ -130,3 +133,58 @@ def test_no_step_of_the_cut_network_is_filed_under_the_metric_of_the_uncut_one(
     }
     assert save.best_model_score == (5.0 if reset else 0.25)
     assert len(save.best_k_models) == 8
+
+
+@pytest.mark.parametrize("ours_first", [True, False], ids=["ours first", "theirs first"])
+@pytest.mark.parametrize("reset", [True, False])
+def test_after_a_rollback_monitors_see_what_was_logged_of_the_network_that_is_back(
+    fit: Fit, tmp_path: Path, reset: bool, ours_first: bool
+) -> None:
+    """Not NaN, for which EarlyStopping ends a fit, nor the value of the network that is gone."""
+
+    class Stop(EarlyStopping):
+        def _evaluate_stopping_criteria(self, current: Tensor) -> Any:
+            seen.append(float(current))
+            return super()._evaluate_stopping_criteria(current)
+
+    seen: list[float] = []
+    stop = Stop("quality", mode="max", patience=9)
+    name = "{epoch}-{quality:.2f}-{val_loss:.0f}"
+    save = ModelCheckpoint(tmp_path, name, "quality", mode="max", save_top_k=-1)
+    pruning = callback(1, guard=Guard(0.1, "quality"), reset_monitors=reset)
+    trainer = fit(
+        ByWidth(only_whole),
+        [save, *ordered(pruning, stop, ours_first)],
+        max_epochs=7,
+        enable_checkpointing=True,
+    )
+    # Cut before epochs 2 and 3, rolled back after both.
+    assert [step.rolled_back for step in pruning.steps] == [True, True]
+    assert trainer.current_epoch == 7
+    assert seen == pytest.approx([0.9] * 7)
+    files = sorted(path.name for path in tmp_path.glob("epoch*"))
+    assert [name.rpartition("-")[0] for name in files] == [f"epoch={n}-quality=0.90" for n in range(7)]
+    assert not any("nan" in name or "inf" in name for name in files)
+
+
+@pytest.mark.parametrize("at_epoch_end", [True, False])
+def test_early_stopping_passes_over_an_epoch_that_logs_nothing_after_a_cut(
+    fit: Fit, at_epoch_end: bool
+) -> None:
+    class Rarely(Scripted):
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            self(batch[0])
+            if self.current_epoch % 2 == 0:
+                self.log("val_loss", self.script[self.current_epoch])
+
+    stop = EarlyStopping("val_loss", patience=3, check_on_train_epoch_end=at_epoch_end)
+    module = Rarely([0.1, 0.1, 5.0, 0.1, 4.0])
+    trainer = fit(module, [stop, callback()], max_epochs=5)
+    assert trainer.current_epoch == 5
+    assert stop.best_score == 4.0
+
+
+def test_a_network_that_diverges_is_stopped_after_a_cut_too(fit: Fit) -> None:
+    stop = EarlyStopping("val_loss")
+    trainer = fit(Scripted([0.1, torch.inf, 0.1, 0.1]), [stop, callback()], max_epochs=4)
+    assert trainer.current_epoch == 2

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from helpers.records import complexity, step
+from helpers.records import step
 from lightning.pytorch.loggers import CSVLogger
 
 from acsp_lightning import PruningSettings, PruningStep
@@ -25,6 +25,7 @@ def trainer(tmp_path: Path) -> Callable[..., Any]:
             "loggers": [],
             "default_root_dir": str(tmp_path / "root"),
             "global_step": 3,
+            "should_stop": False,
         }
         return SimpleNamespace(**{**usual, **options})
 
@@ -85,16 +86,24 @@ def test_a_cut_that_nobody_judged_is_told(trainer: Callable[..., Any], logged: l
     assert sum("val_acc" in message for message in logged) == 2
 
 
-def test_the_table_at_the_end_has_the_cuts_that_stand(logged: list[str]) -> None:
-    final = complexity(3000, 30_000)
-    reporting.announce_end([judged(Outcome.LEFT)], final, 0.5, averaged=False)
-    assert logged == []
-    reporting.announce_end([judged(Outcome.LEFT), step()], final, 0.5, averaged=False)
-    (message,) = logged
-    assert "50.00%" in message
+@pytest.mark.parametrize(
+    ("stopped", "advice"),
+    [(True, r"stopped it \(trainer.should_stop; EarlyStopping\?\)"), (False, "Train longer")],
+)
+def test_cuts_that_were_never_made_are_named(
+    trainer: Callable[..., Any], stopped: bool, advice: str
+) -> None:
+    fit = trainer(should_stop=stopped)
+    reporting.warn_of_missed(fit, [])
+    with pytest.warns(UserWarning, match=rf"No cut was made after epoch 2, 5:.*{advice}"):
+        reporting.warn_of_missed(fit, {5, 2})
 
 
-def test_cuts_that_were_never_made_are_named() -> None:
-    reporting.announce_missed([])
-    with pytest.warns(UserWarning, match=r"No cut was made after epoch 2, 5:"):
-        reporting.announce_missed({5, 2})
+def test_the_path_of_a_report_is_told_once(
+    trainer: Callable[..., Any], tmp_path: Path, logged: list[str]
+) -> None:
+    settings = PruningSettings(report_dir=tmp_path)
+    reporting.write_cut_report(trainer(), step(), settings)
+    reporting.announce_verdict(trainer(), judged(Outcome.RECOVERED), settings)
+    assert sum(message.startswith("Report: ") for message in logged) == 1
+    assert "recovered" in (tmp_path / "cut_after_epoch_4" / "report.html").read_text()

@@ -66,3 +66,10 @@ def test_layers_that_stay_whole_and_that_nobody_calls_are_named() -> None:
         warn_of_tracing(Tracing((), {"conv": "too odd", "fc": "too narrow"}), ())
     with pytest.warns(UserWarning, match=r"forward calls 'aux', 'head' neither"):
         warn_of_tracing(Tracing((), {}), ("aux", "head"))
+
+
+def test_layers_in_residual_sums_are_counted_in_the_log(logged: list[str]) -> None:
+    warn_of_tracing(Tracing((), {}, ("conv1", "conv2")), ())
+    assert logged == [
+        "2 more layers write into residual sums and stay whole; residual=True cuts them too."
+    ]
