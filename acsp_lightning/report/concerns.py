@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from acsp_lightning.functional import WidthReason
 from acsp_lightning.report.step import PruningStep
+from acsp_lightning.selection.tradeoff import KNEE_LOSS
 
 # With fewer samples an accuracy is too uncertain for a warning.
 LEAST_SAMPLES = 100
@@ -23,6 +24,12 @@ def _volume(step: PruningStep) -> Iterator[str]:
             "The measured trade-off of accuracy and FLOPs has no knee: hardly anything is lost at any "
             "depth, or about as much at every step. Without one every channel is kept. Set "
             "selection.tolerance or selection.flops to say how much to cut."
+        )
+    if WidthReason.MEASURED_KNEE in reasons and step.trade_off is not None and step.trade_off.knee == 0:
+        yield (
+            f"Every measured cut loses more than {KNEE_LOSS:.1%} of accuracy; every channel is kept. "
+            "Set selection.tolerance or selection.flops to cut all the same, or train the network "
+            "longer before it is cut."
         )
     if WidthReason.NOTHING_TOLERATED in reasons:
         yield (

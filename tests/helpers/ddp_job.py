@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, Subset
 import acsp_lightning.capture.hooks
 import acsp_lightning.pipeline
 import acsp_lightning.selection.proposal
-from acsp_lightning import ACSPPruningCallback, Guard
+from acsp_lightning import ACSPPruningCallback, Guard, SelectionConfig
 from acsp_lightning.capture.batches import read_batch
 from acsp_lightning.serialization import encode
 from helpers.fits import (
@@ -224,6 +224,24 @@ def resumed(folder: Path, moment: str) -> None:
     fit(folder, module, callback(1), others=[ema], max_epochs=4, ckpt_path=file)
 
 
+def measured(folder: Path, tolerance: str) -> None:
+    """A volume that is measured by the first process, on samples of its own."""
+    real = acsp_lightning.pipeline.Trials
+
+    def trials(*arguments: Any) -> Any:
+        assert rank() == 0
+        return real(*arguments)
+
+    acsp_lightning.pipeline.Trials = trials
+    selection = SelectionConfig(tolerance=float(tolerance)) if tolerance else SelectionConfig()
+    pruning = callback(2, selection=selection)
+    fit(folder, Classifier(), pruning, val_loader(240), max_epochs=5)
+    found = torch.load(folder / f"found{rank()}.pt")
+    (step,) = pruning.steps
+    found["trade_off"] = encode(step.trade_off)
+    torch.save(found, folder / f"found{rank()}.pt")
+
+
 def failure(folder: Path, name: str) -> None:
     """Something is wrong on one rank only."""
     width, options, val = 8, {}, None
@@ -284,6 +302,7 @@ JOBS: dict[str, Callable[..., None]] = {
     "guarded": guarded,
     "timed": timed,
     "resumed": resumed,
+    "measured": measured,
     "failure": failure,
 }
 

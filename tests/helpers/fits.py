@@ -283,6 +283,7 @@ def job(
     ckpt_path: Path | str | None = None,
     configure: Any = sgd,
     quality: Callable[[int], float] | None = None,
+    val: Any = None,
     **options: Any,
 ) -> dict[str, Any]:
     """A fit of a fresh module; all that it leaves behind, as plain data."""
@@ -292,7 +293,7 @@ def job(
     trainer.fit(
         module,
         ResumableLoader(noisy_images(24, seed=1), batch_size=6),
-        val_loader(),
+        val_loader() if val is None else val,
         ckpt_path=ckpt_path,
         weights_only=True,
     )

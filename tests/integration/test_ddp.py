@@ -189,6 +189,22 @@ def test_resume_under_ddp(tmp_path: Path, moment: str) -> None:
     assert_same(first, torch.load(tmp_path / "whole0.pt"))
 
 
+@pytest.mark.parametrize("tolerance", ["", "0.3"])
+def test_the_first_process_measures_the_volume(tmp_path: Path, tolerance: str) -> None:
+    (first, second), _ = succeed("measured", tmp_path, tolerance)
+    assert_same(first["state"], second["state"])
+    assert first["trade_off"] == second["trade_off"]
+    assert first["kept"] == second["kept"]
+    # Half of the samples of one of two processes.
+    assert first["trade_off"]["depths"][0]["fidelity"]["samples"] == 60
+    assert first["samples"] == [120]
+    place = first["trade_off"]["tolerated" if tolerance else "knee"]
+    assert place is not None
+    chosen = first["trade_off"]["depths"][place]["widths"]
+    assert {name: len(kept) for name, kept in first["kept"][0].items()} == chosen
+    assert widths_of(first).items() >= chosen.items()
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

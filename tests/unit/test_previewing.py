@@ -23,8 +23,9 @@ from helpers.fits import (
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from acsp_lightning import SelectionConfig, preview
+from acsp_lightning import PruningStep, SelectionConfig, preview
 from acsp_lightning.capture.batches import read_batch
+from acsp_lightning.capture.holdout import held_back
 from acsp_lightning.measure.accuracy import count_correct
 
 
@@ -171,3 +172,79 @@ class Data(pl.LightningDataModule):
 def test_what_has_no_batches_is_refused(given: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         preview(Classifier(), given)
+
+
+# -- what cuts of several depths cost ------------------------------------------------------------------
+MANY = val_loader(300)
+
+
+@pytest.fixture(scope="module")
+def learned() -> Classifier:
+    module, optimizer = Classifier(), None
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9)
+    for _ in range(10):
+        for batch in train_loader(48, shuffle=False):
+            optimizer.zero_grad()
+            module.training_step(batch, 0).backward()
+            optimizer.step()
+    return module.eval()
+
+
+@pytest.fixture(scope="module")
+def traded(learned: Classifier) -> PruningStep:
+    return preview(learned, MANY, trade_off=[0.8, 0.5])
+
+
+@pytest.mark.parametrize("share", [0.8, 0.5])
+def test_a_row_is_the_cut_to_these_flops_on_the_same_capture(
+    learned: Classifier, traded: PruningStep, share: float
+) -> None:
+    cut = preview(learned, MANY, SelectionConfig(flops=share), trade_off=True)
+    assert cut.trade_off is not None
+    assert traded.trade_off is not None
+    row = traded.trade_off.depths[traded.trade_off.targets[str(share)]]
+    assert row == cut.trade_off.depths[cut.trade_off.targets[str(share)]]
+    assert (row.flops, row.parameters) == (cut.after.flops, cut.after.parameters)
+    assert list(row.widths.values()) == [after for _, after in cut.layers.values()]
+    assert row.flops <= share * cut.before.flops
+    assert cut.samples == traded.samples == int((~held_back(0, 300, 0.5)).sum())
+
+
+def test_accuracies_are_those_on_the_samples_held_back(learned: Classifier, traded: PruningStep) -> None:
+    images, labels = MANY.dataset.tensors  # type: ignore[attr-defined]
+    rows = held_back(0, 300, 0.5)
+    with torch.no_grad():
+        right = learned(images[rows]).argmax(1) == labels[rows]
+    assert traded.trade_off is not None
+    uncut = traded.trade_off.depths[0].fidelity
+    assert uncut.samples == int(rows.sum())
+    assert uncut.accuracy == pytest.approx(float(right.double().mean()))
+
+
+def test_a_trade_off_changes_no_decision_but_by_the_samples_it_takes(learned: Classifier) -> None:
+    plain = preview(learned, MANY, SelectionConfig(flops=0.5))
+    assert plain.trade_off is None
+    assert plain.samples == 300
+    measured = preview(learned, MANY, SelectionConfig(flops=0.5), trade_off=True)
+    rows = ~held_back(0, 300, 0.5)
+    images, labels = MANY.dataset.tensors  # type: ignore[attr-defined]
+    same = preview(learned, [(images[rows], labels[rows])], SelectionConfig(flops=0.5))
+    assert measured.layers == same.layers
+    assert {n: s.kept.tolist() for n, s in measured.selections.items()} == {
+        n: s.kept.tolist() for n, s in same.selections.items()
+    }
+
+
+@pytest.mark.parametrize("shares", [[0], [0.5, 1.5], [True], ["0.5"], [-1]])
+def test_shares_that_are_none_are_refused(learned: Classifier, shares: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"trade_off has .*; shares of the FLOPs are numbers in \(0, 1\]"
+    ):
+        preview(learned, MANY, trade_off=shares)
+
+
+def test_too_few_samples_for_a_trade_off_are_told() -> None:
+    with pytest.warns(UserWarning, match="Cuts cannot be measured on 9 samples"):
+        step = preview(Classifier(), val_loader(), SelectionConfig(flops=0.5), trade_off=True)
+    assert step.trade_off is None
+    assert step.samples == 18

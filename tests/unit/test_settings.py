@@ -23,6 +23,7 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "selection": ([SelectionConfig(flops=0.6), {"keep": 0.5}], [0.5, {"kept": 0.5}, {"keep": 2}]),
     "recovery": (["least_squares", "fold", "none"], ["ridge", None]),
     "recovery_samples": ([1, 7], [0, None]),
+    "measured_samples": ([1, 50], [0, 1.5, True, None]),
     "batchnorm_batches": ([0, 2], [-1, 1.5]),
     "round_to": ([1, 2], [0, None]),
     "max_batches": ([None, 2], [0, "2"]),
@@ -45,6 +46,7 @@ REFUSED = [(name, value) for name, (_, bad) in VALUES.items() for value in bad]
 OUT_OF_REACH: list[tuple[dict[str, Any], str]] = [
     ({"round_to": 7}, "round_to is 7, but 'net.conv2' has only 6 channels"),
     ({"selection": SelectionConfig(flops=0.001)}, "flops=0.001 cannot be reached"),
+    ({"selection": {"tolerance": 0.01}}, "tolerance=0.01 needs 396 samples to tell such a drop"),
     ({"include": ["net.conv9"]}, "include has 'net.conv9', which matches no"),
     ({"exclude": ["net.bn1"]}, "exclude has 'net.bn1', which matches no"),
     ({"exclude": ["net.*"]}, "No layer of Classifier can be pruned"),

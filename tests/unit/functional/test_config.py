@@ -24,6 +24,14 @@ from acsp_lightning.functional import SelectionConfig
         ({"flops": -0.1}, "flops is -0.1"),
         ({"flops": math.inf}, "flops is inf"),
         ({"keep": 0.5, "flops": 0.5}, "keep=0.5 and flops=0.5 both fix the volume"),
+        ({"tolerance": -0.01}, r"tolerance is -0.01; .* \[0, 1\), 0.01 being one point"),
+        ({"tolerance": 1}, "tolerance is 1; "),
+        ({"tolerance": True}, "tolerance is True"),
+        ({"tolerance": math.nan}, "tolerance is nan"),
+        ({"tolerance": "1%"}, "tolerance is '1%'"),
+        ({"tolerance": 0.01, "keep": 0.5}, "keep=0.5 fixes the volume and tolerance=0.01 bounds it"),
+        ({"tolerance": 0.01, "curve": "damage"}, "needs curve='measured'; curve='damage' measures no"),
+        ({"tolerance": 0.01, "curve": "mss", "flops": 0.5}, "curve='mss' measures no accuracy"),
         ({"weighting": "both"}, "weighting is 'both'; .* contribution, none"),
         ({"curve": "MSS"}, "curve is 'MSS'; .* coverage, mss"),
         ({"interpolation": "spline"}, "interpolation is 'spline'"),
@@ -46,3 +54,26 @@ def test_paper_configuration():
         representative="weight",
     )
     assert SelectionConfig.paper() == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "by_damage", "is_measured", "is_global"),
+    [
+        ({}, True, True, True),
+        ({"flops": 0.5}, True, False, True),
+        ({"tolerance": 0}, True, True, True),
+        ({"tolerance": 0.999, "flops": 0.5}, True, True, True),
+        ({"keep": 0.5}, False, False, False),
+        ({"curve": "damage"}, True, False, True),
+        ({"curve": "damage", "flops": 0.5}, True, False, True),
+        ({"curve": "coverage"}, False, False, False),
+        ({"curve": "mss", "flops": 0.5}, False, False, True),
+    ],
+)
+def test_what_decides(options, by_damage, is_measured, is_global):
+    config = SelectionConfig(**options)
+    assert (config.by_damage, config.is_measured, config.is_global) == (
+        by_damage,
+        is_measured,
+        is_global,
+    )

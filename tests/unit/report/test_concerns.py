@@ -111,3 +111,9 @@ def test_a_target_that_would_cost_more_than_is_tolerated(place: int, told: bool)
 def test_a_tolerance_alone_is_no_concern() -> None:
     found = replace(traded(WidthReason.TOLERANCE), trade_off=replace(trade_off(), targets={}))
     assert volume(found) == []
+
+
+def test_a_knee_at_the_uncut_network_is_told() -> None:
+    found = replace(traded(), trade_off=replace(trade_off(), knee=0))
+    (message,) = volume(found)
+    assert "Every measured cut loses more than 1.5% of accuracy; every channel is kept" in message
