@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from acsp_lightning import ACSPPruningCallback, SelectionConfig
 from acsp_lightning.functional import WidthReason
 
+DAMAGE = SelectionConfig(curve="damage")
+
 
 def flops(module: nn.Module) -> int:
     counter = FlopCountAnalysis(module.eval(), torch.zeros(1, 1, 6, 6))
@@ -188,9 +190,9 @@ def test_a_curve_of_every_layer_finds_knees(fit: Fit) -> None:
     assert sum(widths(module).values()) < sum(widths(Classifier(wide_net())).values())
 
 
-def test_the_default_finds_the_knee_of_the_network(fit: Fit) -> None:
+def test_the_knee_of_the_damage_to_the_network(fit: Fit) -> None:
     module = Classifier(wide_net())
-    pruning = ACSPPruningCallback([0])
+    pruning = ACSPPruningCallback([0], selection=DAMAGE)
     fit(module, [pruning])
     reasons = {s.reason for s in pruning.steps[0].selections.values()}
     assert reasons == {WidthReason.NETWORK_KNEE}
@@ -221,7 +223,7 @@ def test_a_layer_without_a_knee_stays_whole_and_is_named(fit: Fit) -> None:
 
 def test_a_network_without_a_knee_stays_whole_and_is_told(fit: Fit) -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(36, 3), nn.ReLU(), nn.Linear(3, CLASSES))
-    module, pruning = Classifier(net), ACSPPruningCallback([0])
+    module, pruning = Classifier(net), ACSPPruningCallback([0], selection=DAMAGE)
     with pytest.warns(
         UserWarning, match=r"The network's damage over its FLOPs has no knee .*selection\.keep"
     ):

@@ -32,6 +32,7 @@ def noisy_images(samples: int, seed: int) -> TensorDataset:
     return TensorDataset(patterns[labels] + noise, labels)
 
 
+@pytest.mark.filterwarnings("ignore:Cuts cannot be measured on 6 samples")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_cut_by_the_default_rule_and_trained_on(name: str, fit: Fit) -> None:
     torch.manual_seed(0)

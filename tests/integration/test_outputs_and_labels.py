@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from acsp_lightning import PruningStep, measure_complexity, preview
+from acsp_lightning import PruningStep, SelectionConfig, measure_complexity, preview
 
 
 class Wrapped(Classifier):
@@ -125,7 +125,7 @@ def test_one_logit_for_two_classes(fit: Fit, column: bool) -> None:
     fit(module, [pruning], train=data, val=data)
     with torch.no_grad():
         right = [(module.eval()(x).flatten() > 0) == (y == 1) for x, y in data]
-    again = preview(module, data, layers_per_epoch=1)
+    again = preview(module, data, SelectionConfig(keep=0.5), layers_per_epoch=1)
     assert again.accuracy_before == pytest.approx(torch.cat(right).float().mean().item())
     assert pruning.steps[0].accuracy_before is not None
 

@@ -23,7 +23,7 @@ from helpers.fits import (
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
-from acsp_lightning import Guard, PruningStep, preview
+from acsp_lightning import Guard, PruningStep, SelectionConfig, preview
 from acsp_lightning.report import read_step
 
 NAMES = ("ant", "bee", "<cat>")
@@ -128,7 +128,7 @@ def test_a_cut_that_was_rolled_back_has_no_end(fit: Fit, tmp_path: Path) -> None
 
 @pytest.mark.filterwarnings("ignore:.*which is chance among")
 def test_a_preview_names_the_same(tmp_path: Path) -> None:
-    found = preview(Classifier(Reshaped()), Named().val_dataloader())
+    found = preview(Classifier(Reshaped()), Named().val_dataloader(), SelectionConfig(keep=0.5))
     assert tuple(found.class_names) == NAMES
     assert list(found.left_whole) == ["net.stem"]
     assert found.classes_before is not None

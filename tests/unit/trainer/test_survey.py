@@ -17,6 +17,7 @@ class Surveyor(pl.Callback):
     """Surveys a fit as the pruning callback does, and keeps what it found."""
 
     def __init__(self, **options: Any) -> None:
+        options.setdefault("selection", {"curve": "damage"})
         self.settings = PruningSettings(**options)
         self.found: FitSurvey | None = None
 

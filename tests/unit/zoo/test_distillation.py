@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from acsp_lightning import ACSPPruningCallback
+from acsp_lightning import ACSPPruningCallback, SelectionConfig
 from acsp_lightning.zoo import VGG, DigitsDataModule, ImageClassifier
 from acsp_lightning.zoo.distillation import Teacher
 
@@ -65,7 +65,7 @@ def test_the_teacher_is_neither_trained_nor_cut(make_trainer) -> None:
     before = copy.deepcopy(teacher.state_dict())
     pl.seed_everything(0, verbose=False)
     module = ImageClassifier(network(), teacher=teacher)
-    pruning = ACSPPruningCallback(epochs=[0], report_plots=False)
+    pruning = ACSPPruningCallback(epochs=[0], selection=SelectionConfig(flops=0.5), report_plots=False)
     make_trainer(pruning, limit_train_batches=4).fit(module, datamodule=DigitsDataModule())
     (step,) = pruning.steps
     assert step.after.flops < step.before.flops
