@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from acsp_lightning.files import verify_checksums
+from acsp_lightning.structure.records import is_record, unknown_records
 from acsp_lightning.structure.resizing import resize_layers
 from acsp_lightning.structure.state_names import bare, behind, common_prefixes, matching_names
 
@@ -19,7 +20,9 @@ M = TypeVar("M", bound=nn.Module)
 def load_pruned(model: M, path: str | PathLike[str], prefix: str = "") -> M:
     """Give ``model`` the structure and the weights of a checkpoint, pruned or not.
 
-    Needs no Trainer, no tracing and no example input. Layers shrink or grow to the shapes in the file.
+    Needs no Trainer, no tracing and no example input. Layers shrink or grow to the shapes in the file;
+    numbers that shapes do not tell (groups of a convolution, ``self.width`` that forward reads) are set
+    from entries ``acsp_size_...``, which a cut leaves in the state dict of the modules concerned.
     Whether the network was compiled or wrapped (``_orig_mod.``, ``module.``) when it was saved, or is
     now, makes no difference. A LightningModule with ``strict_loading = False`` may have other names
     than the file.
@@ -144,8 +147,10 @@ def restore_structure(model: nn.Module, state: Mapping[str, Tensor]) -> None:
             layer that does not fit, with both shapes. The model is untouched then.
     """
     own = model.state_dict()
+    unknown = set(unknown_records(model, state))
     for kind, names, others in (("the file lacks", own, state), ("only the file has", state, own)):
-        missing = next((name for name in names if name not in others), None)
+        expected = (name for name in names if not is_record(name) or name in unknown)
+        missing = next((name for name in expected if name not in others), None)
         if missing is not None:
             raise ValueError(
                 f"The file is of another architecture than {type(model).__name__}: {kind} {missing!r}."

@@ -129,8 +129,6 @@ def test_frameworks_stay_in_their_places(module: str) -> None:
     roots = {name.partition(".")[0] for name in names}
     if room(module) not in WITH_LIGHTNING:
         assert not roots & {"lightning", "pytorch_lightning"}
-    if module != "structure.tracing":
-        assert "torch_pruning" not in roots
     if room(module) == "functional":
         assert not any(name == "torch.nn" or name.startswith("torch.nn.") for name in names)
 

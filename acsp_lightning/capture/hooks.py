@@ -13,7 +13,7 @@ from acsp_lightning.capture.statistics import Activations, InputMoments, check_p
 from acsp_lightning.functional import ClassSums
 from acsp_lightning.functional.precision import wide
 from acsp_lightning.structure.forward import evaluation_state, run_forward, without_autocast
-from acsp_lightning.structure.groups import ChannelGroup, features_per_channel
+from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.layers import channel_dim
 
 # By number of spatial axes, from 1.
@@ -94,9 +94,7 @@ class ActivationCapture:
         self._grid = grid
         self._num_classes = num_classes
         self._producers = {side.layer for group in self.groups for side in group.producers}
-        self._spreads = {
-            side.layer: features_per_channel(side) for g in self.groups for side in g.consumers
-        }
+        self._spreads = {side.layer: side.spread for group in self.groups for side in group.consumers}
         self.held_back = held_back
         self._labels: Tensor | None = None
         self._rows: Tensor | None = None  # of the batch that are captured; None: all

@@ -84,7 +84,7 @@ def select_groups(
         layer_flops: FLOPs of every layer, as ``Complexity.by_layer``.
         targets: outputs of consumers, by layer, which weight the errors in them; None: every output is
             weighted by its own energy.
-        round_to: every width is rounded up to a multiple of this.
+        round_to: every width is rounded up to a multiple of this, in positions of a layer.
         budget: maximum FLOPs of all layers after the cut; None: a knee decides.
         decisions: widths of at least these groups, by name, as from :func:`as_decisions`; None: decide
             here.
@@ -101,12 +101,14 @@ def select_groups(
         group.name: score_channels(model, group, activations, config)
         for group in tracked(groups, "Comparing channels")
     }
+    steps = {group.name: group.step(round_to) for group in groups}
     widths: Mapping[str, WidthDecision] | None = decisions
     if decisions is None and config.keep is not None:
-        widths = {g.name: width_of_share(g.width, config, round_to=round_to) for g in groups}
+        widths = {g.name: width_of_share(g.width, config, round_to=steps[g.name]) for g in groups}
     weighted = config.weighting == "contribution"
     candidates = {
-        group.name: candidate_widths(group.width, config.min_channels, round_to) for group in groups
+        group.name: candidate_widths(group.width, config.min_channels, steps[group.name])
+        for group in groups
     }
     by_damage = widths is None and config.by_damage
     # A layer's own knee needs its whole curve.
@@ -128,7 +130,7 @@ def select_groups(
                 replace(config, seed=config.seed + place),
                 magnitudes=found.magnitudes,
                 separability=found.separability,
-                round_to=round_to,
+                round_to=steps[name],
                 curves=curves[name],
                 k=chosen.get(name),
             )
@@ -153,7 +155,7 @@ def select_groups(
             trade_off = measure(path, lambda ks: select(as_decisions(ks, WidthReason.GIVEN)))
         chosen = decide_on_path(path, network, trade_off, config, budget)
     elif budget is not None:
-        chosen = _one_level(curves, FlopsModel(groups, layer_flops), config, round_to, budget)
+        chosen = _one_level(curves, FlopsModel(groups, layer_flops), config, steps, budget)
     selections = select(chosen)
     comparisons = [found.comparison for found in scores.values()]
     nothing = Comparison(classes=0, unseen=0, class_pairs=0, sampling_error=0.0)
@@ -269,13 +271,16 @@ def check_reachable(
     """
     groups = tuple(groups)
     for group in groups:
-        if round_to > group.width:
+        if group.step(round_to) > group.width:
             raise ValueError(
                 f"round_to is {round_to}, but {group.name!r} has only {group.width} channels. Round to "
                 "less, or exclude the layer."
             )
-    floor = -(-config.min_channels // round_to) * round_to
-    smallest = {group.name: min(group.width, floor) for group in groups}
+    steps = {group.name: group.step(round_to) for group in groups}
+    smallest = {
+        group.name: min(group.width, -(-config.min_channels // steps[group.name]) * steps[group.name])
+        for group in groups
+    }
     least = FlopsModel(groups, complexity.by_layer).total(smallest)
     if budget is not None and least > budget:
         raise ValueError(
@@ -289,14 +294,14 @@ def _one_level(
     curves: Mapping[str, ChannelCurves],
     costs: FlopsModel,
     config: SelectionConfig,
-    round_to: int,
+    steps: Mapping[str, int],
     budget: float,
 ) -> dict[str, WidthDecision]:
     """The highest level of all curves, found by bisection, at which the FLOPs fit the budget."""
 
     def widths(level: float) -> dict[str, WidthDecision]:
         return {
-            name: width_at_level(curve, level, config, round_to=round_to)
+            name: width_at_level(curve, level, config, round_to=steps[name])
             for name, curve in curves.items()
         }
 

@@ -8,8 +8,9 @@ from acsp_lightning.structure.groups import ChannelGroup
 class FlopsModel:
     """FLOPs of the layers as a function of the widths of groups.
 
-    Exact for layers whose cost is proportional to the channels on both sides, as is that of every layer
-    that can be cut. Never too small: others (a pooling layer) count at their full width.
+    Exact for layers whose cost is proportional to the channels on both sides, or on their output where
+    they lose whole groups, as is that of every layer that can be cut. Never too small: others (a pooling
+    layer) count at their full width.
 
     Args:
         groups: the groups whose widths vary.
@@ -23,6 +24,8 @@ class FlopsModel:
         self._shares: dict[str, dict[str, dict[str, float]]] = {}
         for group in self.groups.values():
             for side in group.sides:
+                if side in group.passthrough and side.side != "out":
+                    continue  # what whole groups read goes with what they make
                 sides = self._shares.setdefault(side.layer, {})
                 sides.setdefault(side.side, {})[group.name] = len(side.positions) / side.width
         self._layers = {

@@ -11,8 +11,8 @@ from acsp_lightning.functional import RIDGE, ChannelCurves
 from acsp_lightning.functional.precision import alike
 from acsp_lightning.selection.scores import read_channels
 from acsp_lightning.structure.groups import ChannelGroup, LayerSide
-from acsp_lightning.structure.layers import side_layout
 from acsp_lightning.structure.refit import Target
+from acsp_lightning.structure.weights import same_group, weight_by_input
 
 # Number of widths of a group at which the damage is computed: finer steps gain next to nothing.
 STEPS = 24
@@ -91,16 +91,14 @@ class _Reader:
         cls, model: nn.Module, side: LayerSide, activations: Activations, target: Target | None
     ) -> "_Reader":
         module = model.get_submodule(side.layer)
-        ((_, dim),) = side_layout(module, "in").tensors
         moments = activations.inputs[side.layer].mean
-        weight = alike(module.get_parameter("weight").detach(), moments).movedim(dim, 0)
-        if target is not None and target.scale is not None:
-            # With the inputs on the first axis, the outputs are on the second in every layout.
-            shape = (1, -1) + (1,) * (weight.ndim - 2)
-            weight = weight * alike(target.scale, moments).view(shape)
+        together = same_group(module, len(moments)).to(moments.device)
+        moments = moments * together  # a convolution in groups cannot take over from one to another
+        scale = None if target is None else target.scale
+        weight = alike(weight_by_input(module, scale), moments)
         size = moments.diagonal().sqrt()
         by_channel = weight.reshape(len(moments), -1) * size[:, None]
-        sensitivity = by_channel @ by_channel.T
+        sensitivity = by_channel @ by_channel.T * together
         inverse_size = torch.where(size > 0, size.reciprocal(), 0.0)
         scaled = moments * inverse_size[:, None] * inverse_size
         power = 0.0 if target is None else target.power

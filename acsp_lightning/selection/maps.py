@@ -103,8 +103,8 @@ def _classes(group: ChannelGroup, activations: Activations, kept: Tensor) -> Cla
     """Class separation over all producers of the channels: the best one counts."""
     layers = []
     for side in group.producers:
-        # Indices of the kept channels in this layer's output.
-        stay = torch.isin(torch.tensor(side.channels), kept).nonzero().flatten()
+        # Positions of the kept channels in this layer's output.
+        stay = torch.tensor(side.positions)[torch.isin(torch.tensor(side.channels), kept)]
         layers.append((activations.moments(side.layer), stay))
     largest = max(moments.num_channels * moments.num_positions for moments, _ in layers)
     most = max(1, MOST_EXPONENTIALS // largest)

@@ -13,8 +13,8 @@ from acsp_lightning.functional import (
     mean_separability,
 )
 from acsp_lightning.functional.precision import alike, wide
-from acsp_lightning.structure.groups import ChannelGroup, LayerSide, features_per_channel
-from acsp_lightning.structure.layers import side_layout
+from acsp_lightning.structure.groups import ChannelGroup, LayerSide
+from acsp_lightning.structure.weights import weight_by_input, weight_by_output
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class ChannelScores:
 
     Attributes:
         distances: distances between the channels' separability vectors, (N, N), over the outputs of all
-            producers of the group.
+            producers of the group, and over all positions of a channel in one of them, in order.
         contributions: (N,), mean 1 (all ones if all are zero): root mean square of the channel where it
             is read, times the norm of the weights that read it.
         magnitudes: (N,), L1 norm of the filters that produce the channel.
@@ -74,25 +74,25 @@ def score_channels(
     separability: list[Tensor] = []
     magnitudes: list[Tensor] = []
     for side in group.producers:
-        order = torch.tensor(side.channels).argsort()
         moments = activations.moments(side.layer)
-        order = order.to(moments.mean.device)
+        places = _places(side).to(moments.mean.device)
         try:
             found = compare_channels(moments, config.class_pairs, config.seed)
             if config.criterion == "mean_jm":
-                separability.append(mean_separability(moments)[order])
+                separability.append(mean_separability(moments)[places].mean(0))
         except ValueError as error:
             raise ValueError(f"Layer {side.layer!r}: {error}") from error
         separations.append(found)
-        squares.append(found.distances[order][:, order].square())
-        magnitudes.append(_filter_norms(model, side).to(order.device)[order])
+        squares += [found.distances[rows][:, rows].square() for rows in places]
+        magnitudes.append(_filter_norms(model, side).to(places.device)[places].sum(0))
     contributions = torch.stack(
         [_contributions(model, side, group.width, activations) for side in group.consumers]
     )
     total = contributions.square().sum(0).sqrt()
     mean = total.mean()
     return ChannelScores(
-        distances=torch.stack(squares).sum(0).sqrt(),
+        # One after another, so that either side of the diagonal is rounded alike.
+        distances=sum(squares, torch.zeros_like(squares[0])).sqrt(),
         contributions=total / mean if mean > 0 else torch.ones_like(total),
         magnitudes=torch.stack(magnitudes).sum(0),
         separability=torch.stack(separability).mean(0) if separability else None,
@@ -106,26 +106,27 @@ def score_channels(
 
 
 def _filter_norms(model: nn.Module, side: LayerSide) -> Tensor:
-    module = model.get_submodule(side.layer)
-    ((_, dim), *_) = side_layout(module, "out").tensors
-    weight = module.get_parameter("weight").detach()
-    return wide(weight).abs().movedim(dim, 0).flatten(1).sum(1)
+    return wide(weight_by_output(model.get_submodule(side.layer))).abs().flatten(1).sum(1)
+
+
+def _places(side: LayerSide) -> Tensor:
+    """Positions of every channel, in order: int64, (positions per channel, N)."""
+    order = torch.tensor(side.channels).argsort(stable=True)
+    width = 1 + max(side.channels)
+    return torch.tensor(side.positions)[order].view(width, -1).T
 
 
 def read_channels(side: LayerSide) -> tuple[Tensor, Tensor]:
     """Indices of a group's channels in a consumer's input, and in the group."""
-    spread = features_per_channel(side)
-    positions = torch.tensor(side.positions)[::spread] // spread
-    return positions, torch.tensor(side.channels)[::spread]
+    positions = torch.tensor(side.positions)[:: side.spread] // side.spread
+    return positions, torch.tensor(side.channels)[:: side.spread]
 
 
 def _contributions(model: nn.Module, side: LayerSide, width: int, activations: Activations) -> Tensor:
     """What each channel of a group contributes through one consumer, (N,)."""
-    module = model.get_submodule(side.layer)
-    ((_, dim),) = side_layout(module, "in").tensors
     energy = activations.inputs[side.layer].mean.diagonal()
-    weight = module.get_parameter("weight").detach()
-    norms = alike(weight, energy).movedim(dim, 0).reshape(len(energy), -1).square().sum(1)
+    weight = weight_by_input(model.get_submodule(side.layer))
+    norms = alike(weight, energy).reshape(len(energy), -1).square().sum(1)
     positions, channels = read_channels(side)
     power = (energy * norms)[positions.to(energy.device)]
     return (

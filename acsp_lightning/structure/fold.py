@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from acsp_lightning.functional import fold_input, reconstruction_map
-from acsp_lightning.structure.groups import ChannelGroup, features_per_channel
+from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.layers import side_layout, slice_tensor
 from acsp_lightning.structure.plan import PruningPlan
 from acsp_lightning.structure.surgery import SlicedParameter
+from acsp_lightning.structure.weights import group_count
 
 
 def recover_consumers(
@@ -28,19 +29,33 @@ def recover_consumers(
         sliced: what the cut made smaller; the old weights are read.
         input_moments: second moments of every consumer's input before the cut, (D, D), by layer.
     """
-    spreads = {side.layer: features_per_channel(side) for group in groups for side in group.consumers}
+    spreads = {side.layer: side.spread for group in groups for side in group.consumers}
     by_name = {entry.name: entry for entry in sliced}
     for cut in plan:
-        if cut.side != "in":
+        if cut.side != "in" or cut.layer not in spreads:
             continue
         weight = by_name[f"{cut.layer}.weight"]
-        ((_, dim),) = side_layout(model.get_submodule(cut.layer), "in").tensors
+        module = model.get_submodule(cut.layer)
+        ((_, dim), *_) = side_layout(module, "in").tensors
         spread = spreads[cut.layer]
         channels = torch.tensor(cut.kept[::spread], dtype=torch.int64) // spread
-        mapping = reconstruction_map(input_moments[cut.layer], channels)
-        folded = fold_input(weight.old, mapping, dim=dim, spread=spread)
+        folded = _folded(module, weight.old, input_moments[cut.layer], channels, dim, spread)
         for other, kept in weight.cuts:
             if other != dim:
                 folded = slice_tensor(folded, other, kept)
         with torch.no_grad():
             weight.parameter.copy_(folded)
+
+
+def _folded(
+    module: nn.Module, weight: Tensor, moments: Tensor, kept: Tensor, dim: int, spread: int
+) -> Tensor:
+    """The weight of one consumer; every group of a convolution takes over from its own inputs."""
+    groups = group_count(module)
+    share = len(moments) // groups
+    parts = []
+    for place, part in enumerate(weight.chunk(groups)):
+        block = moments[place * share : (place + 1) * share, place * share : (place + 1) * share]
+        own = kept[kept // share == place] - place * share
+        parts.append(fold_input(part, reconstruction_map(block, own), dim=dim, spread=spread))
+    return torch.cat(parts) if groups > 1 else parts[0]

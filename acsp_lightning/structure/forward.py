@@ -18,8 +18,8 @@ from torch.utils.checkpoint import CheckpointFunction
 
 CHECKPOINTED = (
     "forward runs a part of the network by reentrant activation checkpointing (torch.utils.checkpoint "
-    "with use_reentrant=True), which no trace can follow: pass use_reentrant=False, or checkpoint in "
-    "training alone (if self.training)."
+    "with use_reentrant=True), which torch.jit cannot follow: pass use_reentrant=False, or checkpoint "
+    "in training alone (if self.training)."
 )
 
 

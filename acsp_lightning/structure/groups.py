@@ -3,24 +3,24 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from math import gcd
 
-from acsp_lightning.structure.layers import (
-    Side,
-)
+from acsp_lightning.structure.sides import Side
 
 
 @dataclass(frozen=True, slots=True)
 class LayerSide:
-    """The part that a group has in one side of one layer.
+    """The part that a group has in one side of one module.
 
     Attributes:
         layer: qualified module name.
-        side: "out" or "in"; layers that pass channels through appear once, as "out".
-        width: number of positions of the whole side (channels, or features of a linear layer).
+        side: "out" or "in" of a layer, where those that pass channels through appear as "out"; or a
+            parameter or a number of the module, see :mod:`acsp_lightning.structure.sides`.
+        width: number of positions of the whole side (channels, features, entries).
         positions: the positions that belong to the group, ascending.
-        channels: for every position the channel of the group, in 0..N-1, that it carries. After a
-            flatten several consecutive positions carry one channel.
+        channels: for every position the channel of the group, in 0..N-1, that it carries. A channel may
+            have several: of a convolution in groups, or where it was concatenated twice.
+        spread: of a consumer: how many positions in a row carry one map, more than 1 after a flatten.
     """
 
     layer: str
@@ -28,18 +28,22 @@ class LayerSide:
     width: int
     positions: tuple[int, ...]
     channels: tuple[int, ...]
+    spread: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class ChannelGroup:
     """N channels that exist together: one that goes, goes from every side listed here.
 
+    A channel is the smallest set of positions that can go alone.
+
     Attributes:
-        name: name of the first layer, in order of execution, whose output these channels are.
+        name: name of the first layer, in order of execution, whose output these channels are; of several
+            groups that one layer makes, the later ones have a number behind it.
         width: N.
-        producers: sides ("out") of the layers whose filters make these channels and no others, in
-            order of execution.
-        passthrough: sides ("out") of the layers that pass the channels on one by one.
+        producers: sides ("out") of the layers whose filters make these channels, in order of execution.
+        passthrough: sides of the layers that pass the channels on one by one, or in blocks that are
+            channels, and of parameters and numbers.
         consumers: sides ("in") of the layers that mix the channels into others.
         residual: whether the channels run through a sum of several of the network's tensors.
     """
@@ -50,6 +54,10 @@ class ChannelGroup:
     passthrough: tuple[LayerSide, ...]
     consumers: tuple[LayerSide, ...]
     residual: bool
+
+    def step(self, round_to: int) -> int:
+        """Number of channels that make a multiple of ``round_to`` positions of the first producer."""
+        return round_to // gcd(round_to, len(self.producers[0].positions) // self.width)
 
     @property
     def sides(self) -> tuple[LayerSide, ...]:
@@ -65,11 +73,14 @@ class Tracing:
         groups: the groups that can be cut, in order of execution of their first layer.
         left_whole: name of every group that was asked for but cannot be cut, and the reason.
         summed: layers whose channels run through residual sums, for which nobody has asked.
+        streams: whether residual sums are offered, although they were not asked for, since there is
+            nothing else.
     """
 
     groups: tuple[ChannelGroup, ...]
     left_whole: Mapping[str, str]
     summed: tuple[str, ...] = ()
+    streams: bool = False
 
     @property
     def whole(self) -> dict[str, str]:
@@ -105,9 +116,3 @@ def by_reason(whole: Mapping[str, str]) -> str:
             )
         parts.append(f"{who}: {whole[names[0]]}")
     return "; ".join(parts)
-
-
-def features_per_channel(side: LayerSide) -> int:
-    """Consecutive positions per channel in the input of a consumer: 1, or more after a flatten."""
-    runs = 1 + sum(a != b for a, b in pairwise(side.channels))
-    return len(side.positions) // runs

@@ -1,16 +1,17 @@
 """What a layer looks like from its channels: the tensors and the attributes each side of it owns."""
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils import parametrize
 
-Side = Literal["out", "in"]
+from acsp_lightning.structure.records import PREFIX, is_record
+from acsp_lightning.structure.sides import Side, parsed
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +39,9 @@ _LINEAR_IN = SideLayout((("weight", 1),), ("in_features",))
 _NORM = SideLayout(
     (("weight", 0), ("bias", 0), ("running_mean", 0), ("running_var", 0)), ("num_features",)
 )
-_GROUP_NORM = SideLayout((("weight", 0), ("bias", 0)), ("num_channels", "num_groups"))
+_GROUP_NORM = SideLayout((("weight", 0), ("bias", 0)), ("num_channels",))
 _PRELU = SideLayout((("weight", 0),), ("num_parameters",))
+STANDARD = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
 
 
 def is_depthwise(module: nn.Module) -> bool:
@@ -48,6 +50,23 @@ def is_depthwise(module: nn.Module) -> bool:
         isinstance(module, _ConvNd)
         and module.groups > 1
         and module.groups == module.in_channels == module.out_channels
+    )
+
+
+def is_grouped(module: nn.Module) -> bool:
+    """Whether ``module`` is a convolution in groups, but not a depthwise one."""
+    return isinstance(module, _ConvNd) and module.groups > 1 and not is_depthwise(module)
+
+
+def loses_groups(module: nn.Module) -> bool:
+    """Whether a convolution in groups is cut by whole groups, else every group loses the same share.
+
+    What leaves more units to choose from: groups, or channels of a group.
+    """
+    return (
+        isinstance(module, _ConvNd)
+        and is_grouped(module)
+        and (module.groups >= module.in_channels // module.groups)
     )
 
 
@@ -67,10 +86,10 @@ def is_consumer(module: nn.Module) -> bool:
 
 
 def side_layout(module: nn.Module, side: Side) -> SideLayout:
-    """The tensors and sizes that ``side`` of ``module`` owns.
+    """The tensors and sizes that ``side`` ("out" or "in") of ``module`` owns.
 
     Layers that pass their channels through (normalisation, depthwise, PReLU) have one layout for
-    both sides.
+    both sides. Subclasses may have tensors of their own with a value for each channel.
 
     Raises:
         TypeError: if ``module`` is of a kind that cannot be cut; :func:`refusal` says why.
@@ -78,6 +97,20 @@ def side_layout(module: nn.Module, side: Side) -> SideLayout:
     reason = refusal(module)
     if reason is not None:
         raise TypeError(reason)
+    layout = _layout(module, side)
+    width, other = (int(getattr(module, _layout(module, s).sizes[0])) for s in (side, "out"))
+    if side == "in" and width == other:
+        return layout  # what has as many values belongs to the filters
+    own = tuple(
+        (name, tensor.shape.index(width))
+        for name, tensor in [*module._parameters.items(), *module._buffers.items()]
+        if name not in STANDARD and tensor is not None and width > 1 and not is_record(name)
+        if tensor.numel() == width and width in tensor.shape
+    )
+    return SideLayout(layout.tensors + own, layout.sizes)
+
+
+def _layout(module: nn.Module, side: Side) -> SideLayout:
     if is_depthwise(module):
         return _DEPTHWISE
     if isinstance(module, _ConvTransposeNd):
@@ -94,8 +127,95 @@ def side_layout(module: nn.Module, side: Side) -> SideLayout:
 
 
 def side_width(module: nn.Module, side: Side) -> int:
-    """Number of channels (features of a linear layer) that ``side`` of ``module`` has now."""
+    """Number of positions that ``side`` of ``module`` has now: channels, features or entries."""
+    kind, name, place = parsed(side)
+    if kind == "parameter":
+        return int(getattr(module, name).shape[place])
+    if kind == "size":
+        held = getattr(module, name)
+        return int(held if place is None else held[place])
     return int(getattr(module, side_layout(module, side).sizes[0]))
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCut:
+    """What becomes of one module when some of its sides keep some of their positions.
+
+    Attributes:
+        slices: (tensor name, dimension, kept indices, int64), in order.
+        sizes: new values of attributes.
+        unseen: those of the attributes that no shape of the module's tensors tells.
+    """
+
+    slices: tuple[tuple[str, int, Tensor], ...]
+    sizes: Mapping[str, object]
+    unseen: tuple[str, ...]
+
+
+def layer_cut(module: nn.Module, kept: Mapping[Side, Sequence[int]]) -> LayerCut:
+    """Work out a cut of one module; changes nothing.
+
+    Args:
+        module: the module.
+        kept: positions that stay, by side.
+    """
+    slices: list[tuple[str, int, Tensor]] = []
+    sizes: dict[str, object] = {}
+    groups = _groups_after(module, kept)
+    for side, positions in kept.items():
+        kind, name, place = parsed(side)
+        stay = torch.tensor(positions, dtype=torch.int64)
+        if kind == "parameter":
+            assert place is not None
+            slices.append((name, place, stay))
+        elif kind == "size":
+            entries = sizes.get(name, getattr(module, name))
+            sizes[name] = len(positions) if place is None else _replaced(entries, place, len(positions))
+        else:
+            layout = side_layout(module, side)
+            sizes.update(dict.fromkeys(layout.sizes, len(positions)))
+            for tensor, dim in layout.tensors:
+                if getattr(module, tensor, None) is None:
+                    continue
+                if groups is not None and tensor == "weight" and dim == 1:
+                    if groups != module.groups:
+                        continue  # whole groups go, so that each keeps all of its channels
+                    share = side_width(module, side) // groups
+                    slices.append((tensor, dim, stay[stay < share]))
+                else:
+                    slices.append((tensor, dim, stay))
+    if groups is not None:
+        sizes["groups"] = groups
+    if isinstance(module, nn.GroupNorm) and "out" in kept:
+        sizes["num_groups"] = len(kept["out"]) * module.num_groups // module.num_channels
+    return LayerCut(tuple(slices), sizes, tuple(_unseen(module, sizes)))
+
+
+def _unseen(module: nn.Module, sizes: Iterable[str]) -> list[str]:
+    if refusal(module) is not None:
+        return list(sizes)
+    told = {name for side in ("out", "in") for name in side_layout(module, side).sizes}
+    if isinstance(module, nn.GroupNorm) and module.affine:
+        told.add("num_groups")
+    if f"{PREFIX}groups" in module._buffers:  # it became depthwise in an earlier cut
+        told.discard("groups")
+    return [name for name in sizes if name not in told]
+
+
+def _replaced(entries: object, place: int, value: int) -> object:
+    assert isinstance(entries, list | tuple)
+    return type(entries)([*entries[:place], value, *entries[place + 1 :]])
+
+
+def _groups_after(module: nn.Module, kept: Mapping[Side, Sequence[int]]) -> int | None:
+    """The groups of a convolution after a cut; None if it has none, or is depthwise."""
+    if not isinstance(module, _ConvNd) or not is_grouped(module):
+        return None
+    share = module.in_channels // module.groups
+    by_group = torch.tensor(kept.get("in", range(module.in_channels))) // share
+    counts = by_group.bincount(minlength=module.groups)
+    whole = bool(((counts == 0) | (counts == share)).all())
+    return int((counts > 0).sum()) if whole else module.groups
 
 
 def channel_dim(module: nn.Module) -> int:
@@ -107,30 +227,24 @@ def refusal(module: nn.Module) -> str | None:
     """Why the channels of ``module`` cannot be cut; None if they can.
 
     The answer depends on the layer alone. Whether a cut is right where the layer stands in the
-    network is found out by :mod:`acsp_lightning.structure.fidelity`.
+    network is found out by :mod:`acsp_lightning.structure.verification`.
     """
     computed = isinstance(module, _ConvNd | nn.Linear) and "weight" not in module._parameters
     if parametrize.is_parametrized(module) or computed:
         return "its weight is computed from other parameters (weight norm, a mask, a parametrization)"
     if any(isinstance(tensor, nn.UninitializedParameter) for tensor in module.parameters(False)):
         return "its parameters are not initialised yet (a lazy layer)"
-    if isinstance(module, _ConvNd):
-        if module.groups > 1 and not is_depthwise(module):
-            return f"its {module.groups} groups would become unequal (a grouped convolution)"
-    elif isinstance(module, _InstanceNorm):
+    if isinstance(module, _InstanceNorm):
         if module.track_running_stats:
             return "it is an InstanceNorm with running statistics"
     elif isinstance(module, nn.GroupNorm):
-        if module.num_groups != module.num_channels:
-            return (
-                f"it is a GroupNorm that normalises {module.num_channels} channels in "
-                f"{module.num_groups} groups, which a cut would no longer divide alike"
-            )
+        if module.num_groups == 1:
+            return "it is a GroupNorm of one group, which normalises all channels together"
     elif isinstance(module, nn.RNNBase | nn.RNNCellBase):
         return "it is a recurrent layer"
     elif isinstance(module, nn.MultiheadAttention):
         return "it is an attention layer, whose heads share their channels"
-    elif not isinstance(module, nn.Linear | _BatchNorm | nn.PReLU):
+    elif not isinstance(module, _ConvNd | nn.Linear | _BatchNorm | nn.PReLU):
         return f"channels of a {type(module).__name__} cannot be cut"
     return None
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from acsp_lightning.structure.groups import ChannelGroup
-from acsp_lightning.structure.layers import Side
+from acsp_lightning.structure.sides import Side, parsed
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +16,8 @@ class SideCut:
 
     Attributes:
         layer: qualified module name.
-        side: "out" or "in" ("out" for layers that pass channels through).
+        side: "out" or "in" ("out" for layers that pass channels through), or that of a parameter or a
+            number, see :mod:`acsp_lightning.structure.sides`.
         width: positions before the cut.
         kept: positions that stay, ascending, at least one.
     """
@@ -28,8 +29,10 @@ class SideCut:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be a cut."""
-        if self.side not in ("out", "in"):
-            raise ValueError(f"side of {self.layer!r} is {self.side!r}; it must be 'out' or 'in'.")
+        try:
+            parsed(self.side)
+        except ValueError as error:
+            raise ValueError(f"side of {self.layer!r}: {error}") from error
         kept = self.kept
         ascending = all(a < b for a, b in pairwise(kept))
         if not kept or not ascending or kept[0] < 0 or kept[-1] >= self.width:
@@ -70,7 +73,7 @@ class PruningPlan:
     def filters(self, groups: Iterable[ChannelGroup]) -> dict[str, tuple[int, int]]:
         """Output channels before and after the cut of every layer that makes channels of groups."""
         return {
-            side.layer: (side.width, len(self.kept(side.layer, "out") or side.positions))
+            side.layer: (side.width, len(self.kept(side.layer, "out") or range(side.width)))
             for group in groups
             for side in group.producers
         }

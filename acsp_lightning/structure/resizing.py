@@ -4,15 +4,22 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
-from acsp_lightning.structure.layers import Side, is_consumer, refusal, side_layout
+from acsp_lightning.structure.layers import is_consumer, is_grouped, refusal, side_layout
+from acsp_lightning.structure.records import first_size, recorded, set_sizes
+from acsp_lightning.structure.sides import Side
 from acsp_lightning.structure.surgery import set_data
 
 SIDES: tuple[Side, Side] = ("out", "in")
 
+Shapes = Mapping[str, tuple[torch.Size, torch.Size]]
+
 
 def resize_layers(model: nn.Module, state: Mapping[str, Tensor], prefix: str = "") -> None:
     """Resize the layers whose shapes differ in ``state``; names that only one side has are passed over.
+
+    What shapes do not tell (groups, numbers that forward reads) is set from the records in ``state``.
 
     Args:
         model: changed in place, or not at all.
@@ -22,32 +29,34 @@ def resize_layers(model: nn.Module, state: Mapping[str, Tensor], prefix: str = "
     Raises:
         ValueError: if a shape differs in a way that no cut explains.
     """
+    own_state = {
+        name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)
+    }
     shapes = {
-        name: (tensor.shape, state[prefix + name].shape)
+        name: (tensor.shape, own_state[name].shape)
         for name, tensor in model.state_dict().items()
-        if prefix + name in state
+        if name in own_state
     }
     layers = dict.fromkeys(_owner(name) for name, (own, found) in shapes.items() if own != found)
     resized = {layer: model.get_submodule(layer) for layer in layers}
+    sizes: dict[str, dict[str, int]] = {}
     for layer, module in resized.items():
         _check_resizable(layer, module, shapes)
-    _check_readers(model, resized, shapes)
+        sizes[layer] = _sizes(layer, module, shapes, own_state)
+    _check_readers(model, resized, sizes)
+    set_sizes(model, own_state)
+    for name, (own, found) in shapes.items():
+        if own != found:
+            _resize(model.get_submodule(_owner(name)), name.rpartition(".")[2], found)
     for layer, module in resized.items():
-        names = {
-            name.rpartition(".")[2]: found
-            for name, (_, found) in shapes.items()
-            if _owner(name) == layer
-        }
-        _resize(module, names)
+        vars(module).update(sizes[layer])
 
 
 def _owner(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _check_resizable(
-    layer: str, module: nn.Module, shapes: Mapping[str, tuple[torch.Size, torch.Size]]
-) -> None:
+def _check_resizable(layer: str, module: nn.Module, shapes: Shapes) -> None:
     reason = refusal(module)
     free: dict[str, set[int]] = {}
     if reason is None:
@@ -57,7 +66,9 @@ def _check_resizable(
     for name, (own, found) in shapes.items():
         if _owner(name) != layer:
             continue
-        dims = free.get(name.rpartition(".")[2], set())
+        # Parameters over channels may belong to any module but those of torch.
+        bare = reason is not None and not type(module).__module__.startswith("torch.nn.")
+        dims = free.get(name.rpartition(".")[2], set(range(len(own))) if bare else set())
         fits = len(found) == len(own) and all(
             a == b or dim in dims for dim, (a, b) in enumerate(zip(found, own, strict=False))
         )
@@ -69,32 +80,57 @@ def _check_resizable(
             )
 
 
+def _sizes(layer: str, module: nn.Module, shapes: Shapes, state: Mapping[str, Tensor]) -> dict[str, int]:
+    """The attributes of a layer that count its channels, as the shapes in ``state`` have them."""
+    if refusal(module) is not None:
+        return {}
+    sizes: dict[str, int] = {}
+    for side in SIDES:
+        layout = side_layout(module, side)
+        found = [shapes.get(f"{layer}.{tensor}".lstrip(".")) for tensor, _ in layout.tensors]
+        widths = [shape[1][dim] for shape, (_, dim) in zip(found, layout.tensors, strict=True) if shape]
+        if widths:  # a partial state dict may lack the weight
+            sizes.update(dict.fromkeys(layout.sizes, widths[0]))
+    if is_grouped(module) and sizes:
+        groups = recorded(state, layer, "groups") or first_size(module, "groups")
+        shared = "out_channels" if isinstance(module, _ConvTransposeNd) else "in_channels"
+        sizes |= {shared: sizes[shared] * groups, "groups": groups}
+        if sizes["out_channels"] % groups or sizes["in_channels"] % groups:
+            raise ValueError(
+                f"Layer {layer!r} does not fit: {sizes['in_channels']} inputs and "
+                f"{sizes['out_channels']} outputs make no {groups} groups, which no cut explains."
+            )
+    if isinstance(module, nn.GroupNorm) and sizes:
+        sizes["num_groups"] = sizes["num_channels"] * module.num_groups // module.num_channels
+    return sizes
+
+
 def _check_readers(
-    model: nn.Module,
-    resized: Mapping[str, nn.Module],
-    shapes: Mapping[str, tuple[torch.Size, torch.Size]],
+    model: nn.Module, resized: Mapping[str, nn.Module], sizes: Mapping[str, Mapping[str, int]]
 ) -> None:
     """A cut of outputs is a cut of somebody's inputs; else the file has another number of classes.
 
     The layer that was registered last is the output layer in all likelihood, which is never cut. Its
-    readers would have to fit to the channel; for other layers one that changed as much will do, since it
-    may read a concatenation.
+    readers would have to fit to the channel; for other layers some that changed as much will do, since
+    they may read concatenations or parts.
     """
 
-    def sizes(layer: str, module: nn.Module, side: Side) -> tuple[int, int]:
-        ((tensor, dim), *_) = side_layout(module, side).tensors
-        own, found = shapes.get(f"{layer}.{tensor}".lstrip("."), ((0, 0), (0, 0)))
-        return own[dim], found[dim]
+    def counts(layer: str, module: nn.Module, side: Side) -> tuple[int, int]:
+        attribute = side_layout(module, side).sizes[0]
+        own = int(getattr(module, attribute))
+        return own, sizes[layer].get(attribute, own)
 
     consumers = {layer: module for layer, module in resized.items() if is_consumer(module)}
-    read = {layer: sizes(layer, module, "in") for layer, module in consumers.items()}
+    read = {layer: counts(layer, module, "in") for layer, module in consumers.items()}
     last = [name for name, module in model.named_modules() if is_consumer(module)][-1:]
     for layer, module in consumers.items():
-        own, found = sizes(layer, module, "out")
+        own, found = counts(layer, module, "out")
         others = [reads for reader, reads in read.items() if reader != layer]
         exact = any(_reads_alone(own, found, *reads) for reads in others)
         more = found - own
-        shared = any(more * (b - a) > 0 and abs(b - a) >= abs(more) for a, b in others)
+        alike = [b - a for a, b in others if more * (b - a) > 0]
+        # A pixel shuffle makes one input of several outputs.
+        shared = abs(sum(alike)) >= abs(more) or any(more % change == 0 for change in alike)
         is_output = [layer] == last and isinstance(module, nn.Linear)
         if more and not exact and (is_output or not shared):
             raise ValueError(
@@ -106,29 +142,17 @@ def _check_readers(
 
 def _reads_alone(own: int, found: int, own_read: int, found_read: int) -> bool:
     """Whether a layer may read these outputs and no others, also flattened or unfolded."""
-    if 0 in (own, found, own_read, found_read):
-        return False
     whole = own_read % own == 0 or own % own_read == 0
     return whole and own_read * found == found_read * own and own_read != found_read
 
 
-def _resize(module: nn.Module, shapes: Mapping[str, torch.Size]) -> None:
-    sizes: dict[str, int] = {}
-    for side in SIDES:
-        layout = side_layout(module, side)
-        widths = [shapes[tensor][dim] for tensor, dim in layout.tensors if tensor in shapes]
-        if widths:  # a partial state dict may lack the weight
-            sizes.update(dict.fromkeys(layout.sizes, widths[0]))
-    for name, shape in shapes.items():
-        old = getattr(module, name)
-        if old.shape == shape:
-            continue
-        new = _empty_like(old, shape)
-        if isinstance(old, nn.Parameter):
-            set_data(old, new)
-        else:
-            setattr(module, name, new)
-    vars(module).update(sizes)
+def _resize(module: nn.Module, name: str, shape: torch.Size) -> None:
+    old = getattr(module, name)
+    new = _empty_like(old, shape)
+    if isinstance(old, nn.Parameter):
+        set_data(old, new)
+    else:
+        setattr(module, name, new)
 
 
 def _empty_like(old: Tensor, shape: torch.Size) -> Tensor:

@@ -1,6 +1,8 @@
 """Names in a state dict, whatever wrappers stood around the network that it is of."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
+
+from acsp_lightning.structure.records import is_record
 
 # Parts of a name that torch.compile, and DataParallel and its like, put before those of the network.
 WRAPPERS = frozenset({"_orig_mod", "module"})
@@ -16,9 +18,24 @@ def matching_names(found: Iterable[str], own: Collection[str]) -> dict[str, str]
 
     One wrapper around all of either is taken off. Else a name that the module has stays, and another one
     becomes the module's name that differs from it by wrappers alone, if there is one that no other entry
-    claims.
+    claims. Records (:mod:`acsp_lightning.structure.records`) go where the other entries of their module
+    go.
     """
     found = list(found)
+    entries = _matching([n for n in found if not is_record(n)], {n for n in own if not is_record(n)})
+    return {name: entries[name] if name in entries else _beside(name, entries) for name in found}
+
+
+def _beside(record: str, names: Mapping[str, str]) -> str:
+    owner, dot, own = record.rpartition(".")
+    for name, match in names.items():
+        rest = name.removeprefix(owner)
+        if name.startswith(f"{owner}{dot}") and match.endswith(rest):
+            return f"{match.removesuffix(rest)}.{own}".lstrip(".")
+    return record
+
+
+def _matching(found: list[str], own: Collection[str]) -> dict[str, str]:
     names = {name: name for name in found}
     if names.keys() == set(own):
         return names

@@ -1,6 +1,6 @@
 """Cutting a network in place: all of a plan, or nothing."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -8,13 +8,17 @@ import torch
 from torch import nn
 
 from acsp_lightning.structure.layers import (
-    is_consumer,
+    LayerCut,
+    is_depthwise,
+    is_producer,
+    layer_cut,
     refusal,
-    side_layout,
     side_width,
     slice_tensor,
 )
-from acsp_lightning.structure.plan import PruningPlan, SideCut
+from acsp_lightning.structure.plan import PruningPlan
+from acsp_lightning.structure.records import record_sizes
+from acsp_lightning.structure.sides import Side, parsed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,10 +75,13 @@ def check_plan(model: nn.Module, plan: PruningPlan) -> None:
         module = modules.get(cut.layer)
         if module is None:
             raise ValueError(f"the plan cuts {cut.layer!r}, which {type(model).__name__} does not have.")
-        reason = refusal(module)
+        kind, name, _ = parsed(cut.side)
+        reason = refusal(module) if kind == "layer" else None
         if reason is not None:
             raise ValueError(f"the plan cuts {cut.layer!r}, but {reason}.")
-        if cut.side == "in" and not is_consumer(module):
+        if kind != "layer" and not hasattr(module, name):
+            raise ValueError(f"the plan cuts {name!r} of {cut.layer!r}, which does not have it.")
+        if cut.side == "in" and (not is_producer(module) or is_depthwise(module)):
             raise ValueError(
                 f"the plan cuts {cut.layer!r} on its in side, but it passes its channels on one by one: "
                 "its only side is 'out'."
@@ -102,11 +109,12 @@ def reversible_cut(
         keep: whether the cut stays when the body ends well.
     """
     modules = dict(model.named_modules())
-    touched = [modules[layer] for layer in dict.fromkeys(cut.layer for cut in plan)]
-    before = [_snapshot(module) for module in touched]
+    cuts = {layer: layer_cut(modules[layer], kept) for layer, kept in kept_by_layer(plan).items()}
+    touched = [modules[layer] for layer in cuts]
+    before = [_snapshot(modules[layer], cut) for layer, cut in cuts.items()]
     stays = False
     try:
-        sliced = _cut(modules, plan)
+        sliced = _cut(modules, cuts)
         yield sliced
         stays = keep
     finally:
@@ -117,6 +125,9 @@ def reversible_cut(
     for entry in sliced:
         if stays:
             set_data(entry.parameter, entry.parameter.data)
+    for module, state in zip(touched, before, strict=True):
+        if stays:
+            record_sizes(module, state.unseen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,14 +136,24 @@ class _State:
 
     parameters: list[tuple[nn.Parameter, torch.Tensor, torch.Tensor | None]]
     buffers: dict[str, torch.Tensor | None]
-    sizes: dict[str, int]
+    sizes: dict[str, object]
+    unseen: dict[str, object]
 
 
-def _snapshot(module: nn.Module) -> _State:
+def kept_by_layer(plan: PruningPlan) -> dict[str, dict[Side, tuple[int, ...]]]:
+    """What every side of every module keeps."""
+    kept: dict[str, dict[Side, tuple[int, ...]]] = {}
+    for cut in plan:
+        kept.setdefault(cut.layer, {})[cut.side] = cut.kept
+    return kept
+
+
+def _snapshot(module: nn.Module, cut: LayerCut) -> _State:
     return _State(
         [(p, p.data, p.grad) for p in module.parameters(recurse=False)],
         dict(module._buffers),
-        {key: value for key, value in vars(module).items() if type(value) is int},
+        {name: getattr(module, name) for name in cut.sizes},
+        {name: getattr(module, name) for name in cut.unseen},
     )
 
 
@@ -144,30 +165,27 @@ def _restore(module: nn.Module, state: _State) -> None:
     vars(module).update(state.sizes)
 
 
-def _cut(modules: dict[str, nn.Module], plan: PruningPlan) -> tuple[SlicedParameter, ...]:
-    slices: dict[tuple[str, str], list[tuple[int, torch.Tensor]]] = {}
-    for cut in plan:
-        layout = side_layout(modules[cut.layer], cut.side)
-        kept = torch.tensor(cut.kept, dtype=torch.int64)
-        for name, dim in layout.tensors:
-            if getattr(modules[cut.layer], name, None) is not None:
-                slices.setdefault((cut.layer, name), []).append((dim, kept))
+def _cut(modules: dict[str, nn.Module], cuts: Mapping[str, LayerCut]) -> tuple[SlicedParameter, ...]:
     sliced = []
     # Data made under inference_mode could never be trained.
     with torch.inference_mode(False), torch.no_grad():
-        for (layer, name), cuts in slices.items():
-            tensor = getattr(modules[layer], name)
-            old = tensor.data if isinstance(tensor, nn.Parameter) else tensor
-            new = old
-            for dim, kept in cuts:
-                new = slice_tensor(new, dim, kept)
-            if isinstance(tensor, nn.Parameter):
-                tensor.grad, tensor.data = None, new
-                sliced.append(SlicedParameter(f"{layer}.{name}", tensor, old, tuple(cuts)))
-            else:
-                setattr(modules[layer], name, new)
-    for cut in plan:
-        _set_sizes(modules[cut.layer], cut)
+        for layer, cut in cuts.items():
+            by_tensor: dict[str, list[tuple[int, torch.Tensor]]] = {}
+            for name, dim, kept in cut.slices:
+                by_tensor.setdefault(name, []).append((dim, kept))
+            for name, slices in by_tensor.items():
+                tensor = getattr(modules[layer], name)
+                old = tensor.data if isinstance(tensor, nn.Parameter) else tensor
+                new = old
+                for dim, kept in slices:
+                    new = slice_tensor(new, dim, kept)
+                if isinstance(tensor, nn.Parameter):
+                    tensor.grad, tensor.data = None, new
+                    full = f"{layer}.{name}".lstrip(".")
+                    sliced.append(SlicedParameter(full, tensor, old, tuple(slices)))
+                else:
+                    setattr(modules[layer], name, new)
+            vars(modules[layer]).update(cut.sizes)
     return tuple(sliced)
 
 
@@ -179,8 +197,3 @@ def set_data(parameter: nn.Parameter, data: torch.Tensor) -> None:
     between = torch.float32 if parameter.dtype == torch.float16 else torch.float16
     parameter.data = parameter.data.new_empty(0, dtype=between)
     parameter.data = data
-
-
-def _set_sizes(module: nn.Module, cut: SideCut) -> None:
-    for attribute in side_layout(module, cut.side).sizes:
-        setattr(module, attribute, len(cut.kept))

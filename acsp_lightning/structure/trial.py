@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from acsp_lightning.functional.precision import wide
 from acsp_lightning.structure.forward import output_tensors
 from acsp_lightning.structure.groups import ChannelGroup
-from acsp_lightning.structure.layers import Side, channel_dim
+from acsp_lightning.structure.layers import channel_dim
 from acsp_lightning.structure.plan import PruningPlan, build_plan
+from acsp_lightning.structure.sides import Side
 from acsp_lightning.structure.surgery import reversible_cut
 
 # Largest deviation allowed, as a share of the largest value of the layer's output. Reordered sums and

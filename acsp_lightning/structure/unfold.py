@@ -15,8 +15,10 @@ ROUNDING = 0.05
 
 
 def has_rows(module: nn.Module) -> bool:
-    """Whether ``module`` is a linear layer, or a convolution that reads patches of its input."""
-    return is_consumer(module) and not isinstance(module, _ConvTransposeNd)
+    """Whether ``module`` is a linear layer, or a convolution that reads patches of all of its input."""
+    if isinstance(module, _ConvNd) and (module.groups > 1 or isinstance(module, _ConvTransposeNd)):
+        return False
+    return is_consumer(module)
 
 
 def output_rows(module: nn.Module, output: Tensor) -> Tensor:

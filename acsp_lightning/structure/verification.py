@@ -1,11 +1,13 @@
 """Whether a cut does what it says: the same as zeroing the channels where consumers read them.
 
-The tracer follows unknown operators by guessing. Before a group is offered, it is therefore cut for
-a :mod:`~acsp_lightning.structure.trial`: all groups at once, which is enough where nothing is wrong.
+The tracer takes layers as a whole, views for shuffles and numbers for widths, as they mostly are. Before
+a group is offered, it is therefore cut for a :mod:`~acsp_lightning.structure.trial`: all groups at once,
+which is enough where nothing is wrong.
 """
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,6 +28,11 @@ from acsp_lightning.structure.replay import part_of_forward, record_forward
 from acsp_lightning.structure.tracing import trace_groups
 from acsp_lightning.structure.trial import Difference, trial_difference
 
+STREAMS = (
+    "Every layer that can be cut writes into a residual sum, so the sums are cut, as with "
+    "residual=True. Set residual=True to say so yourself, or leave layers whole with exclude."
+)
+
 # Of a forward that skips layers at random, in which each of them is likely to be called.
 TRAINING_PASSES = 16
 
@@ -40,18 +47,24 @@ def prunable_groups(
 ) -> Tracing:
     """Trace ``model`` and keep what can be cut: :func:`trace_groups`, then :func:`verify_groups`.
 
+    Where every layer writes into a residual sum (RepVGG), the sums are offered all the same.
+
     Raises:
         UnsupportedStructureError: if nothing is left, with the reasons, or as :func:`trace_groups`.
         ValueError: if a pattern matches no layer.
     """
     tracing = trace_groups(model, inputs, include=include, exclude=exclude, residual=residual)
     tracing = verify_groups(model, inputs, tracing)
+    if not tracing.groups and not residual:
+        sums = trace_groups(model, inputs, include=include, exclude=exclude, residual=True)
+        sums = verify_groups(model, inputs, sums)
+        tracing = replace(sums, streams=bool(sums.groups))
     if not tracing.groups:
         reasons = by_reason(tracing.left_whole)
         raise UnsupportedStructureError(
             f"No layer of {type(model).__name__} can be pruned with include={list(include)}, "
-            f"exclude={list(exclude)}, residual={residual}. The output layer is never cut, and residual "
-            f"sums only with residual=True. {reasons or 'No other layer was asked for'}."
+            f"exclude={list(exclude)}, residual={residual}. The output layer is never cut. "
+            f"{reasons or 'No other layer was asked for'}."
         )
     return tracing
 
@@ -71,10 +84,10 @@ def verify_groups(model: nn.Module, inputs: tuple[Any, ...], tracing: Tracing) -
     inputs = varied(inputs)
     with evaluation_state(model):
         reasons = _reasons(model, inputs, tracing.groups)
-    return Tracing(
-        tuple(group for group in tracing.groups if group.name not in reasons),
-        {**tracing.left_whole, **reasons},
-        tracing.summed,
+    return replace(
+        tracing,
+        groups=tuple(group for group in tracing.groups if group.name not in reasons),
+        left_whole={**tracing.left_whole, **reasons},
     )
 
 
@@ -138,8 +151,10 @@ def _alone(
     recording = record_forward(model, inputs)
     reasons = {}
     for group in suspects:
-        layers = {side.layer for side in group.sides}
+        layers = {side.layer for side in group.producers + group.consumers}
         if layers <= recording.begins.keys():
+            # Owners of parameters may be modules that forward does not call.
+            layers |= {side.layer for side in group.passthrough} & recording.begins.keys()
             part = part_of_forward(model, inputs, recording, layers)
             difference = trial_difference(model, [group], part)
             if difference is not None:

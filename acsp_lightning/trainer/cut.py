@@ -16,12 +16,17 @@ from acsp_lightning.selection.proposal import Proposal
 from acsp_lightning.settings import PruningSettings
 from acsp_lightning.structure.batchnorm import recalibrate_batchnorm
 from acsp_lightning.structure.forward import eager_copy, random_state_restored
-from acsp_lightning.structure.layers import side_layout
+from acsp_lightning.structure.layers import layer_cut
 from acsp_lightning.structure.optimizer import nested_optimizers, slice_optimizer_state
 from acsp_lightning.structure.plan import PruningPlan
 from acsp_lightning.structure.pruning import Recovery
 from acsp_lightning.structure.refit import prepare_refit
-from acsp_lightning.structure.surgery import SlicedParameter, apply_plan, check_plan
+from acsp_lightning.structure.surgery import (
+    SlicedParameter,
+    apply_plan,
+    check_plan,
+    kept_by_layer,
+)
 from acsp_lightning.trainer.averaging import (
     NetworkCopy,
     evaluated_network,
@@ -212,12 +217,12 @@ def _cut(
 def _buffer_cuts(network: nn.Module, plan: PruningPlan) -> dict[int, list[tuple[int, Tensor]]]:
     """What a plan is about to cut of buffers: dimension and kept indices, by identity of the buffer."""
     found: dict[int, list[tuple[int, Tensor]]] = {}
-    for cut in plan:
-        layer = network.get_submodule(cut.layer)
-        for name, dim in side_layout(layer, cut.side).tensors:
-            buffer = layer._buffers.get(name)
+    for name, kept in kept_by_layer(plan).items():
+        layer = network.get_submodule(name)
+        for tensor, dim, stay in layer_cut(layer, kept).slices:
+            buffer = layer._buffers.get(tensor)
             if buffer is not None:
-                found.setdefault(id(buffer), []).append((dim, torch.tensor(cut.kept)))
+                found.setdefault(id(buffer), []).append((dim, stay))
     return found
 
 

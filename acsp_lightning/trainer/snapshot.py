@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from acsp_lightning.structure.optimizer import held_beside, nested_optimizers
+from acsp_lightning.structure.records import is_record
 from acsp_lightning.structure.resizing import resize_layers
 
 
@@ -163,7 +164,9 @@ def _cloned(module: nn.Module) -> dict[str, Tensor]:
 
 def _put_back(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
     layers = {name.rpartition(".")[0] for name, _ in module.named_parameters()}
-    resize_layers(module, {n: w for n, w in weights.items() if n.rpartition(".")[0] in layers})
+    resize_layers(
+        module, {n: w for n, w in weights.items() if n.rpartition(".")[0] in layers or is_record(n)}
+    )
     with torch.no_grad():
         for name, tensor in _tensors(module).items():
             if name not in weights:

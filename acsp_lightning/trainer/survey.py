@@ -18,7 +18,7 @@ from acsp_lightning.settings import PruningSettings
 from acsp_lightning.structure.example import Example
 from acsp_lightning.structure.fingerprint import Fingerprint, fingerprint
 from acsp_lightning.structure.groups import Tracing, by_reason, summed_note
-from acsp_lightning.structure.verification import unseen_layers
+from acsp_lightning.structure.verification import STREAMS, unseen_layers
 from acsp_lightning.trainer.averaging import (
     Copies,
     check_averages,
@@ -158,6 +158,8 @@ def warn_of_tracing(tracing: Tracing, unseen: Sequence[str]) -> None:
     note = summed_note(tracing.whole)
     if note is not None:
         rank_zero_info(note)
+    if tracing.streams:
+        rank_zero_warn(STREAMS)
     if unseen:
         rank_zero_warn(
             f"forward calls {', '.join(map(repr, unseen))} neither in eval nor in train mode. If "

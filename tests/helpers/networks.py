@@ -367,15 +367,6 @@ def tied():
     return net
 
 
-class Scale(nn.Module):
-    def __init__(self, width):
-        super().__init__()
-        self.gamma = nn.Parameter(torch.ones(width, 1, 1))
-
-    def forward(self, x):
-        return x * self.gamma
-
-
 def sequence(reader):
     """conv -> time steps -> ``reader`` -> head, with a plain branch beside it."""
 
@@ -409,20 +400,6 @@ def channels_last_flatten():
         a=nn.Conv2d(3, 6, 3),
         b=nn.Linear(6 * 36, 5),
         head=nn.Linear(5, 4),
-    )
-
-
-def chunked():
-    def forward(net, x):
-        first, second = net.a(x).chunk(2, dim=1)
-        return net.head(functional.relu(net.b(first) + net.c(second)).mean((2, 3)))
-
-    return Wired(
-        forward,
-        a=nn.Conv2d(3, 8, 3),
-        b=nn.Conv2d(4, 6, 3),
-        c=nn.Conv2d(4, 6, 3),
-        head=nn.Linear(6, 4),
     )
 
 
@@ -466,12 +443,6 @@ def functional_use():
 
 A = {"a": ""}
 WHOLE = {
-    "grouped": Case(
-        partial(between, lambda net, x: net.g(x), g=nn.Conv2d(8, 8, 1, groups=4)),
-        (3, 8, 8),
-        ("b", "c"),
-        {"a": "grouped convolution", "g": "grouped convolution"},
-    ),
     "tied": Case(tied, (3, 8, 8), ("b", "c"), {"a": "tied", "a2": "tied", "a3": "tied"}),
     "called_twice": Case(
         partial(between, lambda net, x: net.g(net.g(x)), g=nn.Conv2d(8, 8, 1)),
@@ -509,12 +480,6 @@ WHOLE = {
         ("b", "c"),
         {"a": "running statistics"},
     ),
-    "group_norm": Case(
-        partial(between, lambda net, x: net.n(x), n=nn.GroupNorm(4, 8)),
-        (3, 8, 8),
-        ("b", "c"),
-        {"a": "GroupNorm"},
-    ),
     "group_norm_of_one": Case(
         partial(between, lambda net, x: net.n(x), n=nn.GroupNorm(1, 8)),
         (3, 8, 8),
@@ -539,15 +504,7 @@ WHOLE = {
     "attention": Case(
         lambda: sequence(nn.MultiheadAttention(8, 2, batch_first=True)), (3, 8, 8), ("side",), A
     ),
-    "parameter": Case(
-        partial(between, lambda net, x: net.scale(x), scale=Scale(8)),
-        (3, 8, 8),
-        ("b", "c"),
-        {"a": "scale.gamma"},
-    ),
     "functional_use": Case(functional_use, (3, 8, 8), ("b", "c"), A),
-    "shuffle": Case(partial(between, shuffled), (3, 8, 8), ("b", "c"), A),
-    "flip": Case(partial(between, lambda net, x: x.flip(1)), (3, 8, 8), ("b", "c"), A),
     "roll": Case(partial(between, lambda net, x: x.roll(1, 1)), (3, 8, 8), ("b", "c"), A),
     "channels_last_flatten": Case(channels_last_flatten, (3, 8, 8), ("b",), A),
     "softmax": Case(partial(between, lambda net, x: x.softmax(1)), (3, 8, 8), ("b", "c"), A),
@@ -567,37 +524,12 @@ WHOLE = {
         ("b", "c"),
         A,
     ),
-    "pixel_unshuffle": Case(
-        partial(
-            between,
-            lambda net, x: functional.pixel_unshuffle(x, 2),
-            b=nn.Conv2d(32, 6, 3),
-        ),
-        (3, 8, 8),
-        ("b", "c"),
-        A,
-    ),
     "cross_stage": Case(
-        partial(between, cross_stage, inner=nn.Conv2d(4, 4, 1)), (3, 8, 8), ("b", "c"), A
+        partial(between, cross_stage, inner=nn.Conv2d(4, 4, 1)), (3, 8, 8), ("b", "c"), {}
     ),
     "auxiliary": Case(Auxiliary, (3, 8, 8), ("b",), A),
-    "chunked": Case(chunked, (3, 8, 8), (), A),
     "first_slice": Case(partial(sliced, slice(0, 4)), (3, 8, 8), (), A),
-    "middle_slice": Case(partial(sliced, slice(3, 5)), (3, 8, 8), (), A),
-    "last_slice": Case(partial(sliced, slice(-2, None)), (3, 8, 8), (), A),
     "strided_slice": Case(partial(sliced, slice(0, None, 2)), (3, 8, 8), (), A),
-    "detached_reader": Case(
-        lambda: Wired(
-            lambda net, x: net.head((net.b(h := net.a(x)) + net.c(h.detach())).mean((2, 3))),
-            a=nn.Conv2d(3, 8, 3),
-            b=nn.Conv2d(8, 6, 3),
-            c=nn.Conv2d(8, 6, 3),
-            head=nn.Linear(6, 4),
-        ),
-        (3, 8, 8),
-        (),
-        A,
-    ),
 }
 
 

@@ -8,6 +8,7 @@ from helpers.oracle import assert_cut_is_masked, built, inputs_of, offered, rand
 from torch import nn
 
 from acsp_lightning import PruningPlan, apply_plan
+from acsp_lightning.structure.records import is_record
 
 
 @pytest.mark.parametrize("name", CUT)
@@ -56,7 +57,7 @@ def test_state_and_plan_travel_to_another_copy(name):
     groups = offered(model, inputs, residual=case.residual).groups
     plan = random_plan(groups, seed=1)
     cut = assert_cut_is_masked(model, plan, inputs)
-    assert list(cut.state_dict()) == list(model.state_dict())
+    assert [n for n in cut.state_dict() if not is_record(n)] == list(model.state_dict())
 
     replayed = randomized(case.build(), seed=7)  # other values, no example input
     apply_plan(replayed, PruningPlan.from_dict(plan.to_dict()))
@@ -95,11 +96,11 @@ TORCHVISION = {
     "squeezenet1_1": (torchvision.models.squeezenet1_1, False),
     "densenet121": (torchvision.models.densenet121, False),
     "efficientnet_b0": (torchvision.models.efficientnet_b0, True),
+    "regnet_x_400mf": (torchvision.models.regnet_x_400mf, True),
 }
-# Shuffled, grouped, and normalised over channels: much stays whole, what is offered must be right.
+# Shuffled again and again, or normalised over channels: what is offered must be right.
 TORCHVISION_IN_PART = {
     "shufflenet_v2_x0_5": torchvision.models.shufflenet_v2_x0_5,
-    "regnet_x_400mf": torchvision.models.regnet_x_400mf,
     "swin_t": torchvision.models.swin_t,
 }
 

@@ -160,6 +160,7 @@ def shortened(
 
 # Nothing is learned in so few batches.
 @pytest.mark.filterwarnings("ignore:The (network classifies|cut took more than half)")
+@pytest.mark.filterwarnings("ignore:Cuts cannot be measured on")
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_a_recipe_cuts(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short = tmp_path / "short.yaml"

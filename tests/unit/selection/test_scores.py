@@ -82,6 +82,16 @@ def test_several_consumers_and_producers_add_up() -> None:
     assert torch.allclose(joint.magnitudes, sums[0] + sums[1])
 
 
+def test_distances_over_many_positions_are_symmetric_to_the_last_bit() -> None:
+    torch.manual_seed(1)
+    layers = nn.Conv2d(1, 152, 3), nn.ReLU(), nn.Conv2d(152, 152, 1, groups=19), nn.Conv2d(152, 3, 1)
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    groups, activations = captured(model)
+    found = score_channels(model, groups["0"], activations)
+    assert found.distances.shape == (19, 19)
+    assert torch.equal(found.distances, found.distances.T)
+
+
 def test_a_layer_that_contributes_nothing() -> None:
     model = conv_net()
     with torch.no_grad():

@@ -261,18 +261,11 @@ class Frugal(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
-def test_reentrant_checkpointing_is_named_where_a_layer_is_out_of_reach():
-    tracing = prunable_groups(Frugal(True), X)
-    assert [group.name for group in tracing.groups] == ["last"]
-    for layer in ("body.0", "body.2"):
-        assert "activation checkpointing (torch.utils.checkpoint with" in tracing.left_whole[layer]
-        assert "pass use_reentrant=False" in tracing.left_whole[layer]
-
-
-@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
-def test_reentrant_checkpointing_is_named_where_nothing_can_be_traced():
-    with pytest.raises(UnsupportedStructureError, match=r"could not follow .* activation checkpointing"):
-        trace_groups(Frugal(True, whole=True), X)
+@pytest.mark.parametrize("whole", [False, True])
+def test_reentrant_checkpointing_is_followed(whole):
+    tracing = prunable_groups(Frugal(True, whole=whole), X)
+    assert [group.name for group in tracing.groups] == ["stem", "body.0", "body.2", "last"]
+    assert tracing.left_whole == {}
 
 
 @pytest.mark.parametrize("options", [{"reentrant": False}, {"reentrant": True, "in_eval": False}])

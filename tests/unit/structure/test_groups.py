@@ -8,18 +8,8 @@ from acsp_lightning.structure.groups import (
     LayerSide,
     Tracing,
     by_reason,
-    features_per_channel,
     summed_note,
 )
-
-
-@pytest.mark.parametrize(
-    ("channels", "features"),
-    [((0,), 1), ((0, 1, 2), 1), ((0, 0, 1, 1), 2), ((0,) * 9 + (1,) * 9, 9), ((1, 1, 0, 0), 2)],
-)
-def test_features_per_channel_by_hand(channels: tuple[int, ...], features: int) -> None:
-    side = LayerSide("fc", "in", 100, tuple(range(len(channels))), channels)
-    assert features_per_channel(side) == features
 
 
 @pytest.mark.parametrize("name", CUT)
@@ -29,7 +19,8 @@ def test_every_channel_is_on_every_side(name: str) -> None:
     for group in offered(model, inputs, residual=case.residual).groups:
         assert group.name == group.producers[0].layer
         assert group.sides == group.producers + group.passthrough + group.consumers
-        assert {side.side for side in group.producers + group.passthrough} == {"out"}
+        assert {side.side for side in group.producers} == {"out"}
+        assert "in" not in {side.side for side in group.passthrough}
         assert {side.side for side in group.consumers} == {"in"}
         for side in group.sides:
             assert set(side.channels) == set(range(group.width))
@@ -76,3 +67,12 @@ def test_what_writes_into_sums_is_what_residual_cuts(name: str) -> None:
     summed = {side.layer for group in groups if group.residual for side in group.producers}
     assert set(without.summed) == summed
     assert not offered(built(case), inputs_of(case), exclude=["*"]).summed
+
+
+@pytest.mark.parametrize(
+    ("positions", "round_to", "step"), [(1, 8, 8), (2, 8, 4), (8, 8, 1), (3, 8, 8), (6, 4, 2)]
+)
+def test_steps_by_hand(positions: int, round_to: int, step: int) -> None:
+    channels = tuple(place // positions for place in range(4 * positions))
+    side = LayerSide("a", "out", 4 * positions, tuple(range(4 * positions)), channels)
+    assert ChannelGroup("a", 4, (side,), (), (), residual=False).step(round_to) == step

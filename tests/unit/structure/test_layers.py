@@ -2,11 +2,14 @@ import copy
 
 import pytest
 import torch
+from helpers.structures import Mixed
 from torch import nn
 
 from acsp_lightning.structure.layers import (
     is_consumer,
     is_producer,
+    layer_cut,
+    loses_groups,
     refusal,
     side_layout,
     side_width,
@@ -26,37 +29,70 @@ def test_slices_keep_values_and_format(layout, shape, dim):
     assert part.stride() == torch.empty(part.shape, memory_format=layout).stride()
 
 
-LAYERS = {
-    "conv": (nn.Conv2d(6, 8, 3), {"out": ("out_channels",), "in": ("in_channels",)}),
-    "transposed": (nn.ConvTranspose2d(6, 8, 3), {"out": ("out_channels",), "in": ("in_channels",)}),
-    "linear": (nn.Linear(6, 8), {"out": ("out_features",), "in": ("in_features",)}),
-    "depthwise": (nn.Conv2d(6, 6, 3, groups=6), {"out": ("in_channels", "out_channels", "groups")}),
-    "batch norm": (nn.BatchNorm2d(6), {"out": ("num_features",)}),
-    "group norm": (nn.GroupNorm(6, 6), {"out": ("num_channels", "num_groups")}),
-    "prelu": (nn.PReLU(6), {"out": ("num_parameters",)}),
-}
+# A layer, what stays of its sides, and the same layer built so.
+CUTS = {
+    "conv": (nn.Conv2d(6, 8, 3), {"out": (0, 3, 4), "in": (1, 5)}, nn.Conv2d(2, 3, 3)),
+    "transposed": (
+        nn.ConvTranspose2d(6, 8, 3), {"out": (0, 3, 4), "in": (1, 5)}, nn.ConvTranspose2d(2, 3, 3)
+    ),
+    "linear": (nn.Linear(6, 8), {"out": (0, 3, 4), "in": (1, 5)}, nn.Linear(2, 3)),
+    "depthwise": (nn.Conv2d(6, 6, 3, groups=6), {"out": (0, 3)}, nn.Conv2d(2, 2, 3, groups=2)),
+    "whole groups": (
+        nn.Conv2d(6, 12, 3, groups=3), {"in": (0, 1, 4, 5), "out": (0, 1, 2, 3, 8, 9, 10, 11)},
+        nn.Conv2d(4, 8, 3, groups=2),
+    ),
+    "one group": (
+        nn.Conv2d(6, 12, 3, groups=3), {"in": (2, 3), "out": (4, 5, 6, 7)}, nn.Conv2d(2, 4, 3)
+    ),
+    "shares": (
+        nn.Conv2d(6, 8, 3, groups=2), {"in": (0, 2, 3, 5), "out": (1, 5)}, nn.Conv2d(4, 2, 3, groups=2)
+    ),
+    "transposed groups": (
+        nn.ConvTranspose2d(6, 6, 3, groups=3), {"in": (0, 1, 4, 5), "out": (0, 1, 4, 5)},
+        nn.ConvTranspose2d(4, 4, 3, groups=2),
+    ),
+    "transposed shares": (
+        nn.ConvTranspose2d(6, 8, 3, groups=2), {"in": (0, 2, 3, 5), "out": (1, 5)},
+        nn.ConvTranspose2d(4, 2, 3, groups=2),
+    ),
+    "batch norm": (nn.BatchNorm2d(6), {"out": (0, 3)}, nn.BatchNorm2d(2)),
+    "group norm": (nn.GroupNorm(3, 6), {"out": (0, 1, 4, 5)}, nn.GroupNorm(2, 4)),
+    "prelu": (nn.PReLU(6), {"out": (0, 3)}, nn.PReLU(2)),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "side"), [(n, s) for n, (_, sides) in LAYERS.items() for s in sides])
-def test_a_layer_made_smaller_by_its_layout_is_one_that_was_built_so(name: str, side: str) -> None:
-    layer, sides = LAYERS[name]
-    layout, width = side_layout(layer, side), side_width(layer, side)
-    assert layout.sizes == sides[side]
-    sizes = {n: getattr(layer, n) for sizes in sides.values() for n in sizes}
-    sizes.update(dict.fromkeys(layout.sizes, width - 2))
-    kernel = {"kernel_size": 3} if layer.weight.ndim == 4 else {}
-    built = type(layer)(**sizes, **kernel)
-    kept = torch.tensor([p for p in range(width) if p not in (1, 4)])
+@pytest.mark.parametrize("name", CUTS)
+def test_a_layer_that_was_cut_is_one_that_was_built_so(name: str) -> None:
+    layer, kept, built = CUTS[name]
+    widths = {side: side_width(layer, side) for side in kept}
+    cut = layer_cut(layer, kept)
     found = copy.deepcopy(layer.state_dict())
-    for tensor, dim in layout.tensors:
-        if tensor in found:
-            found[tensor] = slice_tensor(found[tensor], dim, kept)
+    for tensor, dim, stay in cut.slices:
+        found[tensor] = slice_tensor(found[tensor], dim, stay)
     assert {n: t.shape for n, t in found.items()} == {n: t.shape for n, t in built.state_dict().items()}
+    for attribute, value in cut.sizes.items():
+        assert getattr(built, attribute) == value
+    assert {side: side_width(layer, side) for side in kept} == widths
+    assert cut.unseen == (("groups",) if "groups" in name or "share" in name or "one" in name else ())
+
+
+def test_numbers_and_parameters_of_any_module() -> None:
+    module = Mixed(5, 3)
+    module.gamma = nn.Parameter(torch.rand(1, 8, 1, 1))
+    assert [side_width(module, side) for side in ("=splits:0", "gamma:1")] == [5, 8]
+    cut = layer_cut(module, {"=splits:0": (0, 1), "=splits:1": (0,), "gamma:1": (0, 1, 5)})
+    assert cut.sizes == {"splits": [2, 1]}
+    assert [(name, dim, stay.tolist()) for name, dim, stay in cut.slices] == [("gamma", 1, [0, 1, 5])]
+    assert cut.unseen == ("splits",)
+
+
+@pytest.mark.parametrize(("groups", "inputs", "whole"), [(2, 8, False), (4, 8, True), (8, 8, False)])
+def test_whole_groups_go_where_there_are_more_of_them(groups: int, inputs: int, whole: bool) -> None:
+    assert loses_groups(nn.Conv2d(inputs, 8, 1, groups=groups)) == whole
 
 
 REFUSED = {
-    "grouped": (nn.Conv2d(6, 6, 3, groups=3), "3 groups would become unequal"),
-    "group norm": (nn.GroupNorm(2, 6), "6 channels in 2 groups"),
+    "group norm": (nn.GroupNorm(1, 6), "normalises all channels together"),
     "instance norm": (nn.InstanceNorm2d(6, track_running_stats=True), "running statistics"),
     "lazy": (nn.LazyConv2d(6, 3), "lazy"),
     "weight norm": (nn.utils.parametrizations.weight_norm(nn.Linear(6, 6)), "weight norm"),

@@ -17,7 +17,7 @@ def test_impossible_cuts_are_refused(kept):
 
 
 def test_impossible_plans_are_refused():
-    with pytest.raises(ValueError, match="side of 'conv' is 'up'"):
+    with pytest.raises(ValueError, match="side of 'conv': 'up' is no side"):
         SideCut("conv", "up", 8, (0,))
     with pytest.raises(ValueError, match=r"cuts '0' \(out\) 2 times"):
         PruningPlan((*good_cuts(), good_cuts()[0]))

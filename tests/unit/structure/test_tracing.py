@@ -41,7 +41,7 @@ def test_model_is_left_as_it_was():
         assert torch.equal(model.get_parameter(name).grad, value)
 
 
-def test_tracer_that_fails_leaves_no_hooks():
+def test_a_layer_that_gives_no_tensor_is_named():
     class Odd(nn.Linear):
         def forward(self, x):
             return {"y": super().forward(x)}
@@ -52,10 +52,10 @@ def test_tracer_that_fails_leaves_no_hooks():
         odd=Odd(5, 6),
         b=nn.Linear(6, 2),
     )
-    before = portrait(model)
-    with pytest.raises(UnsupportedStructureError, match="tracer could not follow Wired"):
-        trace_groups(model, (torch.randn(2, 3),))
-    assert portrait(model) == before
+    tracing = offered(model, (torch.randn(2, 3),))
+    assert tracing.groups == ()
+    assert "gives a dict" in tracing.left_whole["odd"]
+    assert "'odd' does not give the same" in tracing.left_whole["a"]
 
 
 def expected_groups(model, inputs=X):
@@ -245,3 +245,37 @@ def test_concatenated_flattened_maps_are_left_whole():
     tracing = offered(model, X)
     assert tracing.groups == ()
     assert "a" in tracing.left_whole
+
+
+def test_a_forward_that_needs_gradients_is_named():
+    def forward(net, x):
+        x = x.requires_grad_()
+        return net.b(net.a(x) + torch.autograd.grad(net.a(x).sum(), x)[0].sum())
+
+    model = Wired(forward, a=nn.Conv2d(3, 6, 3), b=nn.Conv2d(6, 4, 3))
+    model.forward = torch.enable_grad()(model.forward)
+    with pytest.raises(UnsupportedStructureError, match="could not follow Wired"):
+        trace_groups(model, X)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_forward_runs_once():
+    model, calls = plain(), []
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    assert trace_groups(model, X).groups
+    assert len(calls) == 1
+
+
+def test_a_layer_that_is_called_again_is_left_whole_with_what_it_reads():
+    model = Wired(
+        lambda net, x: net.c(net.b(net.b(net.a(x)))) + net.c2(net.d(x)),
+        a=nn.Conv2d(3, 6, 1),
+        b=nn.Conv2d(6, 6, 1),
+        c=nn.Conv2d(6, 4, 1),
+        c2=nn.Conv2d(6, 4, 1),
+        d=nn.Conv2d(3, 6, 1),
+    )
+    tracing = trace_groups(model, X)
+    assert [group.name for group in tracing.groups] == ["d"]
+    assert set(tracing.left_whole) == {"a", "b"}
+    assert all("forward calls 'b' 2 times" in why for why in tracing.left_whole.values())

@@ -2,8 +2,14 @@ import pytest
 import torch
 from helpers.networks import CUT, Wired
 from helpers.oracle import built, inputs_of, offered
+from helpers.structures import STRUCTURES
 from torch import nn
 from torch.nn import functional
+
+from acsp_lightning.structure.following import follow
+from acsp_lightning.structure.forward import evaluation_state
+from acsp_lightning.structure.grouping import bundles
+from acsp_lightning.structure.tracing import trace_groups
 
 X = (torch.randn(2, 3, 8, 8),)
 
@@ -42,25 +48,25 @@ def two_outputs(second):
 def test_channels_that_leave_as_a_second_output_stay(second):
     tracing = offered(two_outputs(second), X)
     assert [group.name for group in tracing.groups] == ["a"]
-    assert "output" in tracing.left_whole["b"]
+    assert any(word in tracing.left_whole["b"] for word in ("output", "mean"))
 
 
 def test_left_whole_names_only_what_was_asked_for():
     model = Wired(
-        lambda net, x: net.c(net.b(net.a(x))).mean((2, 3)),
+        lambda net, x: net.c(net.b(net.a(x).softmax(1)).cumsum(1)).mean((2, 3)),
         a=nn.Conv2d(3, 8, 3),
-        b=nn.Conv2d(8, 8, 3, groups=2),
+        b=nn.Conv2d(8, 8, 3),
         c=nn.Conv2d(8, 4, 1),
     )
-    assert set(offered(model, X).left_whole) == {"a", "b"}
-    assert set(offered(model, X, exclude=["b"]).left_whole) == {"a"}
+    assert set(trace_groups(model, X).left_whole) == {"a", "b"}
+    assert set(trace_groups(model, X, exclude=["b"]).left_whole) == {"a"}
 
 
-def test_layers_behind_no_grad_are_named():
+def test_layers_behind_no_grad_and_detached_ones_are_cut():
     def forward(net, x):
         with torch.no_grad():
             x = net.b(net.a(x))
-        return net.d(net.c(x))
+        return net.d(net.c(x.detach()))
 
     model = Wired(
         forward,
@@ -70,5 +76,33 @@ def test_layers_behind_no_grad_are_named():
         d=nn.Conv2d(5, 2, 1),
     )
     tracing = offered(model, X)
-    assert [group.name for group in tracing.groups] == ["c"]
-    assert set(tracing.left_whole) == {"a", "b"}
+    assert [group.name for group in tracing.groups] == ["a", "b", "c"]
+    assert tracing.left_whole == {}
+
+
+def test_groups_of_one_layer_have_names_of_their_own():
+    case = STRUCTURES["split by an attribute"]
+    found = bundles_of(built(case), inputs_of(case))
+    assert [bundle.layers[0] for bundle in found if bundle.group].count("body.before") == 2
+
+
+def bundles_of(model, inputs):
+    with evaluation_state(model):
+        found, calls = follow(model, inputs)
+        return bundles(found, model, list(calls))
+
+
+def test_a_parameter_is_cut_along_one_dimension_or_named():
+    model = Wired(lambda net, x: net.b(net.a(x) * net.a.bias.view(-1, 1, 1)), a=nn.Conv2d(3, 8, 1),
+                  b=nn.Conv2d(8, 2, 1))  # fmt: skip
+    assert "reads it past its layer" in trace_groups(model, X).left_whole["a"]
+
+
+def test_numbers_and_parameters_are_sides():
+    case = STRUCTURES["grown"]
+    sides = {
+        (side.layer, side.side)
+        for group in offered(built(case), inputs_of(case), residual=True).groups
+        for side in group.passthrough
+    }
+    assert sides == {("body", "=inputs")}
