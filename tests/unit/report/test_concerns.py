@@ -68,11 +68,7 @@ def test_the_numbers_are_shown() -> None:
     )
 
 
-<<<<<<< HEAD
 # -- a volume that could not be had ---------------------------------------------------------------------
-=======
-# -- a volume that could not be had --------------------------------------------------------------------
->>>>>>> 70b6a1a640682af5e7df3323843d47e6f7a070f6
 def volume(found: PruningStep) -> list[str]:
     return [message for message in concerns(found) if CHANCE not in message and LOSS not in message]
 
