@@ -1,11 +1,15 @@
-"""tests/unit mirrors the package, file for file."""
+"""tests/unit mirrors the package, file for file; the benchmarks, which no test runs, fit it."""
 
+import runpy
 from pathlib import Path
+
+import pytest
 
 import acsp_lightning
 
 PACKAGE = Path(acsp_lightning.__file__).parent
 UNIT = Path(__file__).parent / "unit"
+BENCHMARKS = sorted(Path(__file__).parent.joinpath("benchmarks").glob("*.py"))
 
 
 def unit_tests(package: Path) -> set[Path]:
@@ -40,3 +44,9 @@ def test_what_is_missing_is_seen(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert unit_tests(tmp_path) == {Path("test_a.py"), Path("room/test_b.py")}
+
+
+@pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: path.stem)
+def test_a_benchmark_imports_what_there_is(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(path.parent)
+    runpy.run_path(str(path))

@@ -19,9 +19,10 @@ import torch
 from measuring import draw_bars, in_a_fresh_process, peak_bytes, record
 from torchvision.models import resnet50
 
-from acsp_lightning import SelectionConfig, allocation, measure_complexity
+from acsp_lightning import SelectionConfig, measure_complexity
 from acsp_lightning.capture.statistics import Activations, InputMoments
 from acsp_lightning.functional import ClassSums
+from acsp_lightning.selection import allocation
 from acsp_lightning.selection.maps import map_groups
 from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.plan import build_plan
