@@ -90,6 +90,11 @@ def preview_cut(
             f"dataloader is a {type(dataloader).__name__}, which has no batches to iterate over. Pass "
             f"{what}."
         )
+    if isinstance(trade_off, str) or not isinstance(trade_off, bool | Sequence):
+        raise ValueError(
+            f"trade_off is {trade_off!r}; it must be True, False, or a list of shares of the FLOPs such "
+            "as [0.8, 0.5]."
+        )
     shares = () if isinstance(trade_off, bool) else tuple(trade_off)
     for share in shares:
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:

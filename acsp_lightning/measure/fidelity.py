@@ -60,10 +60,12 @@ def compare_scores(uncut: Tensor, cut: Tensor, labels: Tensor) -> Fidelity:
 
     Args:
         uncut: scores of the uncut network, (S, C).
-        cut: scores of the cut one for the same samples, (S, C).
+        cut: scores of the cut one for the same samples, (S, C); those that are not finite count as 0,
+            as if there were none: a deep cut may overflow, and is no reason to end a fit.
         labels: class indices, (S,).
     """
     uncut, cut = wide(uncut), wide(cut)
+    cut = torch.where(cut.isfinite(), cut, 0.0)
     labels = labels.to(uncut.device)
     before, after = uncut.argmax(1), cut.argmax(1)
     right_before, right_after = wide(before == labels), wide(after == labels)

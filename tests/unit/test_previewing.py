@@ -243,6 +243,12 @@ def test_shares_that_are_none_are_refused(learned: Classifier, shares: Any) -> N
         preview(learned, MANY, trade_off=shares)
 
 
+@pytest.mark.parametrize("wrong", [0.5, "0.5", None])
+def test_what_is_no_list_of_shares(learned: Classifier, wrong: Any) -> None:
+    with pytest.raises(ValueError, match=r"trade_off is .*; it must be True, False, or a list"):
+        preview(learned, MANY, trade_off=wrong)
+
+
 def test_too_few_samples_for_a_trade_off_are_told() -> None:
     with pytest.warns(UserWarning, match="Cuts cannot be measured on 9 samples"):
         step = preview(Classifier(), val_loader(), SelectionConfig(flops=0.5), trade_off=True)

@@ -148,3 +148,12 @@ def test_scores_are_found_in_outputs_and_their_absence_is_too() -> None:
         torch.testing.assert_close(found, plain)
     assert collect_scores(Net(lambda s: {"deep": s}), (x,), labels) is None
     assert collect_scores(Net(lambda s: s[:1]), (x,), labels) is None, "not a row for each sample"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_scores_that_overflow_are_as_good_as_none(value: float) -> None:
+    scores = torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(40) % 5
+    found = compare_scores(scores, torch.full_like(scores, value), labels)
+    assert found == compare_scores(scores, torch.zeros_like(scores), labels)
+    assert found.score_error.mean == pytest.approx(1)
