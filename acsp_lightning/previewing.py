@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from acsp_lightning.capture.class_names import class_names
+from acsp_lightning.capture.holdout import SHUFFLED, is_shuffled
 from acsp_lightning.functional import SelectionConfig
 from acsp_lightning.pipeline import capture_network, make_cut, prune_network
 from acsp_lightning.report import PruningStep
@@ -61,7 +62,8 @@ def preview(
         TypeError: if an option is not one of the callback's.
         ValueError: as the callback, if an option is out of its range, there is no batch, labels are no
             classes, there is nothing to cut, or a volume cannot be had; or if ``dataloader`` is an
-            iterator, or nothing to iterate over, such as a LightningDataModule.
+            iterator, or nothing to iterate over, such as a LightningDataModule; or if a trade-off is
+            asked for with ``keep`` or a curve that has none.
     """
     settings = PruningSettings(selection=selection, **options)
     return preview_cut(model, dataloader, settings, trade_off=trade_off)
@@ -90,15 +92,7 @@ def preview_cut(
             f"dataloader is a {type(dataloader).__name__}, which has no batches to iterate over. Pass "
             f"{what}."
         )
-    if isinstance(trade_off, str) or not isinstance(trade_off, bool | Sequence):
-        raise ValueError(
-            f"trade_off is {trade_off!r}; it must be True, False, or a list of shares of the FLOPs such "
-            "as [0.8, 0.5]."
-        )
-    shares = () if isinstance(trade_off, bool) else tuple(trade_off)
-    for share in shares:
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
-            raise ValueError(f"trade_off has {share!r}; shares of the FLOPs are numbers in (0, 1].")
+    shares = check_trade_off(trade_off, settings)
     if isinstance(dataloader, Iterator):
         raise ValueError(
             f"dataloader is a {type(dataloader).__name__}, which can be read once; a preview reads the "
@@ -114,7 +108,39 @@ def preview_cut(
         note = summed_note(captured.left_whole)
         if note is not None:
             site.inform(note)
+        if captured.held_back and is_shuffled(dataloader):
+            site.warn(SHUFFLED)
         return make_cut(site, captured, settings, example, shares=shares)
+
+
+def check_trade_off(trade_off: bool | Sequence[float], settings: PruningSettings) -> tuple[float, ...]:
+    """The shares of the FLOPs at which cuts are measured.
+
+    Args:
+        trade_off: as in :func:`preview`.
+        settings: what is cut, and how.
+
+    Raises:
+        ValueError: if ``trade_off`` is neither a truth value nor shares, or the settings have no path
+            along which cuts could be measured.
+    """
+    if isinstance(trade_off, str) or not isinstance(trade_off, bool | Sequence):
+        raise ValueError(
+            f"trade_off is {trade_off!r}; it must be True, False, or a list of shares of the FLOPs such "
+            "as [0.8, 0.5]."
+        )
+    shares = () if isinstance(trade_off, bool) else tuple(trade_off)
+    for share in shares:
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+            raise ValueError(f"trade_off has {share!r}; shares of the FLOPs are numbers in (0, 1].")
+    selection = settings.selection
+    if trade_off is not False and not selection.by_damage:
+        found = f"curve={selection.curve!r}" if selection.keep is None else f"keep={selection.keep}"
+        raise ValueError(
+            f"A trade-off is measured along the path of least damage, and selection.{found} has none. "
+            "Leave keep out and set curve to 'measured' or 'damage', or ask for no trade-off."
+        )
+    return shares
 
 
 class CopySite:

@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import torch
 
 from acsp_lightning.files import atomic_write
-from acsp_lightning.previewing import preview_cut
+from acsp_lightning.previewing import check_trade_off, preview_cut
 from acsp_lightning.progress import shown_by
 from acsp_lightning.report import PruningStep, step_table, trade_off_table, write_report
 from acsp_lightning.settings import PruningSettings
@@ -24,13 +24,19 @@ class PreviewCallback(pl.Callback):
         settings: what would be cut, and how, as in :func:`acsp_lightning.preview`.
         shares: shares of the FLOPs to measure a cut at.
 
+    Raises:
+        ValueError: if there are several, and the settings have no path along which cuts are measured.
+
     Attributes:
         step: the record of the previewed cut; None before the validation has ended.
     """
 
     def __init__(self, settings: PruningSettings, shares: Sequence[float] = ()) -> None:
         self.settings = settings
-        self._shares = shares
+        # A single share may also be met without a path along which cuts are measured.
+        measured = settings.selection.by_damage or len(shares) > 1
+        self._trade_off = (shares or True) if measured else False
+        check_trade_off(self._trade_off, settings)
         self.step: PruningStep | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -51,7 +57,7 @@ class PreviewCallback(pl.Callback):
                 self.settings,
                 trainer.datamodule,  # type: ignore[attr-defined]
                 trainer.val_dataloaders,
-                trade_off=self._shares or True,
+                trade_off=self._trade_off,
             )
 
 

@@ -14,7 +14,7 @@ class ClassRow:
 
     Attributes:
         name: name of the class.
-        samples: its captured samples.
+        samples: its validation samples.
         before: share of them classified correctly before the cut, in [0, 1].
         after: the same straight after it.
         end: the same at the end of the fit; None while that is to come.

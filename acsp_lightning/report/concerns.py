@@ -39,15 +39,15 @@ def _volume(step: PruningStep) -> Iterator[str]:
     trade_off = step.trade_off
     if trade_off is None or trade_off.tolerated is None or WidthReason.TOLERANCE not in reasons:
         return
-    for share, place in trade_off.targets.items():
-        if place > trade_off.tolerated:
-            kept = trade_off.depths[trade_off.tolerated].flops / trade_off.depths[0].flops
-            lost = trade_off.depths[place].fidelity.drop
-            yield (
-                f"flops={share} would cost {lost.mean:.2%} ± {lost.error:.2%} of accuracy, more than "
-                f"selection.tolerance allows; the cut stops at {kept:.1%} of the FLOPs. Allow more, or "
-                "leave flops out."
-            )
+    place = trade_off.targets.get(trade_off.requested or "")
+    if place is not None and place > trade_off.tolerated:
+        kept = trade_off.depths[trade_off.tolerated].flops / trade_off.depths[0].flops
+        lost = trade_off.depths[place].fidelity.drop
+        yield (
+            f"flops={trade_off.requested} would cost {lost.mean:.2%} ± {lost.error:.2%} of accuracy, "
+            f"more than selection.tolerance allows; the cut stops at {kept:.1%} of the FLOPs. Allow "
+            "more, or leave flops out."
+        )
 
 
 def _accuracy(step: PruningStep) -> Iterator[str]:
@@ -59,15 +59,15 @@ def _accuracy(step: PruningStep) -> Iterator[str]:
     chance = 1 / classes
     if before <= chance + (chance * (1 - chance) / samples) ** 0.5:
         yield (
-            f"The network classifies {before:.1%} of the captured samples rightly, which is chance "
+            f"The network classifies {before:.1%} of the validation samples rightly, which is chance "
             f"among {classes} classes: its channels tell nothing of them yet. Train it before it is "
             "cut; if it is trained, see that read_batch= returns the labels of its inputs, and forward "
             "class scores (or pass read_outputs=)."
         )
     elif after < before / 2:
         yield (
-            f"The cut took more than half of the accuracy: {before:.1%} of the captured samples were "
-            f"classified rightly before it, {after:.1%} are straight after it. Cut less, with a "
+            f"The cut took more than half of the accuracy: {before:.1%} of the validation samples "
+            f"were classified rightly before it, {after:.1%} are straight after it. Cut less, with a "
             "larger selection.keep or selection.flops, or in several steps with tuning between; or set "
             "a guard, which rolls back what does not recover."
         )

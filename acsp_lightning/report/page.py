@@ -220,7 +220,7 @@ def _notes(step: PruningStep) -> str:
         "a multiply-add counts as one FLOP",
     ]
     if step.accuracy_before is not None:
-        notes.append("the accuracy is that on the captured samples")
+        notes.append("accuracies are those on the same validation batches, samples held back included")
     if step.after.unsupported:
         notes.append("not in the FLOPs: " + ", ".join(step.after.unsupported))
     return f'<p class="note">{escape("; ".join(notes))}.</p>'
@@ -281,8 +281,8 @@ def _classes(step: PruningStep) -> Iterator[str]:
         head.insert(-1, "at the end")
     yield '<h2 id="classes">Classes</h2>'
     yield (
-        f"<p>Accuracy on the captured samples of each class: {lose:,} of {len(rows):,} classes have less"
-        f" of it {when}, {gain:,} have more.</p>"
+        f"<p>Accuracy on the validation samples of each class: {lose:,} of {len(rows):,} classes have "
+        f"less of it {when}, {gain:,} have more.</p>"
     )
     if len(rows) <= MOST_CLASSES:
         yield _table(head, [row.cells() for row in rows])

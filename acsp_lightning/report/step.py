@@ -81,10 +81,10 @@ class PruningStep:
         layers: for every producer in these groups, the number of output channels before and after.
         before: complexity of the network before the cut, of one forward pass on the example inputs.
         after: the same after it.
-        accuracy_before: top-1 accuracy on the captured validation batches before the cut, in [0, 1];
-            None if forward does not return class scores.
+        accuracy_before: top-1 accuracy before the cut, in [0, 1], on all samples of the captured
+            validation batches, those held back included; None if forward does not return class scores.
         accuracy_after: the same straight after the cut, before any training step.
-        samples: number of validation samples captured.
+        samples: number of validation samples captured, those held back not included.
         comparison: what the distances between channels were computed from.
         network: damage to the whole network against its FLOPs, if it set the widths; else None.
         verdict: verdict of the accuracy guard; None without a guard, and while it is pending.

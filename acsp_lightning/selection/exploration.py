@@ -15,7 +15,7 @@ from acsp_lightning.selection.tradeoff import (
     next_for_tolerance,
 )
 
-SPREAD = 7  # depths that are measured first, evenly spaced in FLOPs
+SPREAD = 6  # depths that are measured first, evenly spaced in FLOPs
 REFINED = 6  # depths that may be added around the decision
 LONG_WAIT = 30.0  # seconds that warrant a message
 
@@ -98,6 +98,7 @@ def explore(
     *,
     tolerance: float | None = None,
     budgets: Mapping[float, float] = MappingProxyType({}),
+    requested: float | None = None,
     inform: Callable[[str], None] = lambda message: None,
 ) -> TradeOff:
     """Measure cuts along a path.
@@ -108,6 +109,7 @@ def explore(
         trial: measures a cut.
         tolerance: accuracy that may be lost, to be met closely; None: the knee is to be found closely.
         budgets: FLOPs of the network to measure a cut at as well, by the share that they are.
+        requested: the share that the cut is to meet; None: the others are only to be shown.
         inform: called with a message if this will take long.
     """
     found = Exploration(path, uncut, trial)
@@ -126,4 +128,5 @@ def explore(
         targets={
             f"{share:g}": depths.index(depth) for share, depth in targets.items() if depth is not None
         },
+        requested=None if requested is None else f"{requested:g}",
     )

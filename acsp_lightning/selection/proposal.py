@@ -109,6 +109,7 @@ def propose(
             lambda widths: trials.measure(select(widths)),
             tolerance=tolerance,
             budgets={share: share * whole for share in dict.fromkeys([*asked, *shares])},
+            requested=selection.flops,
             inform=inform,
         )
 

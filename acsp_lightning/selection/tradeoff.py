@@ -47,12 +47,15 @@ class TradeOff:
         knee: index of the depth at the knee, see :func:`knee_of`; None if there is none.
         tolerated: index of the deepest one within the tolerance; None without a tolerance.
         targets: index of the depth that meets a FLOPs target, by the share asked for.
+        requested: the target that ``selection.flops`` sets; None if it is not set. The others were only
+            to be shown.
     """
 
     depths: tuple[Depth, ...]
     knee: int | None
     tolerated: int | None
     targets: Mapping[str, int]
+    requested: str | None = None
 
 
 def smoothed_drops(depths: Sequence[Depth]) -> list[float]:

@@ -88,6 +88,11 @@ class Refit:
     inputs: tuple[Any, ...]
     targets: Mapping[str, Target]
 
+    @property
+    def samples(self) -> int:
+        """Number of samples; that of rows, where a layer is not given one for each; 0 without targets."""
+        return min((target.shape[0] for target in self.targets.values()), default=0)
+
     def halved(self) -> "Refit":
         """The same with every other sample, for a fit in half the time.
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 from acsp_lightning.capture.batches import count_classes, rare_classes
+from acsp_lightning.capture.holdout import SHUFFLED, is_shuffled
 from acsp_lightning.measure.accuracy import check_outputs
 from acsp_lightning.measure.complexity import Complexity
 from acsp_lightning.pipeline import NO_BATCH, captured_labels, examine, survey, trace
@@ -131,7 +132,8 @@ def survey_fit(trainer: pl.Trainer, settings: PruningSettings, initial: Complexi
         # Measured is on the first process.
         share, unmeasured = share_to_hold_back(len(by_rank[0]), scored, settings)
         captured = captured_labels(by_rank, share)
-        for concern in (unmeasured, rare_classes(captured)):
+        shuffled = SHUFFLED if share and is_shuffled(trainer.val_dataloaders) else None
+        for concern in (unmeasured, shuffled, rare_classes(captured)):
             if concern is not None:
                 rank_zero_warn(concern)
         taken = Look.of(module, settings, found.tracing)

@@ -204,7 +204,7 @@ def test_a_network_that_tells_nothing_is_warned_of(fit: Fit) -> None:
     with torch.no_grad():
         labels = (module.eval()(images).argmax(1) + torch.arange(120)) % 3  # a third is right
     val = DataLoader(TensorDataset(images, labels), batch_size=40)
-    message = r"classifies 3\d\.\d% of the captured samples rightly, which is chance among 3 classes"
+    message = r"classifies 3\d\.\d% of the validation samples rightly, which is chance among 3 classes"
     with pytest.warns(UserWarning, match=message):
         preview(module, val, HALF)
     with pytest.warns(UserWarning, match=message):

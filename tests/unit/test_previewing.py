@@ -192,7 +192,7 @@ def learned() -> Classifier:
 
 @pytest.fixture(scope="module")
 def traded(learned: Classifier) -> PruningStep:
-    return preview(learned, MANY, trade_off=[0.8, 0.5])
+    return preview(learned, MANY, SelectionConfig(flops=0.9), trade_off=[0.8, 0.5])
 
 
 @pytest.mark.parametrize("share", [0.8, 0.5])
@@ -228,7 +228,8 @@ def test_a_trade_off_changes_no_decision_but_by_the_samples_it_takes(learned: Cl
     measured = preview(learned, MANY, SelectionConfig(flops=0.5), trade_off=True)
     rows = ~held_back(0, 300, 0.5)
     images, labels = MANY.dataset.tensors  # type: ignore[attr-defined]
-    same = preview(learned, [(images[rows], labels[rows])], SelectionConfig(flops=0.5))
+    parts = [(images[at][rows[at]], labels[at][rows[at]]) for at in torch.arange(300).split(6)]
+    same = preview(learned, parts, SelectionConfig(flops=0.5))
     assert measured.layers == same.layers
     assert {n: s.kept.tolist() for n, s in measured.selections.items()} == {
         n: s.kept.tolist() for n, s in same.selections.items()
@@ -247,6 +248,30 @@ def test_shares_that_are_none_are_refused(learned: Classifier, shares: Any) -> N
 def test_what_is_no_list_of_shares(learned: Classifier, wrong: Any) -> None:
     with pytest.raises(ValueError, match=r"trade_off is .*; it must be True, False, or a list"):
         preview(learned, MANY, trade_off=wrong)
+
+
+@pytest.mark.parametrize("trade_off", [True, [0.8, 0.5]])
+@pytest.mark.parametrize(
+    ("selection", "found"),
+    [
+        (SelectionConfig(keep=0.5), "keep=0.5"),
+        (SelectionConfig(curve="coverage"), "curve='coverage'"),
+        (SelectionConfig.paper(), "curve='mss'"),
+    ],
+)
+def test_a_trade_off_without_a_path_is_refused(
+    learned: Classifier, selection: SelectionConfig, found: str, trade_off: Any
+) -> None:
+    with pytest.raises(ValueError, match=f"selection.{found} has none. Leave keep out and set curve"):
+        preview(learned, MANY, selection, trade_off=trade_off)
+
+
+def test_a_loader_that_shuffles_is_told(learned: Classifier) -> None:
+    loader = DataLoader(MANY.dataset, batch_size=30, shuffle=True)
+    with pytest.warns(UserWarning, match="validation loader shuffles its samples"):
+        preview(learned, loader, SelectionConfig(flops=0.5), trade_off=True)
+    # Nothing is held back for a cut to a share of the FLOPs.
+    preview(learned, loader, SelectionConfig(flops=0.5))
 
 
 def test_too_few_samples_for_a_trade_off_are_told() -> None:

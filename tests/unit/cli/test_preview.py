@@ -34,6 +34,16 @@ def test_a_preview_shows_a_cut_and_leaves_nothing_else(acsp, tmp_path: Path, cap
     assert record["after"]["flops"] <= 0.5 * record["before"]["flops"]
 
 
+def test_several_shares_without_a_path_are_refused_before_validation(acsp, capsys) -> None:
+    options = ["--trainer.accelerator=cpu", "--trainer.callbacks.selection.curve=coverage"]
+    with pytest.raises(SystemExit):
+        acsp("preview", "--config", RECIPE, *options, "--flops", "0.8", "0.5")
+    printed = capsys.readouterr()
+    assert "selection.curve='coverage' has none" in printed.err
+    assert "Validat" not in printed.out + printed.err
+    acsp("preview", "--config", RECIPE, *options, "--flops", "0.5")
+
+
 def test_a_preview_of_a_checkpoint(acsp, tmp_path: Path, capsys) -> None:
     acsp("fit", "--config", RECIPE, *SHORT)
     (checkpoint,) = (tmp_path / "lightning_logs").rglob("*.ckpt")

@@ -60,10 +60,10 @@ def test_a_cut_that_loses_more_than_half(
 
 
 def test_the_numbers_are_shown() -> None:
-    assert "9.8% of the captured samples rightly, which is chance among 10 classes" in told(
+    assert "9.8% of the validation samples rightly, which is chance among 10 classes" in told(
         0.098, 0.5, 300, 10
     )
-    assert "90.0% of the captured samples were classified rightly before it, 12.5% are" in told(
+    assert "90.0% of the validation samples were classified rightly before it, 12.5% are" in told(
         0.9, 0.125, 300, 10
     )
 
@@ -97,10 +97,8 @@ def test_a_volume_that_was_had_is_no_concern(reason: WidthReason) -> None:
 @pytest.mark.parametrize(("place", "told"), [(1, False), (2, False), (3, True), (4, True)])
 def test_a_target_that_would_cost_more_than_is_tolerated(place: int, told: bool) -> None:
     """Tolerated is the third of five depths; it keeps two thirds of the FLOPs."""
-    found = replace(
-        traded(WidthReason.TOLERANCE), trade_off=replace(trade_off(), targets={"0.4": place})
-    )
-    messages = volume(found)
+    measured = replace(trade_off(), targets={"0.4": place, "0.3": 4}, requested="0.4")
+    messages = volume(replace(traded(WidthReason.TOLERANCE), trade_off=measured))
     assert len(messages) == told
     if told:
         lost = {3: "20.00%", 4: "50.00%"}[place]
@@ -109,8 +107,11 @@ def test_a_target_that_would_cost_more_than_is_tolerated(place: int, told: bool)
 
 
 def test_a_tolerance_alone_is_no_concern() -> None:
+    """Neither are depths beyond it that were only to be shown."""
     found = replace(traded(WidthReason.TOLERANCE), trade_off=replace(trade_off(), targets={}))
     assert volume(found) == []
+    shown = replace(trade_off(), targets={"0.4": 3, "0.3": 4})
+    assert volume(replace(found, trade_off=shown)) == []
 
 
 def test_a_knee_at_the_uncut_network_is_told() -> None:

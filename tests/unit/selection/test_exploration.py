@@ -101,6 +101,7 @@ def test_the_knee_is_that_of_measuring_everything(corner: float, seed: int) -> N
     assert 1 / RESOLUTION <= ratio <= RESOLUTION
     assert found.tolerated is None
     assert found.targets == {}
+    assert found.requested is None
 
 
 @pytest.mark.parametrize("tolerance", [0.01, 0.03, 0.1, 0.4])
@@ -170,7 +171,7 @@ def test_targets_are_measured_as_well_and_where_they_are() -> None:
     fake = Fake(path_of(WIDTHS), after(0.5), after(0.5, 2))
     whole = ELSEWHERE + fake.path.full
     budgets = {share: share * whole for share in (0.9, 0.62, 0.5, 1.0, 0.01)}
-    found = fake.explore(budgets=budgets)
+    found = fake.explore(budgets=budgets, requested=0.5)
     check_bounded(found, fake, more=len(budgets))
     assert set(found.targets) == {"0.9", "0.62", "0.5", "1"}, "the path does not reach 0.01"
     for share, place in found.targets.items():
@@ -178,6 +179,7 @@ def test_targets_are_measured_as_well_and_where_they_are() -> None:
         assert found.depths[place].widths == widths
         assert found.depths[place].flops <= float(share) * whole
     assert found.targets["1"] == 0
+    assert found.requested == "0.5"
 
 
 def test_a_depth_that_is_known_is_not_measured_again_as_a_target() -> None:

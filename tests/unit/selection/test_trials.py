@@ -78,9 +78,14 @@ def right(model: nn.Module) -> torch.Tensor:
         return model(FRESH).argmax(1)
 
 
+@pytest.mark.parametrize("many", [False, True])
 @pytest.mark.parametrize("kind", ["least_squares", "fold", "none"])
 @pytest.mark.parametrize("share", SAVED)
-def test_a_depth_is_the_network_that_a_cut_makes(share: float, kind: str) -> None:
+def test_a_depth_is_the_network_that_a_cut_makes(
+    share: float, kind: str, many: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of many samples, with a refit to every other one."""
+    monkeypatch.setattr("acsp_lightning.selection.trials.MANY_SAMPLES", len(IMAGES) + (not many))
     net = trained()
     trials, groups, recovery, _ = trials_of(net, kind)
     selections = chosen(groups, share)
@@ -88,10 +93,10 @@ def test_a_depth_is_the_network_that_a_cut_makes(share: float, kind: str) -> Non
 
     cut = copy.deepcopy(net)
     plan = build_plan(groups, {name: s.kept.tolist() for name, s in selections.items()})
-    half = None
-    if recovery.refit is not None:  # every other sample, prepared anew
-        half = prepare_refit(net, recovery.refit.targets, (IMAGES[::2],))
-    prune(cut, plan, None, groups=groups, input_moments=recovery.input_moments, refit=half)
+    refit = recovery.refit
+    if refit is not None and many:  # prepared anew
+        refit = prepare_refit(net, refit.targets, (IMAGES[::2],))
+    prune(cut, plan, None, groups=groups, input_moments=recovery.input_moments, refit=refit)
     assert found.flops == flops(cut) < flops(net)
     assert found.parameters == sum(p.numel() for p in cut.parameters())
     assert found.widths == {name: len(getattr(cut, name).weight) for name in selections}

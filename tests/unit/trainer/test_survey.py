@@ -55,6 +55,15 @@ def test_a_rare_class_is_named(make_trainer: Fit) -> None:
         surveyed(make_trainer, Classifier(), val)
 
 
+@pytest.mark.filterwarnings("ignore:Your `val_dataloader`'s sampler has shuffling enabled")
+def test_a_validation_that_shuffles_is_told_where_cuts_are_measured(make_trainer: Fit) -> None:
+    loader = val_loader(120, shuffle=True)
+    surveyed(make_trainer, Classifier(), loader)
+    with pytest.warns(UserWarning, match="validation loader shuffles its samples"):
+        found = surveyed(make_trainer, Classifier(), loader, selection={"curve": "measured"})
+    assert found.held_back > 0
+
+
 def test_nothing_is_trained_before_a_refusal(fit: Fit) -> None:
     module = Classifier()
     with pytest.raises(ValueError, match="round_to is 7"):
