@@ -90,7 +90,7 @@ class Refit:
 
     @property
     def samples(self) -> int:
-        """Number of samples; that of rows, where a layer is not given one for each; 0 without targets."""
+        """Number of samples, or of rows where a layer is not given one for each; 0 without targets."""
         return min((target.shape[0] for target in self.targets.values()), default=0)
 
     def halved(self) -> "Refit":
