@@ -6,14 +6,16 @@ r"""Pruning methods compared on one network and data set: two tables and a plot.
     python recipes/bench.py whole  ...the same...  --tuning layerwise --layers 3
     python recipes/bench.py ablation  ...the same...
     python recipes/bench.py volume  ...the same...
+    python recipes/bench.py residual  ...the same...
     python recipes/bench.py report --out OUT
 
 DIR holds train/CLASS/*.png and test/CLASS/*.png, all 32 x 32. "choice" cuts every layer to the same
 width by different criteria, with the same recovery. "whole" runs every method as its users do, at equal
 FLOPs. "ablation" removes single parts of the default. In "volume" the methods decide how much to cut;
-half of the test images, drawn by the seed, are its validation data, and the others judge. In the other
-tables test images are never used for selection. Every run appends a row to OUT/runs.csv; rows that exist
-are not run again. "report" prints means and standard deviations and draws OUT/bench.png.
+half of the test images, drawn by the seed, are its validation data, and the others judge. "residual"
+cuts only inside of residual blocks, or the streams between them as well. In the other tables test images
+are never used for selection. Every run appends a row to OUT/runs.csv; rows that exist are not run again.
+"report" prints means and standard deviations and draws OUT/bench.png.
 
 The seconds are those of the cut in this package: all methods but group norm capture the images and
 record the outputs of the consumers, even those that use neither.
@@ -75,11 +77,13 @@ class Method:
 
     ``volume`` is ``SelectionConfig.flops``, or the same share of every layer, at equal FLOPs; or the
     widths of the default at these FLOPs; or what the settings decide, or a tenth fewer FLOPs than these.
+    ``residual`` lets channels go that run through residual sums.
     """
 
     selection: SelectionConfig
     recovery: Literal["least_squares", "fold", "none"] = "least_squares"
     volume: Literal["flops", "uniform", "default", "decided", "deeper"] = "flops"
+    residual: bool = False
 
 
 CHOICE = {
@@ -122,11 +126,13 @@ VOLUME = {
         for volume, words in (("decided", ""), ("deeper", ", a tenth deeper"))
     },
 }
+RESIDUAL = {"inside only": Method(DEFAULT), "streams too": Method(DEFAULT, residual=True)}
 TABLES: dict[str, dict[str, Method]] = {
     "choice": CHOICE,
     "whole": WHOLE,
     "ablation": ABLATION,
     "volume": VOLUME,
+    "residual": RESIDUAL,
 }
 # Rows of the second table that are not methods of this package.
 OTHERS = ["group norm", "control"]
@@ -148,10 +154,10 @@ class Bench:
         """One image."""
         return self.captured[0][0][:1]
 
-    @property
-    def groups(self) -> tuple[ChannelGroup, ...]:
-        """Groups that the default may cut."""
-        return prunable_groups(self.network, (self.captured[0][0][:2],)).groups
+    def groups(self, residual: bool = False) -> tuple[ChannelGroup, ...]:
+        """Groups that may be cut."""
+        example = (self.captured[0][0][:2],)
+        return prunable_groups(self.network, example, residual=residual).groups
 
     def right(self, network: nn.Module) -> Tensor:
         """Which test images are classified rightly, in percent."""
@@ -207,7 +213,7 @@ def keep_for(groups: Sequence[ChannelGroup], whole: Complexity, target: float) -
 def our_steps(bench: Bench, method: Method, target: float, layers: int | None) -> Iterator[Cut]:
     """A method of this package: cuts of ``layers`` groups, first to last."""
     initial = measure_complexity(bench.network, (bench.example,))
-    groups, decisions = bench.groups, None
+    groups, decisions = bench.groups(method.residual), None
     selection = replace(method.selection, seed=bench.seed)
     if method.volume in ("flops", "default"):
         selection = replace(selection, flops=target)
@@ -224,7 +230,12 @@ def our_steps(bench: Bench, method: Method, target: float, layers: int | None) -
         proposal, _ = decide(bench, bench.network, default)
         widths = {name: found.k for name, found in proposal.selections.items()}
         decisions = as_decisions(widths, WidthReason.GIVEN)
-    settings = PruningSettings(selection=selection, recovery=method.recovery, layers_per_epoch=layers)
+    settings = PruningSettings(
+        selection=selection,
+        recovery=method.recovery,
+        residual=method.residual,
+        layers_per_epoch=layers,
+    )
     names = [group.name for group in groups]
     for start in range(0, len(names), layers or len(names)):
 
@@ -285,7 +296,7 @@ def run_method(bench: Bench, name: str, target: float) -> dict[str, Any]:
     """Results of one row: a cut by one method, and fine-tuning if requested."""
     options, network = bench.options, copy.deepcopy(bench.network)
     layers = options.layers if options.tuning == "layerwise" else None
-    steps = 1 if layers is None else -(-len(bench.groups) // layers)
+    steps = 1 if layers is None else -(-len(bench.groups()) // layers)
     cuts: Iterator[Cut]
     if name == "control":
         cuts = iter([lambda network: None] * steps)
