@@ -24,8 +24,8 @@ class Depth:
     """A cut of some depth that was made on a copy and measured before any training.
 
     Attributes:
-        flops: FLOPs of the network; what lies between its layers, such as pooling, counts as in the uncut
-            one, at most a percent too much.
+        flops: FLOPs of the network; what lies between its layers, such as pooling, counts as in the
+            uncut one, at most a percent too much.
         parameters: its parameters.
         widths: number of channels of every group.
         fidelity: what is left of the uncut network, on samples that were held back from the capture.
