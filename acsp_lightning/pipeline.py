@@ -24,7 +24,7 @@ from acsp_lightning.progress import tracked, warn_on_error
 from acsp_lightning.report import PruningStep
 from acsp_lightning.report.concerns import concerns
 from acsp_lightning.selection.allocation import check_reachable, flops_budget
-from acsp_lightning.selection.holdback import share_to_hold_back
+from acsp_lightning.selection.holdback import enough_to_measure, share_to_hold_back
 from acsp_lightning.selection.proposal import Proposal, propose
 from acsp_lightning.selection.trials import HeldBack, Timing, Trials
 from acsp_lightning.settings import PruningSettings
@@ -229,11 +229,13 @@ def decide_cut(
 
     def decide() -> Proposal:
         trials = None
-        if samples is not None:
-            timing = Timing(example.counted, settings.latency_batch_sizes)
-            held = HeldBack(*samples)
+        held, concern = enough_to_measure(samples, settings) if measures else (None, None)
+        if concern is not None:
+            site.warn(concern)
+        if held is not None:
+            timing, back = Timing(example.counted, settings.latency_batch_sizes), HeldBack(*held)
             trials = Trials(
-                network, captured.groups, before, recovery, held, settings.read_outputs, timing
+                network, captured.groups, before, recovery, back, settings.read_outputs, timing
             )
         return propose(
             network,

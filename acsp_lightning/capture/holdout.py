@@ -17,8 +17,7 @@ SHUFFLED = (
     "order, with shuffle=False."
 )
 
-# Samples are drawn block by block, so that every stretch of the data has its share.
-BLOCK = 64
+SEEDED = 64  # stretches whose random numbers come from one seed
 
 
 def share_held_back(samples: int, wanted: int) -> float:
@@ -34,30 +33,43 @@ def share_held_back(samples: int, wanted: int) -> float:
 def held_back(start: int, count: int, share: float) -> Tensor:
     """Which of some consecutive samples are held back, bool (count,).
 
-    Drawn at random, because classes may come in any order or period, and by the place of a sample alone,
-    because several passes have to agree.
+    One at random of every stretch of ``1 / share`` samples: at random, because classes may come in any
+    order or period, and by the place of a sample alone, because several passes have to agree.
 
     Args:
         start: number of samples that came before, in this process.
         count: number of samples.
         share: share of the samples that is held back.
     """
+    held = torch.zeros(count, dtype=torch.bool)
     if not count or not share:
-        return torch.zeros(count, dtype=torch.bool)
-    blocks = range(start // BLOCK, (start + count - 1) // BLOCK + 1)
-    drawn = torch.cat([_drawn(block, share) for block in blocks])
-    return drawn[start - blocks.start * BLOCK :][:count]
+        return held
+    stretches = torch.arange(
+        max(0, int(start * share) - 1), int((start + count) * share) + 2, dtype=torch.float64
+    )
+    begins = (stretches / share).round().long()
+    ends = ((stretches + 1) / share).round().long()
+    places = begins + (_drawn(stretches) * (ends - begins)).long() - start
+    held[places[(places >= 0) & (places < count)]] = True
+    return held
 
 
-def _drawn(block: int, share: float) -> Tensor:
-    """Which samples of a block are held back, bool (BLOCK,)."""
-    quota = round((block + 1) * BLOCK * share) - round(block * BLOCK * share)
-    order = torch.randperm(BLOCK, generator=torch.Generator().manual_seed(block))
-    return order < quota
+def _drawn(stretches: Tensor) -> Tensor:
+    """A random number in [0, 1) for each of some consecutive stretches, always the same."""
+    first, last = int(stretches[0]) // SEEDED, int(stretches[-1]) // SEEDED
+    parts = [
+        torch.rand(SEEDED, dtype=torch.float64, generator=torch.Generator().manual_seed(block))
+        for block in range(first, last + 1)
+    ]
+    return torch.cat(parts)[stretches.long() - first * SEEDED]
 
 
 def is_shuffled(loaders: Any) -> bool:
     """Whether a loader, or one of several, draws its samples in another order in every pass."""
-    samplers = [getattr(loader, "sampler", None) for loader in tree_leaves(loaders)]
     random = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
-    return any(isinstance(one, random) or getattr(one, "shuffle", False) is True for one in samplers)
+    for loader in tree_leaves(loaders):
+        batches = getattr(loader, "batch_sampler", None)
+        for sampler in (getattr(loader, "sampler", None), getattr(batches, "sampler", None)):
+            if isinstance(sampler, random) or getattr(sampler, "shuffle", False) is True:
+                return True
+    return False

@@ -30,8 +30,9 @@ class SelectionConfig:
             damage within these FLOPs or, with "coverage" and "mss", one level for all layers. Cannot
             be combined with ``keep``.
         tolerance: accuracy that a cut may cost, in [0, 1), straight after it and before any training,
-            instead of the knee: the deepest cut whose measured accuracy is at most this much below
-            that of the first uncut network, 0.01 being one point. Needs curve "measured". With
+            instead of the knee: the deepest cut whose measured loss is at most this much, 0.01 being
+            one point, counted from the first uncut network. The losses of all measured depths are
+            smoothed together, weighted by their standard errors. Needs curve "measured". With
             ``flops`` the cut stops short of that target, with a warning, where it would cost more.
         min_channels: minimum number of channels to keep, at least 2; a narrower layer is not cut.
         criterion: "acsp" keeps the representatives of the clusters; for ablations at the same

@@ -1,5 +1,6 @@
 """Top-1 accuracy of a network, as counts of samples."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,19 @@ from acsp_lightning.structure.forward import evaluation_state, run_forward
 OutputReader = Callable[[Any], Any]
 
 """A function of the outputs of forward that returns class scores, (B, C), or None."""
+
+
+def is_at_chance(accuracy: float, samples: int, classes: int) -> bool:
+    """Whether an accuracy is at most a standard error above that of guessing among equal classes.
+
+    Args:
+        accuracy: top-1 accuracy, in [0, 1].
+        samples: number of samples that it was measured on.
+        classes: number of classes.
+    """
+    chance = 1 / classes
+    error = math.sqrt(chance * (1 - chance) / samples)
+    return accuracy <= chance + error
 
 
 def class_scores(

@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_map
 
 from acsp_lightning.functional.precision import wide
 from acsp_lightning.measure.accuracy import OutputReader, class_scores
-from acsp_lightning.structure.forward import evaluation_state
+from acsp_lightning.structure.forward import evaluation_state, is_batched, run_forward
 
 BATCH = 128  # samples in a forward pass
 
@@ -59,17 +59,18 @@ def compare_scores(uncut: Tensor, cut: Tensor, labels: Tensor) -> Fidelity:
     """Compare the class scores of two networks.
 
     Args:
-        uncut: scores of the uncut network, (S, C).
-        cut: scores of the cut one for the same samples, (S, C); those that are not finite count as 0,
-            as if there were none: a deep cut may overflow, and is no reason to end a fit.
+        uncut: scores of the uncut network, (S, C). Classes that it masks, with scores that are not
+            finite, do not count for the sample.
+        cut: scores of the cut one for the same samples, (S, C). Others that are not finite count as if
+            there were none: a deep cut may overflow, and is no reason to end a fit.
         labels: class indices, (S,).
     """
     uncut, cut = wide(uncut), wide(cut)
-    cut = torch.where(cut.isfinite(), cut, 0.0)
-    labels = labels.to(uncut.device)
+    labels, known = labels.to(uncut.device), uncut.isfinite()
+    cut = torch.where(known, torch.where(cut.isfinite(), cut, 0.0), uncut)
     before, after = uncut.argmax(1), cut.argmax(1)
     right_before, right_after = wide(before == labels), wide(after == labels)
-    errors, power = _variation(cut - uncut), _variation(uncut).mean()
+    errors, power = _variation(cut - uncut, known), _variation(uncut, known).mean()
     return Fidelity(
         samples=len(labels),
         accuracy=float(right_after.mean()),
@@ -79,9 +80,12 @@ def compare_scores(uncut: Tensor, cut: Tensor, labels: Tensor) -> Fidelity:
     )
 
 
-def _variation(scores: Tensor) -> Tensor:
-    """Variance over the classes, (S,)."""
-    return scores.var(1, correction=0)
+def _variation(scores: Tensor, known: Tensor) -> Tensor:
+    """Variance over the known ones of the classes, (S,); 0 if there are none."""
+    count = known.sum(1, keepdim=True).clamp(min=1)
+    scores = torch.where(known, scores, 0.0)
+    around = torch.where(known, scores - scores.sum(1, keepdim=True) / count, 0.0)
+    return around.square().sum(1) / count.squeeze(1)
 
 
 def collect_scores(
@@ -103,16 +107,16 @@ def collect_scores(
     found = []
     with evaluation_state(model):
         for start in range(0, len(labels), BATCH):
-            batch = _rows(inputs, start)
-            scores = class_scores(model(*batch), read_outputs, largest)
+            batch = _rows(inputs, start, len(labels))
+            scores = class_scores(run_forward(model, batch), read_outputs, largest)
             if scores is None or len(scores) != len(labels[start : start + BATCH]):
                 return None
             found.append(scores)
     return torch.cat(found)
 
 
-def _rows(inputs: tuple[Any, ...], start: int) -> tuple[Any, ...]:
+def _rows(inputs: tuple[Any, ...], start: int, samples: int) -> tuple[Any, ...]:
     batch: tuple[Any, ...] = tree_map(
-        lambda leaf: leaf[start : start + BATCH] if isinstance(leaf, Tensor) else leaf, inputs
+        lambda leaf: leaf[start : start + BATCH] if is_batched(leaf, samples) else leaf, inputs
     )
     return batch

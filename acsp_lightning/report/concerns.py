@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from acsp_lightning.functional import WidthReason
+from acsp_lightning.measure.accuracy import is_at_chance
 from acsp_lightning.report.step import PruningStep
 from acsp_lightning.selection.tradeoff import KNEE_LOSS
 
@@ -21,8 +22,8 @@ def _volume(step: PruningStep) -> Iterator[str]:
     reasons = {selection.reason for selection in step.selections.values()}
     if WidthReason.NO_MEASURED_KNEE in reasons:
         yield (
-            "The measured trade-off of accuracy and FLOPs has no knee: hardly anything is lost at any "
-            "depth, or about as much at every step. Without one every channel is kept. Set "
+            "The measured trade-off of accuracy and FLOPs has no knee: no accuracy is lost at any depth "
+            "that min_channels and round_to allow. Without one every channel is kept. Set "
             "selection.tolerance or selection.flops to say how much to cut."
         )
     if WidthReason.MEASURED_KNEE in reasons and step.trade_off is not None and step.trade_off.knee == 0:
@@ -41,7 +42,7 @@ def _volume(step: PruningStep) -> Iterator[str]:
         return
     place = trade_off.targets.get(trade_off.requested or "")
     if place is not None and place > trade_off.tolerated:
-        kept = trade_off.depths[trade_off.tolerated].flops / trade_off.depths[0].flops
+        kept = trade_off.depths[trade_off.tolerated].flops / trade_off.whole
         lost = trade_off.depths[place].fidelity.drop
         yield (
             f"flops={trade_off.requested} would cost {lost.mean:.2%} ± {lost.error:.2%} of accuracy, "
@@ -56,8 +57,7 @@ def _accuracy(step: PruningStep) -> Iterator[str]:
     if before is None or after is None or samples < LEAST_SAMPLES:
         return
     classes = step.comparison.classes
-    chance = 1 / classes
-    if before <= chance + (chance * (1 - chance) / samples) ** 0.5:
+    if is_at_chance(before, samples, classes):
         yield (
             f"The network classifies {before:.1%} of the validation samples rightly, which is chance "
             f"among {classes} classes: its channels tell nothing of them yet. Train it before it is "

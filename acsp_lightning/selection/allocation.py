@@ -196,8 +196,14 @@ def decide_on_path(
         budget: maximum FLOPs of all layers; None: no FLOPs target.
 
     Raises:
-        ValueError: if the budget cannot be met.
+        ValueError: if the budget cannot be met, or nothing was measured that a tolerance needs.
     """
+    if config.tolerance is not None and trade_off is None:
+        raise ValueError(
+            f"selection.tolerance={config.tolerance} needs cuts that were measured, and none was: no "
+            "sample was held back in the capture that this cut is made from. Capture again, or set "
+            "selection.flops instead."
+        )
     reached = None if budget is None else path.within(budget)
     if budget is not None and reached is None:
         raise ValueError(_unreachable(config, budget, path.least))

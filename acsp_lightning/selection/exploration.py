@@ -1,8 +1,7 @@
 """Which depths of a path to measure: some of all, then more of them around the decision."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from acsp_lightning.progress import step
 from acsp_lightning.selection.path import DamagePath
@@ -16,7 +15,7 @@ from acsp_lightning.selection.tradeoff import (
 )
 
 SPREAD = 6  # depths that are measured first, evenly spaced in FLOPs
-REFINED = 6  # depths that may be added around the decision
+REFINED = 5  # depths that may be added around the decision
 LONG_WAIT = 30.0  # seconds that warrant a message
 
 Trial = Callable[[Mapping[str, int]], Depth]
@@ -79,14 +78,19 @@ class Exploration:
                 )
 
     def refine(
-        self, wanted: Callable[[Sequence[Depth]], float | None], advance: Callable[[], None]
+        self, wanted: Callable[[Sequence[Depth]], Iterable[float]], advance: Callable[[], None]
     ) -> None:
-        """Measure what is ``wanted`` next, until nothing new is, at most :data:`REFINED` depths."""
+        """Measure what is ``wanted`` next, until nothing new is, at most :data:`REFINED` depths.
+
+        Of several FLOPs the first whose cut is not known: the path may have none in between.
+        """
         for _ in range(REFINED):
-            known, flops = len(self.depths), wanted(self.depths)
-            if flops is not None:
+            known = len(self.depths)
+            for flops in wanted(self.depths):
                 self.add(flops)
-            if len(self.depths) == known:
+                if len(self.depths) > known:
+                    break
+            else:
                 return
             advance()
 
@@ -97,7 +101,8 @@ def explore(
     trial: Trial,
     *,
     tolerance: float | None = None,
-    budgets: Mapping[float, float] = MappingProxyType({}),
+    whole: int | None = None,
+    shares: Iterable[float] = (),
     requested: float | None = None,
     inform: Callable[[str], None] = lambda message: None,
 ) -> TradeOff:
@@ -108,10 +113,25 @@ def explore(
         uncut: the uncut network.
         trial: measures a cut.
         tolerance: accuracy that may be lost, to be met closely; None: the knee is to be found closely.
-        budgets: FLOPs of the network to measure a cut at as well, by the share that they are.
-        requested: the share that the cut is to meet; None: the others are only to be shown.
+        whole: FLOPs that shares are of; None: those of the uncut network.
+        shares: at which a cut is measured as well, to be shown.
+        requested: the share that the cut is to meet; None: none is set.
         inform: called with a message if this will take long.
+
+    Raises:
+        ValueError: if the path does not reach a share.
     """
+    whole = whole or uncut.flops
+    asked = dict.fromkeys(share for share in (requested, *shares) if share is not None)
+    least = (uncut.flops - path.full + path.least) / whole
+    for share in dict.fromkeys(shares):
+        # Like the path itself, which would miss its own end by rounding.
+        if path.within(share * whole - (uncut.flops - path.full)) is None:
+            raise ValueError(
+                f"A share of {share:g} of the FLOPs cannot be reached: at the smallest widths "
+                f"{least:.1%} are left. Leave it out, lower min_channels or round_to, include more "
+                "layers, or set residual=True."
+            )
     found = Exploration(path, uncut, trial)
     with step("Measuring cuts", SPREAD + REFINED) as advance:
         found.spread(inform, advance)
@@ -119,12 +139,13 @@ def explore(
             found.refine(next_for_knee, advance)
         else:
             found.refine(lambda depths: next_for_tolerance(depths, tolerance), advance)
-        targets = {share: found.add(flops) for share, flops in budgets.items()}
+        targets = {share: found.add(share * whole) for share in asked}
     depths = tuple(found.depths)
     return TradeOff(
         depths=depths,
         knee=knee_of(depths),
         tolerated=None if tolerance is None else deepest_within(depths, tolerance),
+        whole=whole,
         targets={
             f"{share:g}": depths.index(depth) for share, depth in targets.items() if depth is not None
         },

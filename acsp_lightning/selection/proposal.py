@@ -98,9 +98,15 @@ def propose(
 
     def measure(path: DamagePath, select: Select) -> TradeOff:
         assert trials is not None
-        uncut, whole = trials.uncut, (initial or before).flops
-        asked = [] if selection.flops is None else [selection.flops]
-        tolerance = selection.tolerance
+        uncut, tolerance = trials.uncut, selection.tolerance
+        if tolerance is not None and trials.is_at_chance:
+            found = uncut.fidelity
+            raise ValueError(
+                f"selection.tolerance={tolerance} bounds a loss of accuracy, but the network classifies "
+                f"{found.accuracy:.1%} of {found.samples:,} samples rightly, which is chance: there is "
+                "none to lose. Train it before it is cut, or set selection.flops; if it is trained, see "
+                "that labels and class scores are those of the inputs."
+            )
         if tolerance is not None and reference is not None:
             tolerance -= reference - uncut.fidelity.accuracy
         return explore(
@@ -108,7 +114,8 @@ def propose(
             uncut,
             lambda widths: trials.measure(select(widths)),
             tolerance=tolerance,
-            budgets={share: share * whole for share in dict.fromkeys([*asked, *shares])},
+            whole=(initial or before).flops,
+            shares=shares,
             requested=selection.flops,
             inform=inform,
         )

@@ -9,8 +9,9 @@ import torch
 from acsp_lightning.functional import find_knee
 from acsp_lightning.measure.fidelity import Fidelity
 
-# A knee is located, and a tolerance met, to this ratio of FLOPs.
+# A knee is located to this ratio of FLOPs, and the depth at which a loss is reached to that one.
 RESOLUTION = 1.1
+CLOSE = 1.02
 
 # Accuracy that a cut at the knee may lose. Where redundancy ends the accuracy falls slowly at first, and
 # its own knee there moves with the noise: on a ResNet-56 between 1.5x and 1.9x fewer FLOPs.
@@ -47,6 +48,7 @@ class TradeOff:
         depths: from the uncut network to the deepest cut.
         knee: index of the depth at the knee, see :func:`knee_of`; None if there is none.
         tolerated: index of the deepest one within the tolerance; None without a tolerance.
+        whole: FLOPs that the targets are shares of: those of the network before its first cut.
         targets: index of the depth that meets a FLOPs target, by the share asked for.
         requested: the target that ``selection.flops`` sets; None if it is not set. The others were only
             to be shown.
@@ -55,6 +57,7 @@ class TradeOff:
     depths: tuple[Depth, ...]
     knee: int | None
     tolerated: int | None
+    whole: int
     targets: Mapping[str, int]
     requested: str | None = None
 
@@ -138,18 +141,27 @@ def deepest_within(depths: Sequence[Depth], tolerance: float) -> int:
     return max(within, default=0)
 
 
-def next_for_knee(depths: Sequence[Depth]) -> float | None:
-    """FLOPs of the depth to measure next, for the knee to be found more closely; None: it is found."""
+def next_for_knee(depths: Sequence[Depth]) -> list[float]:
+    """FLOPs at which to measure next, the best first, to find the knee closely; empty: it is found."""
     knee = knee_of(depths)
     if knee is None:
-        return None
-    return _middle_of_widest(depths[max(0, knee - 1) : knee + 2])
+        return []
+    if knee == deepest_within(depths, KNEE_LOSS):
+        return next_for_tolerance(depths, KNEE_LOSS)
+    return _middles(depths[max(0, knee - 1) : knee + 2])
 
 
-def next_for_tolerance(depths: Sequence[Depth], tolerance: float) -> float | None:
-    """FLOPs of the depth to measure next, for the tolerance to be met more closely; None: it is met."""
-    here = deepest_within(depths, tolerance)
-    return _middle_of_widest(depths[here : here + 2])
+def next_for_tolerance(depths: Sequence[Depth], tolerance: float) -> list[float]:
+    """FLOPs at which to measure next, the best first, to meet a tolerance closely; empty: it is met."""
+    here, drops = deepest_within(depths, tolerance), smoothed_drops(depths)
+    around = depths[here : here + 2]
+    if len(around) < 2:
+        return []
+    left, lost = max(0.0, tolerance - drops[here]), drops[here + 1] - drops[here]
+    share = left / lost if lost > 0 else 0.0
+    reached = around[0].flops + share * (around[1].flops - around[0].flops)
+    # On a convex curve the line between two depths reaches a loss too early; hence the middle as well.
+    return [reached] * (around[0].flops > CLOSE * reached) + _middles(around)
 
 
 def _knee(depths: Sequence[Depth], heights: Sequence[float]) -> int | None:
@@ -159,11 +171,11 @@ def _knee(depths: Sequence[Depth], heights: Sequence[float]) -> int | None:
     return None if found is None else len(depths) - 1 - flops.tolist().index(found)
 
 
-def _middle_of_widest(depths: Sequence[Depth]) -> float | None:
-    """Middle of the widest gap in FLOPs; None if none is wider than :data:`RESOLUTION`."""
+def _middles(depths: Sequence[Depth]) -> list[float]:
+    """Middles of the gaps in FLOPs that are wider than :data:`RESOLUTION`, the widest first."""
     gaps = [
         (upper.flops - lower.flops, (upper.flops + lower.flops) / 2)
         for upper, lower in pairwise(depths)
         if upper.flops > RESOLUTION * lower.flops
     ]
-    return max(gaps)[1] if gaps else None
+    return [middle for _, middle in sorted(gaps, reverse=True)]

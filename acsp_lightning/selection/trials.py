@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from acsp_lightning.functional import ChannelSelection
-from acsp_lightning.measure.accuracy import OutputReader
+from acsp_lightning.measure.accuracy import OutputReader, is_at_chance
 from acsp_lightning.measure.complexity import Complexity
 from acsp_lightning.measure.fidelity import Fidelity, collect_scores, compare_scores
 from acsp_lightning.measure.latency import compare_latency
@@ -97,6 +97,13 @@ class Trials:
             self._compared(self._uncut),
             {str(size): 1.0 for size in self._timing.batch_sizes},
         )
+
+    @property
+    def is_at_chance(self) -> bool:
+        """Whether the uncut network guesses, so that it has no accuracy to lose."""
+        labels = self._held_back.labels
+        accuracy = float((self._uncut.argmax(1).to(labels) == labels).double().mean())
+        return is_at_chance(accuracy, len(labels), len(set(labels.tolist())))
 
     def measure(self, selections: Mapping[str, ChannelSelection]) -> Depth:
         """Make a cut on a copy, and measure it.

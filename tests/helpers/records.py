@@ -106,7 +106,7 @@ def trade_off(timed: bool = False, tolerated: int | None = 2) -> TradeOff:
         depth(6 - place, drop, 0.005 * (place > 0), 1 + place / 2 if timed else None)
         for place, drop in enumerate(drops)
     ]
-    return TradeOff(tuple(depths), knee=2, tolerated=tolerated, targets={"0.5": 3, "0.9": 1})
+    return TradeOff(tuple(depths), 2, tolerated, 60_000, {"0.5": 3, "0.9": 1})
 
 
 def traded(reason: WidthReason = WidthReason.MEASURED_KNEE, **options: bool) -> PruningStep:

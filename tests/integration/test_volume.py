@@ -189,7 +189,7 @@ MOMENTS = ("epoch2-batch3", "epoch2-step12-validated", "epoch2-end", "epoch3-bat
 
 
 @pytest.mark.filterwarnings("ignore:Every measured cut loses", "ignore:The measured trade-off")
-@pytest.mark.parametrize("options", [{}, {"tolerance": 0.2}])
+@pytest.mark.parametrize("options", [{"tolerance": 0.2}, {"tolerance": 0.2, "flops": 0.6}])
 def test_interrupted_equals_uninterrupted(make_trainer: Fit, tmp_path: Path, options: Any) -> None:
     def measured() -> ACSPPruningCallback:
         return callback(2, 3, selection=SelectionConfig(**options))

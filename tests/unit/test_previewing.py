@@ -20,7 +20,7 @@ from helpers.fits import (
     val_loader,
     widths,
 )
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from acsp_lightning import PruningStep, SelectionConfig, preview
@@ -272,6 +272,37 @@ def test_a_loader_that_shuffles_is_told(learned: Classifier) -> None:
         preview(learned, loader, SelectionConfig(flops=0.5), trade_off=True)
     # Nothing is held back for a cut to a share of the FLOPs.
     preview(learned, loader, SelectionConfig(flops=0.5))
+
+
+def test_a_tolerance_of_a_network_at_chance_is_refused() -> None:
+    torch.manual_seed(0)
+    with pytest.raises(ValueError, match=r"tolerance=0\.1 bounds a loss .* which is chance"):
+        preview(Classifier(), MANY, SelectionConfig(tolerance=0.1))
+
+
+def test_a_share_that_cannot_be_reached_is_refused(learned: Classifier) -> None:
+    with pytest.raises(ValueError, match=r"A share of 0\.001 of the FLOPs cannot be reached"):
+        preview(learned, MANY, trade_off=[0.5, 0.001])
+
+
+def test_inputs_of_several_sizes_are_told_or_refused(learned: Classifier) -> None:
+    """Forty of a size, of which twenty are held back, are too few."""
+
+    class AnySize(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 3, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x).mean((2, 3))
+
+    labels = torch.arange(40) % 3
+    data = [(torch.randn(40, 1, size, size), labels) for size in (6, 8, 10)]
+    with pytest.warns(UserWarning, match="") as warned:
+        preview(AnySize(), data)
+    assert any("of one size are held back, and 50 are needed" in str(w.message) for w in warned)
+    with pytest.raises(ValueError, match=r"tolerance=0\.2 cannot be measured: 2\d samples of one size"):
+        preview(AnySize(), data, SelectionConfig(tolerance=0.2))
 
 
 def test_too_few_samples_for_a_trade_off_are_told() -> None:

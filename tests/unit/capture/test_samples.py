@@ -143,3 +143,21 @@ def test_labels_come_with_their_samples() -> None:
         inputs, labels = collector.samples
         assert labels.tolist() == [number + 5 for number in numbers(inputs)]
         assert len(labels) == count
+
+
+@pytest.mark.parametrize("samples", [4, 100])
+def test_what_has_no_row_for_each_sample_is_kept_whole(samples: int) -> None:
+    mask, labels = torch.eye(10), torch.zeros(6, dtype=torch.int64)
+
+    class Masked(nn.Module):
+        example_input_array = (torch.zeros(2, 3), torch.zeros(10, 10))
+
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return x
+
+    images = torch.arange(36.0).view(12, 3)
+    data = [((images[:6], mask), labels), ((images[6:], mask), labels)]
+    found, kept = collected(data, samples, Masked())
+    assert torch.equal(kept, mask)
+    assert len(found) == min(samples, 12)
+    assert {tuple(row) for row in found.tolist()} <= {tuple(row) for row in images.tolist()}

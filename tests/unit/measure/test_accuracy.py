@@ -2,14 +2,22 @@ import math
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers.fits import conv_net, same_state, snapshot, val_loader
 from helpers.outputs import ModelOutput, Named, Scored
+from scipy import stats
 from torch import Tensor, nn
 
 from acsp_lightning.capture.batches import read_batch
-from acsp_lightning.measure.accuracy import ClassCounts, check_outputs, count_by_class, count_correct
+from acsp_lightning.measure.accuracy import (
+    ClassCounts,
+    check_outputs,
+    count_by_class,
+    count_correct,
+    is_at_chance,
+)
 
 
 def fixed_logits() -> nn.Module:
@@ -179,3 +187,13 @@ def test_counts_of_disjoint_samples_add_up() -> None:
     assert one.right.tolist() == [1, 2]
     nothing = ClassCounts(*torch.zeros(2, 0, dtype=torch.int64))
     assert math.isnan(nothing.accuracy)
+
+
+@pytest.mark.parametrize(("samples", "classes"), [(50, 2), (400, 10), (1024, 100)])
+def test_guesses_are_at_chance_about_as_often_as_a_normal_variable_is_below_one(
+    samples: int, classes: int
+) -> None:
+    guessed = np.random.default_rng(0).binomial(samples, 1 / classes, 4000) / samples
+    found = np.mean([is_at_chance(accuracy, samples, classes) for accuracy in guessed])
+    assert found == pytest.approx(stats.norm.cdf(1), abs=0.06)
+    assert not is_at_chance(1 / classes + 5 / samples**0.5, samples, classes)

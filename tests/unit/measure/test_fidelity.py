@@ -75,6 +75,24 @@ def test_scores_without_any_variance_are_no_error() -> None:
     assert compare_scores(flat, scores(6, 3)[0], labels).score_error.mean > 1
 
 
+def test_classes_that_the_uncut_network_masks_do_not_count() -> None:
+    uncut, cut, labels = scores()
+    without = compare_scores(uncut, cut, labels)
+    mask = torch.full((len(labels), 2), float("-inf"))
+    for other in (mask, torch.zeros_like(mask) + 99):
+        found = compare_scores(torch.cat([uncut, mask], 1), torch.cat([cut, other], 1), labels)
+        assert found == without
+
+
+def test_equal_networks_with_a_masked_class_agree() -> None:
+    uncut, _, labels = scores()
+    uncut[:, 2] = float("-inf")
+    found = compare_scores(uncut, uncut.clone(), labels)
+    assert found.agreement == Estimate(1.0, 0.0)
+    assert found.score_error == found.drop == Estimate(0.0, 0.0)
+    assert compare_scores(uncut, torch.zeros_like(uncut), labels).score_error.mean == pytest.approx(1)
+
+
 @pytest.mark.parametrize("field", ["drop", "agreement", "score_error"])
 def test_standard_errors_are_those_of_a_bootstrap_over_samples(field: str) -> None:
     uncut, cut, labels = scores(samples=300)
@@ -157,3 +175,30 @@ def test_scores_that_overflow_are_as_good_as_none(value: float) -> None:
     found = compare_scores(scores, torch.full_like(scores, value), labels)
     assert found == compare_scores(scores, torch.zeros_like(scores), labels)
     assert found.score_error.mean == pytest.approx(1)
+
+
+def test_a_forward_that_writes_to_its_inputs_finds_them_as_they_were() -> None:
+    class Writing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(x.mul_(0.5).add_(1.0))
+
+    model, inputs = Writing(), torch.randn(200, 4)
+    kept = inputs.clone()
+    found = [collect_scores(model, (inputs,), torch.arange(200) % 3) for _ in range(2)]
+    assert torch.equal(inputs, kept)
+    assert torch.equal(*found)
+
+
+def test_what_has_no_row_for_each_sample_is_handed_on_whole() -> None:
+    class Masked(nn.Module):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            assert mask.shape == (10, 4)
+            return x * mask.sum(0)
+
+    inputs, mask = torch.randn(200, 4), torch.ones(10, 4)
+    found = collect_scores(Masked(), (inputs, mask), torch.arange(200) % 4)
+    torch.testing.assert_close(found, 10 * inputs)

@@ -76,7 +76,7 @@ def volume(found: PruningStep) -> list[str]:
 @pytest.mark.parametrize(
     ("reason", "words"),
     [
-        (WidthReason.NO_MEASURED_KNEE, "has no knee: hardly anything is lost at any depth"),
+        (WidthReason.NO_MEASURED_KNEE, "has no knee: no accuracy is lost at any depth"),
         (WidthReason.NOTHING_TOLERATED, "loses more accuracy than selection.tolerance allows"),
     ],
 )

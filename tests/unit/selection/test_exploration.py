@@ -9,7 +9,7 @@ from acsp_lightning.measure.fidelity import Estimate, Fidelity
 from acsp_lightning.selection import exploration
 from acsp_lightning.selection.cost import FlopsModel
 from acsp_lightning.selection.damage import DamageCurve
-from acsp_lightning.selection.exploration import REFINED, SPREAD, explore
+from acsp_lightning.selection.exploration import REFINED, SPREAD, Exploration, explore
 from acsp_lightning.selection.path import DamagePath
 from acsp_lightning.selection.tradeoff import RESOLUTION, Depth, TradeOff, deepest_within, knee_of
 from acsp_lightning.structure.groups import ChannelGroup, LayerSide
@@ -170,22 +170,51 @@ def test_networks_with_hardly_a_choice(widths: list[int]) -> None:
 def test_targets_are_measured_as_well_and_where_they_are() -> None:
     fake = Fake(path_of(WIDTHS), after(0.5), after(0.5, 2))
     whole = ELSEWHERE + fake.path.full
-    budgets = {share: share * whole for share in (0.9, 0.62, 0.5, 1.0, 0.01)}
-    found = fake.explore(budgets=budgets, requested=0.5)
-    check_bounded(found, fake, more=len(budgets))
-    assert set(found.targets) == {"0.9", "0.62", "0.5", "1"}, "the path does not reach 0.01"
+    found = fake.explore(shares=(0.9, 0.62, 0.5, 1.0), requested=0.5)
+    check_bounded(found, fake, more=4)
+    assert set(found.targets) == {"0.9", "0.62", "0.5", "1"}
     for share, place in found.targets.items():
         widths = fake.path.within(float(share) * whole - ELSEWHERE)
         assert found.depths[place].widths == widths
         assert found.depths[place].flops <= float(share) * whole
     assert found.targets["1"] == 0
     assert found.requested == "0.5"
+    assert found.whole == whole
+
+
+def test_shares_may_be_of_a_larger_network() -> None:
+    """That before the first of several cuts."""
+    fake = Fake(path_of(WIDTHS), after(0.5), after(0.5, 2))
+    whole = 2 * (ELSEWHERE + fake.path.full)
+    found = fake.explore(shares=(0.4,), whole=whole)
+    assert found.whole == whole
+    widths = fake.path.within(0.4 * whole - ELSEWHERE)
+    assert found.depths[found.targets["0.4"]].widths == widths
+
+
+def test_a_share_that_the_path_does_not_reach_is_refused_before_anything_is_tried() -> None:
+    fake = Fake(path_of(WIDTHS), after(0.5), after(0.5, 2))
+    least = (ELSEWHERE + fake.path.least) / (ELSEWHERE + fake.path.full)
+    with pytest.raises(ValueError, match=rf"0\.01 of the FLOPs cannot be reached.*{least:.1%} are left"):
+        fake.explore(shares=(0.5, 0.01))
+    assert fake.tried == []
+
+
+def test_where_the_best_depth_is_known_the_next_best_is_measured() -> None:
+    """Few widths: the middle of the widest gap around the knee may be one that was measured."""
+    fake = Fake(path_of([16, 16], unit=100_000), after(0.6), after(0.6, 2), elsewhere=0)
+    explored = Exploration(fake.path, fake.depth(fake.path.stages[0].widths), fake)
+    full = fake.path.full
+    asked = [[full, 0.5 * full], [full, 0.5 * full, 0.7 * full], [full]]
+    explored.refine(lambda depths: asked.pop(0), lambda: None)
+    assert len(fake.tried) == 2
+    assert asked == []
 
 
 def test_a_depth_that_is_known_is_not_measured_again_as_a_target() -> None:
     fake = Fake(path_of(WIDTHS), lambda share: 0.0, lambda share: 0.0)
     least = (ELSEWHERE + fake.path.least) / (ELSEWHERE + fake.path.full)
-    found = fake.explore(tolerance=0.1, budgets={least: ELSEWHERE + fake.path.least})
+    found = fake.explore(tolerance=0.1, shares=(least,))
     check_bounded(found, fake)
     assert [found.depths[place] for place in found.targets.values()] == [found.depths[-1]]
 

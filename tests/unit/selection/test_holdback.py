@@ -8,7 +8,12 @@ import torch
 
 from acsp_lightning import PruningSettings, SelectionConfig
 from acsp_lightning.measure.fidelity import compare_scores
-from acsp_lightning.selection.holdback import LEAST_SAMPLES, needed_for, share_to_hold_back
+from acsp_lightning.selection.holdback import (
+    LEAST_SAMPLES,
+    enough_to_measure,
+    needed_for,
+    share_to_hold_back,
+)
 
 
 def settings(measured: int = 1024, **options: object) -> PruningSettings:
@@ -111,7 +116,7 @@ def test_what_a_tolerance_needs_is_said_and_is_enough(tolerance: float) -> None:
     assert "30 of 60 would be. Validate on more" in said
     assert share_to_hold_back(at_least, True, for_it) == (0.5, None)
     with pytest.raises(ValueError, match="Validate on more"):
-        share_to_hold_back(at_least - 1, True, for_it)
+        share_to_hold_back(at_least - 2, True, for_it)
 
 
 def test_the_advice_to_measure_on_more_is_enough() -> None:
@@ -129,3 +134,42 @@ def test_fewer_measured_samples_than_an_accuracy_needs_are_said_to_be_the_cause(
     assert "on 20 samples, measured_samples: an accuracy needs 50 or more" in warned
     assert "raise it to 50 or more to have cuts measured" in warned
     assert share_to_hold_back(10_000, True, settings(50)) == (0.005, None)
+
+
+def test_both_causes_are_named() -> None:
+    with pytest.raises(ValueError, match="Raise measured_samples to 3996 and validate on more, allow"):
+        share_to_hold_back(800, True, settings(tolerance=0.001))
+
+
+@pytest.mark.parametrize("options", [{"flops": 0.5}, {"curve": "damage"}])
+@pytest.mark.parametrize("scored", [True, False])
+def test_where_the_volume_is_set_anyway_nothing_else_is_said_to_decide(
+    options: dict[str, object], scored: bool
+) -> None:
+    share, warned = share_to_hold_back(60, scored, settings(**options), anyway=True)
+    assert share == 0
+    assert warned is not None
+    assert "The volume is decided as without them" in warned
+    assert "set selection.curve" not in warned
+
+
+# -- what was collected -------------------------------------------------------------
+def samples(count: int) -> tuple[tuple[torch.Tensor], torch.Tensor]:
+    return (torch.zeros(count, 2),), torch.zeros(count)
+
+
+@pytest.mark.parametrize("held", [None, 1, 49])
+def test_too_few_of_one_size_are_told_and_with_a_tolerance_refused(held: int | None) -> None:
+    found = None if held is None else samples(held)
+    measured, warned = enough_to_measure(found, settings())
+    assert measured is None
+    assert warned is not None
+    assert f"{held or 0} samples of one size are held back, and 50 are needed" in warned
+    assert "curve of the damage decides instead; bring the inputs to one size" in warned
+    with pytest.raises(ValueError, match=r"tolerance=0\.05 cannot be measured: .* 76 are needed"):
+        enough_to_measure(found, settings(tolerance=0.05))
+
+
+def test_enough_of_one_size() -> None:
+    found = samples(76)
+    assert enough_to_measure(found, settings(tolerance=0.05)) == (found, None)
