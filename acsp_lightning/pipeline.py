@@ -85,6 +85,7 @@ def trace(model: nn.Module, example: Example, settings: PruningSettings) -> Trac
         include=settings.include,
         exclude=settings.exclude,
         residual=settings.residual,
+        norms=settings.norms,
     )
 
 
@@ -273,7 +274,8 @@ def _looked_at(
         refit = None
         if fitted.samples is not None:
             layers = dict.fromkeys(side.layer for group in captured.groups for side in group.consumers)
-            refit = prepare_refit(site.network, layers, fitted.samples[0])
+            norms = dict.fromkeys(norm for group in captured.groups for norm in group.norms)
+            refit = prepare_refit(site.network, layers, fitted.samples[0], norms=norms)
         found.append((refit, measured.samples))
 
     site.on_all_ranks(prepare)

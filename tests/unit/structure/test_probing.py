@@ -6,7 +6,8 @@ from helpers.structures import Gained, SamePadding
 from torch import nn
 from torch.nn import functional
 
-from acsp_lightning.structure.probing import can_lose_inputs, has_own_forward
+from acsp_lightning.structure.layers import has_own_forward
+from acsp_lightning.structure.probing import can_lose_inputs
 
 
 class Standardised(nn.Conv2d):
