@@ -354,6 +354,7 @@ def make_cut(
         classes_after=classes_after,
         class_names=tuple(site.class_names()),
         left_whole=captured.left_whole,
+        norms=proposal.plan.norms(proposal.groups),
         trade_off=proposal.trade_off,
     )
     for concern in concerns(step):

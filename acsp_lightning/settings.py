@@ -96,10 +96,8 @@ class PruningSettings:
         exclude: shell patterns on qualified layer names; layers that match one stay whole.
         residual: also cut channels that run through residual sums; all layers that write into a sum
             lose the same ones.
-        norms: "exact": channels stay whole that a LayerNorm or another norm takes together, or that
-            standardised filters read, since no cut equals the network with these channels zeroed.
-            "refit": they may go. The norm runs over the channels that stay, its scale is corrected, and
-            ``recovery`` does the rest.
+        norms: "exact" leaves channels whole whose statistics a LayerNorm or a standardised filter uses;
+            "refit" cuts them, with the norm over those that stay, which is an approximation.
         selection: how many channels stay, and which; a dict of its fields will do.
         recovery: what the layers that read removed channels do: "least_squares" refits them one after
             the other to their outputs before the cut; "fold" only folds into them what the kept

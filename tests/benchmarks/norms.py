@@ -36,7 +36,7 @@ METHODS = {
 }
 BATCH = 125
 CAPTURED = 2000
-EPOCHS = 6
+EPOCHS = 10
 Images = tuple[Tensor, Tensor]
 
 
