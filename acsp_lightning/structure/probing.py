@@ -144,7 +144,7 @@ def _of_the_same_moments(values: Tensor, count: int, dim: int) -> Tensor:
 
 
 def _of_the_same_size(maps: Tensor, count: int, dim: int) -> Tensor:
-    """``count`` maps, each as large, over all positions of a sample, as the given ones are on average."""
+    """``count`` maps, each as large over all positions of a sample as the given ones on average."""
     others = [d for d in range(1, maps.ndim) if d != dim % maps.ndim]
     sizes = torch.linalg.vector_norm(maps, dim=others, keepdim=True) if others else maps.abs()
     first = maps.narrow(dim, 0, 1) / sizes.narrow(dim, 0, 1)

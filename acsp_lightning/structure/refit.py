@@ -242,7 +242,7 @@ def prepare_refit(
 def refit_consumers(model: nn.Module, plan: PruningPlan, refit: Refit) -> None:
     """Fit the layers whose inputs a plan has cut, in place, to what they gave before.
 
-    Norms over the channels that stay are :mod:`rescaled <acsp_lightning.structure.rescaling>` on the way.
+    Norms over the channels that stay are rescaled on the way.
 
     Args:
         model: the cut network.

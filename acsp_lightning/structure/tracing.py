@@ -77,9 +77,7 @@ def trace_groups(
     return Tracing(groups, left_whole, () if residual else _summed(asked, groups, left_whole))
 
 
-def _followed(
-    model: nn.Module, inputs: tuple[Any, ...], norms: Norms
-) -> tuple[Findings, Counter[str]]:
+def _followed(model: nn.Module, inputs: tuple[Any, ...], norms: Norms) -> tuple[Findings, Counter[str]]:
     try:
         return follow(model, inputs, norms)
     except UnsupportedStructureError:

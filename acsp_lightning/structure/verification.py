@@ -65,8 +65,8 @@ def prunable_groups(
         reasons = by_reason(tracing.left_whole)
         raise UnsupportedStructureError(
             f"No layer of {type(model).__name__} can be pruned with include={list(include)}, "
-            f"exclude={list(exclude)}, residual={residual}, norms={norms!r}. The output layer is never cut. "
-            f"{reasons or 'No other layer was asked for'}."
+            f"exclude={list(exclude)}, residual={residual}, norms={norms!r}. The output "
+            f"layer is never cut. {reasons or 'No other layer was asked for'}."
         )
     return tracing
 

@@ -271,7 +271,7 @@ def _cut_part(
 
 
 def _broadcast_consumers(trainer: pl.Trainer, plan: PruningPlan, copies: Sequence[NetworkCopy]) -> None:
-    """Let every process have the first one's parameters in the layers that have recovered from a plan."""
+    """Let every process have the first one's parameters in the layers that recovered from a plan."""
     for network, own in (
         (trainer.lightning_module, plan),
         *((copy.module, plan.part(copy.prefix)) for copy in copies),

@@ -127,13 +127,22 @@ def body(*blocks: nn.Module, width: int = 8) -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), *blocks, *head)
 
 
-def convnext(norm: Callable[[int], nn.Module], inner: Callable[[int], nn.Module] | None = None) -> nn.Module:
+def convnext(
+    norm: Callable[[int], nn.Module], inner: Callable[[int], nn.Module] | None = None
+) -> nn.Module:
     def block(width: int) -> nn.Module:
         between = [] if inner is None else [inner(10)]
         mlp = (nn.LayerNorm(width), nn.Linear(width, 10), nn.GELU(), *between, nn.Linear(10, width))
         return Residual(nn.Conv2d(width, width, 3, padding=1, groups=width), Permuted(*mlp))
 
     return body(norm(8), block(8), norm(8), nn.Conv2d(8, 12, 2, 2), block(12), width=12)
+
+
+def normed_net() -> nn.Sequential:
+    """Of the size of the images of the fits: a stream of 8 with norms of its own, and a layer of 6."""
+    block = Residual(MapNorm(8), nn.Conv2d(8, 6, 1), nn.GELU(), nn.Conv2d(6, 8, 1))
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+    return nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), block, MapNorm(8), *head)
 
 
 def preactivated(conv: Callable[..., nn.Module]) -> nn.Module:
@@ -165,7 +174,8 @@ NORMED: dict[str, Case] = {
         ), *("embed", "blocks.0.1", "blocks.1.1"),
     ),
     "norm without weights": of_norms(
-        lambda: Tokens(8, nn.LayerNorm(8, elementwise_affine=False), nn.Linear(8, 8)), "embed", "blocks.1"
+        lambda: Tokens(8, nn.LayerNorm(8, elementwise_affine=False), nn.Linear(8, 8)),
+        *("embed", "blocks.1"),
     ),
     "standardised filters": of_norms(lambda: preactivated(Standardised), "0", "1.2", "3"),
     "standardised filters with gains": of_norms(lambda: preactivated(Gained), "0", "1.2", "3"),

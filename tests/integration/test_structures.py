@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.networks import Case
-from helpers.oracle import assert_cut_is_masked, built, inputs_of, offered, random_plan
 from helpers.normed import NORMED
+from helpers.oracle import assert_cut_is_masked, built, inputs_of, offered, random_plan
 from helpers.structures import STRUCTURES as ORDINARY
 from torch.nn import functional
 
@@ -121,7 +121,9 @@ BATCHES = [batch(0), batch(1)]
 def test_channels_are_chosen(name: str, selection: SelectionConfig, recovery: str) -> None:
     case = STRUCTURES[name]
     model = built(case)
-    step = preview(model, BATCHES, selection, residual=case.residual, norms=case.norms, recovery=recovery)
+    step = preview(
+        model, BATCHES, selection, residual=case.residual, norms=case.norms, recovery=recovery
+    )
     assert set(step.selections) == set(case.cut)
     if selection.keep is not None:
         for found in step.selections.values():
