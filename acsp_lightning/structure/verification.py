@@ -8,6 +8,7 @@ which is enough where nothing is wrong.
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -54,11 +55,11 @@ def prunable_groups(
         UnsupportedStructureError: if nothing is left, with the reasons, or as :func:`trace_groups`.
         ValueError: if a pattern matches no layer.
     """
-    options = {"include": include, "exclude": exclude, "norms": norms}
-    tracing = trace_groups(model, inputs, residual=residual, **options)
+    look = partial(trace_groups, model, inputs, include=include, exclude=exclude, norms=norms)
+    tracing = look(residual=residual)
     tracing = verify_groups(model, inputs, tracing)
     if not tracing.groups and not residual:
-        sums = trace_groups(model, inputs, residual=True, **options)
+        sums = look(residual=True)
         sums = verify_groups(model, inputs, sums)
         tracing = replace(sums, streams=bool(sums.groups))
     if not tracing.groups:

@@ -342,15 +342,17 @@ def normalised(norm: nn.Module, values: Tensor, dim: int, places: Tensor) -> Ten
 
 
 def standardised(layer: nn.Conv2d, values: Tensor, places: Tensor) -> Tensor:
-    """What a convolution gives whose filters are standardised over some inputs; it pads by zeros."""
+    """What a convolution of timm gives whose filters are standardised over some inputs."""
+    from timm.layers import pad_same
+
     weight = layer.weight[:, places]
     deviation, mean = torch.var_mean(weight, (1, 2, 3), keepdim=True, correction=0)
     weight = (weight - mean) / (deviation + layer.eps).sqrt()
     weight = weight * getattr(layer, "gain", 1.0) * getattr(layer, "scale", 1.0)
-    padding = layer.padding
-    return nn.functional.conv2d(
-        values[:, places], weight, layer.bias, layer.stride, padding, layer.dilation
-    )
+    geometry = (layer.stride, layer.padding, layer.dilation)
+    if getattr(layer, "same_pad", False):
+        values = pad_same(values, layer.kernel_size, layer.stride, layer.dilation)
+    return nn.functional.conv2d(values[:, places], weight, layer.bias, *geometry)
 
 
 def step(network: nn.Module, inputs: Tensor) -> None:

@@ -30,7 +30,7 @@ def test_by_default_they_stay_whole_and_the_reason_says_what_would_cut_them(name
 
 def test_where_nothing_else_can_be_cut_the_error_says_so() -> None:
     case = NORMED["standardised filters"]
-    with pytest.raises(ValueError, match="standardises its filters.*norms='refit' cuts it too"):
+    with pytest.raises(ValueError, match=r"standardises its filters.*norms='refit' cuts it too"):
         prunable_groups(built(case), inputs_of(case), residual=True, include=["1.2"])
     groups = prunable_groups(built(case), inputs_of(case), include=["1.2"], norms="refit").groups
     assert [group.name for group in groups] == ["1.2"]
