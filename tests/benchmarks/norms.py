@@ -30,14 +30,14 @@ from acsp_lightning import PruningSettings, SelectionConfig, measure_complexity
 from acsp_lightning.pipeline import capture_network, decide_cut
 from acsp_lightning.previewing import CopySite
 
-SHARES = (0.8, 0.6, 0.5, 0.4)
+SHARES = (0.8, 0.6, 0.4)
 METHODS = {
     "exact": {"norms": "exact"},
     "refit": {"norms": "refit"},
     "refit, not recovered": {"norms": "refit", "recovery": "none"},
 }
 BATCH = 125
-CAPTURED = 2000
+CAPTURED = 1000
 EPOCHS = 12
 DIGITS_FOR_TRAINING = 1297
 Images = tuple[Tensor, Tensor]
@@ -199,8 +199,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         network = trained(name, options.out, training, options.epochs)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            rows += rows_of(name, network, list(batches(training, chosen)), test)
-    (options.out / "norms.json").write_text(json.dumps(rows, indent=1) + "\n")
+            for row in rows_of(name, network, list(batches(training, chosen)), test):
+                rows.append(row)
+                print(row, flush=True)
+                (options.out / "norms.json").write_text(json.dumps(rows, indent=1) + "\n")
     print(table(rows))
 
 
