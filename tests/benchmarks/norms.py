@@ -47,7 +47,9 @@ def convnext() -> nn.Module:
     """ConvNeXt with eight blocks and LayerNorm."""
     from timm.models.convnext import ConvNeXt
 
-    return ConvNeXt(depths=(2, 2, 2, 2), dims=(24, 48, 96, 192), patch_size=2, num_classes=10)
+    return ConvNeXt(
+        depths=(2, 2, 2, 2), dims=(24, 48, 96, 192), patch_size=2, num_classes=10, ls_init_value=None
+    )
 
 
 def bit() -> nn.Module:
