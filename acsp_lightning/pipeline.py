@@ -85,6 +85,7 @@ def trace(model: nn.Module, example: Example, settings: PruningSettings) -> Trac
         include=settings.include,
         exclude=settings.exclude,
         residual=settings.residual,
+        norms=settings.norms,
     )
 
 
@@ -275,7 +276,8 @@ def _looked_at(
         refit = None
         if fitted.samples is not None:
             layers = dict.fromkeys(side.layer for group in captured.groups for side in group.consumers)
-            refit = prepare_refit(site.network, layers, fitted.samples[0])
+            norms = dict.fromkeys(norm for group in captured.groups for norm in group.norms)
+            refit = prepare_refit(site.network, layers, fitted.samples[0], norms=norms)
         found.append((refit, measured.samples))
 
     site.on_all_ranks(prepare)
@@ -354,6 +356,7 @@ def make_cut(
         classes_after=classes_after,
         class_names=tuple(site.class_names()),
         left_whole=captured.left_whole,
+        norms=proposal.plan.norms(proposal.groups),
         trade_off=proposal.trade_off,
     )
     for concern in concerns(step):

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar, get_args, get_type_hints
 from acsp_lightning.capture.batches import read_batch
 from acsp_lightning.functional import SelectionConfig
 from acsp_lightning.measure.latency import check_batch_sizes
+from acsp_lightning.structure.groups import Norms
 
 __all__ = ["Guard", "PruningSettings"]
 
@@ -95,6 +96,8 @@ class PruningSettings:
         exclude: shell patterns on qualified layer names; layers that match one stay whole.
         residual: also cut channels that run through residual sums; all layers that write into a sum
             lose the same ones.
+        norms: "exact" leaves channels whole whose statistics a LayerNorm or a standardised filter uses;
+            "refit" cuts them, with the norm over those that stay, which is an approximation.
         selection: how many channels stay, and which; a dict of its fields will do.
         recovery: what the layers that read removed channels do: "least_squares" refits them one after
             the other to their outputs before the cut; "fold" only folds into them what the kept
@@ -137,6 +140,7 @@ class PruningSettings:
     include: Sequence[str] = ("*",)
     exclude: Sequence[str] = ()
     residual: bool = False
+    norms: Norms = "exact"
     selection: SelectionConfig = SelectionConfig()  # noqa: RUF009 - frozen, hence safe to share
     recovery: Literal["least_squares", "fold", "none"] = "least_squares"
     recovery_samples: int = 512
@@ -169,11 +173,12 @@ class PruningSettings:
         for name in ("residual", "report_plots", "reset_monitors"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be True or False.")
-        recoveries = get_args(get_type_hints(PruningSettings)["recovery"])
-        if self.recovery not in recoveries:
-            raise ValueError(
-                f"recovery is {self.recovery!r}; it must be one of {', '.join(recoveries)}."
-            )
+        for name in ("norms", "recovery"):
+            allowed = get_args(get_type_hints(PruningSettings)[name])
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}."
+                )
         if not callable(self.read_batch):
             raise ValueError(
                 f"read_batch is {self.read_batch!r}; it must be a function of a batch that returns "

@@ -14,7 +14,7 @@ from acsp_lightning.report.figures import (
     shows_map,
 )
 from acsp_lightning.report.step import PruningStep
-from acsp_lightning.report.tables import comparison_notes, milliseconds, verdict_line
+from acsp_lightning.report.tables import comparison_notes, milliseconds, norms_notes, verdict_line
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; --link: #0062a3; }
@@ -217,6 +217,7 @@ def _notes(step: PruningStep) -> str:
     notes = [
         f"{step.samples:,} validation samples of {step.comparison.classes:,} classes were captured",
         *comparison_notes(step.comparison),
+        *norms_notes(step),
         "a multiply-add counts as one FLOP",
     ]
     if step.accuracy_before is not None:

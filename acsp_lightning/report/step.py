@@ -99,6 +99,8 @@ class PruningStep:
         class_names: names of the classes, as far as the data has them.
         left_whole: why layers that were asked for cannot be cut, by name of their group, and why those
             are not that residual=True would add.
+        norms: layers that the cut approximates: norms and standardised filters, of which statistics are
+            those of the channels that stay.
         trade_off: what cuts of several depths were measured to cost; None if none was measured.
         end: the network at the end of the fit, in the report of its last cut; else None.
     """
@@ -122,6 +124,7 @@ class PruningStep:
     classes_after: ClassCounts | None = None
     class_names: Sequence[str] = ()
     left_whole: Mapping[str, str] = field(default_factory=dict)
+    norms: Sequence[str] = ()
     trade_off: TradeOff | None = None
     end: FitEnd | None = None
 

@@ -43,7 +43,7 @@ def step_table(step: PruningStep) -> str:
     _add_counts(table, (step.before, step.after))
     _add_latency(table, step.latency)
     _add_accuracies(table, (step.accuracy_before, step.accuracy_after), averaged=step.averaged)
-    return _text(table, step.after, comparison_notes(step.comparison))
+    return _text(table, step.after, [*comparison_notes(step.comparison), *norms_notes(step)])
 
 
 def trade_off_table(trade_off: TradeOff) -> str:
@@ -206,6 +206,13 @@ def comparison_notes(comparison: Comparison) -> list[str]:
             f"{comparison.sampling_error:.1%} of their median"
         )
     return lines
+
+
+def norms_notes(step: PruningStep) -> list[str]:
+    """A note that names the layers that a cut approximates; none if it is exact."""
+    if not step.norms:
+        return []
+    return [f"approximate, with the norm over the kept channels: {', '.join(step.norms)}"]
 
 
 def _text(

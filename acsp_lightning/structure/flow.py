@@ -17,6 +17,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from acsp_lightning.structure import operators
 from acsp_lightning.structure.channels import Channels
+from acsp_lightning.structure.groups import Norm
 from acsp_lightning.structure.marks import none_of, pressed, thin, varying
 
 
@@ -62,6 +63,7 @@ class Findings:
         mixed: sides ("in") whose channels the layer mixes, and sides ("out") that it makes.
         touches: parameters over channels.
         sizes: attributes that count channels.
+        norms: layers that use statistics of all of their channels.
     """
 
     channels: Channels = field(default_factory=Channels)
@@ -69,6 +71,7 @@ class Findings:
     mixed: set[tuple[str, str]] = field(default_factory=set)
     touches: list[Touch] = field(default_factory=list)
     sizes: list[Size] = field(default_factory=list)
+    norms: list[Norm] = field(default_factory=list)
 
 
 class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]

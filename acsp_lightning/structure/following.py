@@ -9,24 +9,27 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_leaves
 
-from acsp_lightning.structure.flow import Findings, Flow
+from acsp_lightning.structure.flow import Findings, Flow, Touch
 from acsp_lightning.structure.forward import UnsupportedStructureError, output_tensors, run_forward
+from acsp_lightning.structure.groups import REFIT, Norm, Norms
 from acsp_lightning.structure.layers import (
     channel_dim,
     has_one_slope,
+    has_own_forward,
     is_depthwise,
     is_grouped,
     is_producer,
     loses_groups,
+    normalises_all,
     refusal,
     side_width,
 )
 from acsp_lightning.structure.marks import along, varying
-from acsp_lightning.structure.probing import can_lose_inputs, has_own_forward
+from acsp_lightning.structure.probing import can_lose_inputs, normalises, standardises_filters
 from acsp_lightning.structure.weights import group_count
 
 KINDS = (
-    *(_NormBase, nn.GroupNorm, nn.LayerNorm, nn.PReLU),
+    *(_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.PReLU),
     *(nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention),
 )
 
@@ -34,12 +37,15 @@ KINDS = (
 IS_OUTPUT = "its channels are also part of the network's output"
 
 
-def follow(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Findings, Counter[str]]:
+def follow(
+    model: nn.Module, inputs: tuple[Any, ...], norms: Norms = "exact"
+) -> tuple[Findings, Counter[str]]:
     """Carry the channels of every layer through one forward pass.
 
     Args:
         model: in evaluation mode; left as it was.
         inputs: arguments of forward.
+        norms: what becomes of channels of which a layer uses the statistics: they stay, or may go.
 
     Returns:
         What was found, and how often forward calls every layer with parameters or buffers, in order of
@@ -49,7 +55,7 @@ def follow(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Findings, Counter
         UnsupportedStructureError: if there is no tensor in what forward returns.
     """
     flow = Flow(model)
-    watcher = _Watcher(flow, model)
+    watcher = _Watcher(flow, model, norms)
     handles = []
     for name, module in model.named_modules():
         handles.append(module.register_forward_pre_hook(watcher.entering(name), with_kwargs=True))
@@ -81,14 +87,18 @@ class _Watcher:
     Args:
         flow: carries the marks.
         model: whose modules are watched.
+        norms: as in :func:`follow`.
 
     Attributes:
         calls: how often modules with parameters or buffers were called so far.
     """
 
-    def __init__(self, flow: Flow, model: nn.Module) -> None:
+    def __init__(self, flow: Flow, model: nn.Module, norms: Norms) -> None:
         self.calls = Counter[str]()
         self._flow = flow
+        self._norms = norms
+        # A norm of no kind of torch that is running.
+        self._norm: str | None = None
         # Of layers that are called again: marks of what they read and make.
         self._repeated: dict[str, list[Tensor]] = {}
         self._tied = tied_layers(model)
@@ -105,6 +115,8 @@ class _Watcher:
                 self.calls[name] += 1
             if _is_layer(module):
                 self._enter(name, module, args, kwargs)
+            elif not self._running and not any(module.children()) and module._parameters:
+                self._enter_norm(name, module, args)
 
         return hook
 
@@ -115,6 +127,9 @@ class _Watcher:
                 made = self._running.pop()
                 self._flow.suspended = bool(self._running)
                 self._give(name, module, made, args, output)
+            elif name == self._norm and not self._probing:
+                self._norm, self._flow.suspended = None, False
+                self._flow.mark(output, self._flow.marks(args[0]))
 
         return hook
 
@@ -155,18 +170,57 @@ class _Watcher:
                 flow.channels.pin(made, reason)
         else:
             read = self._read(name, module, given)
-            probed = not read.any() or not has_own_forward(module) or self._probe(module, given)
-            if not probed and not is_grouped(module):
-                reason = f"{name!r} does not give the same without some of its inputs"
-                flow.channels.pin(read, f"{reason} (are its filters standardised?)")
+            probed = not read.any() or not has_own_forward(module)
+            probed = probed or self._probe(lambda: can_lose_inputs(module, given))
+            if normalises_all(module) and read.any():
+                dim = channel_dim(module)
+                own = has_own_forward(module)
+                if own and not self._probe(lambda: normalises(module, given, dim)):
+                    flow.channels.pin(read, f"{name!r} is a norm with a forward of its own")
+                self._note_norm(name, module, dim, read)
+            elif not probed and not is_grouped(module):
+                if self._probe(lambda: standardises_filters(module, given)):
+                    self._note_norm(name, module, channel_dim(module), read)
+                else:
+                    reason = f"{name!r} does not give the same without some of its inputs"
+                    flow.channels.pin(read, reason)
             made = self._through(name, module, read, whole=loses_groups(module) or not probed)
         self._running.append(made)
 
-    def _probe(self, module: nn.Module, given: Tensor) -> bool:
+    def _enter_norm(self, name: str, module: nn.Module, args: Any) -> None:
+        """Take a module as a whole that is found to be a norm over channels."""
+        flow = self._flow
+        marks = flow.marks(args[0]) if args else None
+        if marks is None or len(args) > 1 or len(varying(marks)) > 1 or self.calls[name] > 1:
+            return
+        given, (dim,) = args[0], varying(marks)
+        flow.suspended = True
+        if not self._probe(lambda: normalises(module, given, dim)):
+            flow.suspended = False
+            return
+        read = marks[tuple(slice(None) if d == dim else 0 for d in range(marks.ndim))]
+        self._note_norm(name, module, dim, read)
+        for own, parameter in module._parameters.items():
+            if parameter is not None and parameter.numel() == len(read):
+                flow.found.touches.append(Touch(f"{name}.{own}", torch.arange(len(read)), read))
+        self._norm = name
+
+    def _note_norm(self, name: str, module: nn.Module, dim: int, read: Tensor) -> None:
+        """Channels may go of which a layer uses the statistics, or have to stay."""
+        if self._norms == "refit":
+            self._flow.found.norms.append(Norm(name, dim))
+            return
+        who = f"{name!r}, a {type(module).__name__},"
+        reason = f"its channels run through {who} which normalises all of them together"
+        if is_producer(module):
+            reason = f"{who} standardises its filters over all that it reads"
+        self._flow.channels.pin(read, f"{reason}; {REFIT}")
+
+    def _probe(self, tried: Callable[[], bool]) -> bool:
         """Try a layer with a forward of its own alone."""
         self._probing = True
         try:
-            return can_lose_inputs(module, given)
+            return tried()
         finally:
             self._probing = False
 
@@ -237,7 +291,7 @@ class _Watcher:
                 channels.tie(made, read)
                 read = torch.where(read > 0, read, made)
             found.sides[name, "out"] = read
-            if isinstance(module, nn.GroupNorm):
+            if isinstance(module, nn.GroupNorm) and not normalises_all(module):
                 self._tie_norm_groups(read.view(int(module.num_groups), -1))
             return read
         made = channels.new(side_width(module, "out"))

@@ -119,7 +119,10 @@ def _bundle(
     producers = tuple(side for place, side in sides.items() if place[0] in makers and place[1] == "out")
     consumers = tuple(sides[place] for place in readers)
     others = tuple(side for side in sides.values() if side not in producers + consumers)
-    group = ChannelGroup(makers[0], width, producers, others, consumers, residual)
+    # What a layer gives of all its inputs does not change with its outputs.
+    changed = {layer for layer, side in sides if side != "out" or (layer, side) not in found.mixed}
+    norms = tuple(norm for norm in found.norms if norm.layer in changed)
+    group = ChannelGroup(makers[0], width, producers, others, consumers, residual, norms)
     return Bundle(layers, residual, group, None)
 
 

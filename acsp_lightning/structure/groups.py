@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import gcd
+from typing import Literal
 
 from acsp_lightning.structure.sides import Side
 
@@ -31,6 +32,24 @@ class LayerSide:
     spread: int = 1
 
 
+Norms = Literal["exact", "refit"]
+
+REFIT = "norms='refit' cuts it too"
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """A layer that uses statistics of all of its channels: a norm, or filters that are standardised.
+
+    Attributes:
+        layer: qualified module name.
+        dim: dimension of the channels in what it is given.
+    """
+
+    layer: str
+    dim: int
+
+
 @dataclass(frozen=True, slots=True)
 class ChannelGroup:
     """N channels that exist together: one that goes, goes from every side listed here.
@@ -46,6 +65,8 @@ class ChannelGroup:
             channels, and of parameters and numbers.
         consumers: sides ("in") of the layers that mix the channels into others.
         residual: whether the channels run through a sum of several of the network's tensors.
+        norms: layers of which statistics change with the channels: without some of them the network is
+            the one in which these layers use the channels that stay.
     """
 
     name: str
@@ -54,6 +75,7 @@ class ChannelGroup:
     passthrough: tuple[LayerSide, ...]
     consumers: tuple[LayerSide, ...]
     residual: bool
+    norms: tuple[Norm, ...] = ()
 
     def step(self, round_to: int) -> int:
         """Number of channels that make a multiple of ``round_to`` positions of the first producer."""

@@ -40,6 +40,7 @@ _NORM = SideLayout(
     (("weight", 0), ("bias", 0), ("running_mean", 0), ("running_var", 0)), ("num_features",)
 )
 _GROUP_NORM = SideLayout((("weight", 0), ("bias", 0)), ("num_channels",))
+_LAYER_NORM = SideLayout((("weight", 0), ("bias", 0)), ("normalized_shape",))
 _PRELU = SideLayout((("weight", 0),), ("num_parameters",))
 STANDARD = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
 
@@ -70,6 +71,21 @@ def loses_groups(module: nn.Module) -> bool:
     )
 
 
+def normalises_all(module: nn.Module) -> bool:
+    """Whether ``module`` is a norm of torch whose statistics are those of all channels together."""
+    if isinstance(module, nn.GroupNorm):
+        return module.num_groups == 1
+    return isinstance(module, nn.LayerNorm | nn.RMSNorm)
+
+
+def norm_sizes(module: nn.Module, width: int) -> dict[str, object]:
+    """What the attributes of a LayerNorm, an RMSNorm or a GroupNorm of ``width`` channels have to be."""
+    if isinstance(module, nn.GroupNorm):
+        groups = width * module.num_groups // module.num_channels
+        return {"num_channels": width, "num_groups": max(groups, 1)}
+    return {"normalized_shape": (width,)} if normalises_all(module) else {}
+
+
 def has_one_slope(module: nn.Module) -> bool:
     """Whether ``module`` is a PReLU with one parameter for all channels, which no cut concerns."""
     return isinstance(module, nn.PReLU) and module.num_parameters == 1
@@ -98,7 +114,7 @@ def side_layout(module: nn.Module, side: Side) -> SideLayout:
     if reason is not None:
         raise TypeError(reason)
     layout = _layout(module, side)
-    width, other = (int(getattr(module, _layout(module, s).sizes[0])) for s in (side, "out"))
+    width, other = (_counted(module, _layout(module, s).sizes[0]) for s in (side, "out"))
     if side == "in" and width == other:
         return layout  # what has as many values belongs to the filters
     own = tuple(
@@ -121,9 +137,16 @@ def _layout(module: nn.Module, side: Side) -> SideLayout:
         return _LINEAR_OUT if side == "out" else _LINEAR_IN
     if isinstance(module, nn.GroupNorm):
         return _GROUP_NORM
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        return _LAYER_NORM
     if isinstance(module, nn.PReLU):
         return _PRELU
     return _NORM
+
+
+def _counted(module: nn.Module, attribute: str) -> int:
+    held = getattr(module, attribute)
+    return int(held[0] if isinstance(held, tuple) else held)
 
 
 def side_width(module: nn.Module, side: Side) -> int:
@@ -134,7 +157,7 @@ def side_width(module: nn.Module, side: Side) -> int:
     if kind == "size":
         held = getattr(module, name)
         return int(held if place is None else held[place])
-    return int(getattr(module, side_layout(module, side).sizes[0]))
+    return _counted(module, side_layout(module, side).sizes[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,8 +209,8 @@ def layer_cut(module: nn.Module, kept: Mapping[Side, Sequence[int]]) -> LayerCut
                     slices.append((tensor, dim, stay))
     if groups is not None:
         sizes["groups"] = groups
-    if isinstance(module, nn.GroupNorm) and "out" in kept:
-        sizes["num_groups"] = len(kept["out"]) * module.num_groups // module.num_channels
+    if "out" in kept:
+        sizes |= norm_sizes(module, len(kept["out"]))
     return LayerCut(tuple(slices), sizes, tuple(_unseen(module, sizes)))
 
 
@@ -195,8 +218,10 @@ def _unseen(module: nn.Module, sizes: Iterable[str]) -> list[str]:
     if refusal(module) is not None:
         return list(sizes)
     told = {name for side in ("out", "in") for name in side_layout(module, side).sizes}
-    if isinstance(module, nn.GroupNorm) and module.affine:
+    if isinstance(module, nn.GroupNorm):
         told.add("num_groups")
+    if norm_sizes(module, 1) and module._parameters.get("weight") is None:
+        told.clear()  # norms without parameters have no shapes
     if f"{PREFIX}groups" in module._buffers:  # it became depthwise in an earlier cut
         told.discard("groups")
     return [name for name in sizes if name not in told]
@@ -219,8 +244,30 @@ def _groups_after(module: nn.Module, kept: Mapping[Side, Sequence[int]]) -> int 
 
 
 def channel_dim(module: nn.Module) -> int:
-    """Dimension of the channels in the inputs and outputs of ``module``: -1 for linear, else 1."""
+    """Dimension of the channels in the inputs and outputs of a layer: -1 or 1.
+
+    A LayerNorm has them last, but there are subclasses that permute: one is asked.
+    """
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        return 1 if has_own_forward(module) and _takes_maps(module) else -1
     return -1 if isinstance(module, nn.Linear) else 1
+
+
+def has_own_forward(module: nn.Module) -> bool:
+    """Whether a layer computes something else than the layer of torch that it is derived from."""
+    return not type(module).forward.__module__.startswith("torch.nn.")
+
+
+def _takes_maps(norm: nn.Module) -> bool:
+    """Whether a norm takes a tensor that has its channels in dimension 1 and one position beside."""
+    width = _counted(norm, "normalized_shape")
+    like = next(norm.parameters(False), torch.empty(0))
+    try:
+        with torch.no_grad():
+            norm.forward(like.new_zeros(1, width, 1, 1))
+    except Exception:
+        return False
+    return width > 1
 
 
 def refusal(module: nn.Module) -> str | None:
@@ -237,14 +284,14 @@ def refusal(module: nn.Module) -> str | None:
     if isinstance(module, _InstanceNorm):
         if module.track_running_stats:
             return "it is an InstanceNorm with running statistics"
-    elif isinstance(module, nn.GroupNorm):
-        if module.num_groups == 1:
-            return "it is a GroupNorm of one group, which normalises all channels together"
+    elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        if len(module.normalized_shape) > 1:
+            return f"it is a {type(module).__name__} over several dimensions"
     elif isinstance(module, nn.RNNBase | nn.RNNCellBase):
         return "it is a recurrent layer"
     elif isinstance(module, nn.MultiheadAttention):
         return "it is an attention layer, whose heads share their channels"
-    elif not isinstance(module, _ConvNd | nn.Linear | _BatchNorm | nn.PReLU):
+    elif not isinstance(module, _ConvNd | nn.Linear | _BatchNorm | nn.GroupNorm | nn.PReLU):
         return f"channels of a {type(module).__name__} cannot be cut"
     return None
 

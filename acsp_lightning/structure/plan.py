@@ -78,6 +78,12 @@ class PruningPlan:
             for side in group.producers
         }
 
+    def norms(self, groups: Iterable[ChannelGroup]) -> tuple[str, ...]:
+        """Layers that use the statistics of fewer channels after the cut."""
+        touched = {cut.layer for cut in self.cuts}
+        layers = dict.fromkeys(norm.layer for group in groups for norm in group.norms)
+        return tuple(layer for layer in layers if layer in touched)
+
     def part(self, prefix: str) -> "PruningPlan":
         """The cuts of the layers whose names begin with ``prefix``, under the rest of their names."""
         return PruningPlan(

@@ -13,6 +13,7 @@ from acsp_lightning.structure.forward import evaluation_state, output_tensors, r
 from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.plan import PruningPlan
 from acsp_lightning.structure.refit import Refit, refit_consumers
+from acsp_lightning.structure.rescaling import fitted_layers
 from acsp_lightning.structure.surgery import SlicedParameter, check_plan, reversible_cut
 
 
@@ -67,7 +68,7 @@ def prune(
         with reversible_cut(model, plan) as sliced:
             if input_moments is not None:
                 recover_consumers(model, plan, groups, sliced, input_moments)
-            with _biases_put_back(model, plan):
+            with _fitted_put_back(model, plan):
                 if refit is not None:
                     refit_consumers(model, plan, refit)
                 found = None if inputs is None else _output_shapes(model, inputs)
@@ -83,17 +84,21 @@ def prune(
 
 
 @contextmanager
-def _biases_put_back(model: nn.Module, plan: PruningPlan) -> Iterator[None]:
-    """If the body raises, consumers' biases are what they were: no cut of inputs replaces them."""
-    layers = [model.get_submodule(cut.layer) for cut in plan if cut.side == "in"]
-    biases = [bias for layer in layers if (bias := layer._parameters.get("bias")) is not None]
-    before = [bias.detach().clone() for bias in biases]
+def _fitted_put_back(model: nn.Module, plan: PruningPlan) -> Iterator[None]:
+    """If the body raises, biases and gains of fitted layers are what they were: no cut replaces them."""
+    fitted = [
+        parameter
+        for layer in fitted_layers(model, plan)
+        for name, parameter in layer.named_parameters(recurse=False)
+        if name != "weight"
+    ]
+    before = [parameter.detach().clone() for parameter in fitted]
     try:
         yield
     except BaseException:
         with torch.no_grad():
-            for bias, value in zip(biases, before, strict=True):
-                bias.copy_(value)
+            for parameter, value in zip(fitted, before, strict=True):
+                parameter.copy_(value)
         raise
 
 

@@ -12,7 +12,7 @@ its inputs are complete: nothing needs to be known of what lies between.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -27,7 +27,9 @@ from acsp_lightning.functional import refit_weight
 from acsp_lightning.functional.precision import wide
 from acsp_lightning.progress import step
 from acsp_lightning.structure.forward import evaluation_state, run_forward
+from acsp_lightning.structure.groups import Norm
 from acsp_lightning.structure.plan import PruningPlan
+from acsp_lightning.structure.rescaling import NormTarget, noted, rescaled
 from acsp_lightning.structure.unfold import gives_rows, has_rows, input_rows, output_rows, random_rows
 
 # Positions of each sample at which a convolution is compared: on a ResNet-56 as good as 64.
@@ -83,10 +85,12 @@ class Refit:
     Attributes:
         inputs: arguments of ``forward``, for all samples at once.
         targets: what consumers of the uncut network gave for them, by layer.
+        norms: what layers gave that use statistics of their channels, by layer.
     """
 
     inputs: tuple[Any, ...]
     targets: Mapping[str, Target]
+    norms: Mapping[str, NormTarget] = field(default_factory=dict)
 
     @property
     def samples(self) -> int:
@@ -104,6 +108,7 @@ class Refit:
         return Refit(
             tree_map(lambda leaf: leaf[::2] if isinstance(leaf, Tensor) else leaf, self.inputs),
             {layer: target.halved() for layer, target in self.targets.items()},
+            self.norms,
         )
 
 
@@ -193,7 +198,11 @@ class _Sums(TorchFunctionMode):
 
 
 def prepare_refit(
-    model: nn.Module, layers: Iterable[str], inputs: tuple[Any, ...], seed: int = 0
+    model: nn.Module,
+    layers: Iterable[str],
+    inputs: tuple[Any, ...],
+    seed: int = 0,
+    norms: Iterable[Norm] = (),
 ) -> Refit:
     """Note what the consumers of an uncut network give.
 
@@ -203,6 +212,7 @@ def prepare_refit(
             (transposed convolutions, layers with a forward of their own).
         inputs: arguments of ``forward``, for all samples at once.
         seed: of the choice of positions.
+        norms: layers that use statistics of channels.
 
     Returns:
         The samples with a target for every layer.
@@ -224,13 +234,15 @@ def prepare_refit(
             beside = output_rows(branch.module, other)[target.rows]
             targets[branch.layer] = replace(target, other=branch.in_own_units(beside))
 
-    with _watched(model, layers, _Sums(add), after=seen):
+    with _watched(model, layers, _Sums(add), after=seen), noted(model, norms) as found:
         run_forward(model, inputs)
-    return Refit(inputs, targets)
+    return Refit(inputs, targets, found)
 
 
 def refit_consumers(model: nn.Module, plan: PruningPlan, refit: Refit) -> None:
     """Fit the layers whose inputs a plan has cut, in place, to what they gave before.
+
+    Norms over the channels that stay are rescaled on the way.
 
     Args:
         model: the cut network.
@@ -282,6 +294,7 @@ def refit_consumers(model: nn.Module, plan: PruningPlan, refit: Refit) -> None:
     with (
         step("Refitting layers", len(layers)) as advance,
         _watched(model, layers, _Sums(add), before=before),
+        rescaled(model, plan, refit.norms),
     ):
         run_forward(model, refit.inputs)
 

@@ -6,7 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from acsp_lightning.structure.layers import is_consumer, is_grouped, refusal, side_layout
+from acsp_lightning.structure.layers import (
+    is_consumer,
+    is_grouped,
+    norm_sizes,
+    refusal,
+    side_layout,
+)
 from acsp_lightning.structure.records import first_size, recorded, set_sizes
 from acsp_lightning.structure.sides import Side
 from acsp_lightning.structure.surgery import set_data
@@ -49,7 +55,8 @@ def resize_layers(model: nn.Module, state: Mapping[str, Tensor], prefix: str = "
         if own != found:
             _resize(model.get_submodule(_owner(name)), name.rpartition(".")[2], found)
     for layer, module in resized.items():
-        vars(module).update(sizes[layer])
+        widths = list(sizes[layer].values())
+        vars(module).update(sizes[layer] | (norm_sizes(module, widths[0]) if widths else {}))
 
 
 def _owner(name: str) -> str:
@@ -100,8 +107,6 @@ def _sizes(layer: str, module: nn.Module, shapes: Shapes, state: Mapping[str, Te
                 f"Layer {layer!r} does not fit: {sizes['in_channels']} inputs and "
                 f"{sizes['out_channels']} outputs make no {groups} groups, which no cut explains."
             )
-    if isinstance(module, nn.GroupNorm) and sizes:
-        sizes["num_groups"] = sizes["num_channels"] * module.num_groups // module.num_channels
     return sizes
 
 

@@ -14,7 +14,7 @@ from acsp_lightning.structure.flow import Findings
 from acsp_lightning.structure.following import follow
 from acsp_lightning.structure.forward import UnsupportedStructureError, call_counts, evaluation_state
 from acsp_lightning.structure.grouping import Bundle, bundles
-from acsp_lightning.structure.groups import ChannelGroup, Tracing
+from acsp_lightning.structure.groups import ChannelGroup, Norms, Tracing
 from acsp_lightning.structure.layers import is_producer
 
 
@@ -25,6 +25,7 @@ def trace_groups(
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
     residual: bool = False,
+    norms: Norms = "exact",
 ) -> Tracing:
     """Find the groups of channels of ``model`` that can be cut, as far as one forward pass can tell.
 
@@ -39,6 +40,8 @@ def trace_groups(
             its channels matches one of these...
         exclude: ...and no layer that makes its channels matches one of those.
         residual: also ask for the groups that run through residual sums.
+        norms: whether channels that a norm takes together, or that standardised filters read, stay
+            whole, or may go as if the norm were one over the channels that stay.
 
     Returns:
         The groups in order of execution, and what was left whole with the reason.
@@ -52,7 +55,7 @@ def trace_groups(
     _check_initialised(model)
     modules = dict(model.named_modules())
     with evaluation_state(model):
-        found, calls = _followed(model, inputs)
+        found, calls = _followed(model, inputs, norms)
     if not any(is_producer(modules[name]) for name in calls):
         raise UnsupportedStructureError(
             f"{type(model).__name__}.forward calls no convolution or linear layer; there is "
@@ -74,9 +77,9 @@ def trace_groups(
     return Tracing(groups, left_whole, () if residual else _summed(asked, groups, left_whole))
 
 
-def _followed(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Findings, Counter[str]]:
+def _followed(model: nn.Module, inputs: tuple[Any, ...], norms: Norms) -> tuple[Findings, Counter[str]]:
     try:
-        return follow(model, inputs)
+        return follow(model, inputs, norms)
     except UnsupportedStructureError:
         raise
     except Exception as error:

@@ -17,6 +17,7 @@ from acsp_lightning.functional.precision import wide
 from acsp_lightning.structure.forward import output_tensors
 from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.layers import channel_dim
+from acsp_lightning.structure.norms import over_kept
 from acsp_lightning.structure.plan import PruningPlan, build_plan
 from acsp_lightning.structure.sides import Side
 from acsp_lightning.structure.surgery import reversible_cut
@@ -83,11 +84,16 @@ def _compared(
     forward: Forward,
     training: Callable[[], None] | None,
 ) -> Difference | None:
-    """How ``model`` cut by ``plan`` differs from itself with the same channels zeroed."""
+    """How ``model`` cut by ``plan`` differs from itself with the same channels zeroed.
+
+    Layers that use statistics of channels use those of the channels that are kept in both.
+    """
     kept = {(cut.layer, cut.side): cut.kept for cut in plan}
+    norms = dict.fromkeys(norm for group in groups for norm in group.norms)
     consumers = tuple(dict.fromkeys(side.layer for group in groups for side in group.consumers))
     producers = tuple(dict.fromkeys(side.layer for group in groups for side in group.producers))
     with (
+        over_kept(model, norms, plan),
         _changed(model, producers, _spoiler(kept), inputs=False),
         _changed(model, consumers, _zeroer(kept), inputs=True),
         _recorded(model, consumers, kept) as expected,

@@ -8,6 +8,7 @@ which is enough where nothing is wrong.
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from acsp_lightning.structure.forward import (
     train_mode,
     varied,
 )
-from acsp_lightning.structure.groups import ChannelGroup, Tracing, by_reason
+from acsp_lightning.structure.groups import ChannelGroup, Norms, Tracing, by_reason
 from acsp_lightning.structure.replay import part_of_forward, record_forward
 from acsp_lightning.structure.tracing import trace_groups
 from acsp_lightning.structure.trial import Difference, trial_difference
@@ -44,6 +45,7 @@ def prunable_groups(
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
     residual: bool = False,
+    norms: Norms = "exact",
 ) -> Tracing:
     """Trace ``model`` and keep what can be cut: :func:`trace_groups`, then :func:`verify_groups`.
 
@@ -53,18 +55,19 @@ def prunable_groups(
         UnsupportedStructureError: if nothing is left, with the reasons, or as :func:`trace_groups`.
         ValueError: if a pattern matches no layer.
     """
-    tracing = trace_groups(model, inputs, include=include, exclude=exclude, residual=residual)
+    look = partial(trace_groups, model, inputs, include=include, exclude=exclude, norms=norms)
+    tracing = look(residual=residual)
     tracing = verify_groups(model, inputs, tracing)
     if not tracing.groups and not residual:
-        sums = trace_groups(model, inputs, include=include, exclude=exclude, residual=True)
+        sums = look(residual=True)
         sums = verify_groups(model, inputs, sums)
         tracing = replace(sums, streams=bool(sums.groups))
     if not tracing.groups:
         reasons = by_reason(tracing.left_whole)
         raise UnsupportedStructureError(
             f"No layer of {type(model).__name__} can be pruned with include={list(include)}, "
-            f"exclude={list(exclude)}, residual={residual}. The output layer is never cut. "
-            f"{reasons or 'No other layer was asked for'}."
+            f"exclude={list(exclude)}, residual={residual}, norms={norms!r}. The output "
+            f"layer is never cut. {reasons or 'No other layer was asked for'}."
         )
     return tracing
 

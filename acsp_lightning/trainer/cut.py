@@ -21,6 +21,7 @@ from acsp_lightning.structure.optimizer import nested_optimizers, slice_optimize
 from acsp_lightning.structure.plan import PruningPlan
 from acsp_lightning.structure.pruning import Recovery
 from acsp_lightning.structure.refit import prepare_refit
+from acsp_lightning.structure.rescaling import fitted_layers
 from acsp_lightning.structure.surgery import (
     SlicedParameter,
     apply_plan,
@@ -184,17 +185,19 @@ def _cut(
     live, evaluated = trainer.lightning_module, evaluated_network(trainer)
     for copy in copies:
         check_plan(copy.module, proposal.plan.part(copy.prefix))
-    held, biases = held_tensors(trainer), _biases(live, proposal.plan)
+    held, unsliced = held_tensors(trainer), _fitted(live, proposal.plan)
     buffers = _buffer_cuts(live, proposal.plan)
 
     def own(network: nn.Module) -> Recovery:
         refit = recovery.refit
         if refit is None or network is evaluated:
             return recovery
-        return replace(recovery, refit=prepare_refit(network, refit.targets, refit.inputs))
+        norms = [norm for group in proposal.groups for norm in group.norms]
+        own_refit = prepare_refit(network, refit.targets, refit.inputs, norms=norms)
+        return replace(recovery, refit=own_refit)
 
     sliced = prune_network(live, proposal, own(live))
-    corrections = _corrections(live, proposal.plan, sliced, biases)
+    corrections = _corrections(live, proposal.plan, sliced, unsliced)
     for copy in copies:
         if copy.prefix:
             _cut_part(copy, live, proposal.plan, corrections)
@@ -226,26 +229,29 @@ def _buffer_cuts(network: nn.Module, plan: PruningPlan) -> dict[int, list[tuple[
     return found
 
 
-def _biases(network: nn.Module, plan: PruningPlan) -> dict[int, Tensor]:
-    """Biases of the consumers before a cut, by identity of the parameter."""
-    layers = [network.get_submodule(cut.layer) for cut in plan if cut.side == "in"]
-    biases = [bias for layer in layers if (bias := layer._parameters.get("bias")) is not None]
-    return {id(bias): bias.detach().clone() for bias in biases}
+def _fitted(network: nn.Module, plan: PruningPlan) -> dict[int, Tensor]:
+    """Biases and gains of the layers that recover, before a cut, by identity of the parameter."""
+    return {
+        id(parameter): parameter.detach().clone()
+        for layer in fitted_layers(network, plan)
+        for name, parameter in layer.named_parameters(recurse=False)
+        if name != "weight"
+    }
 
 
 def _corrections(
     network: nn.Module,
     plan: PruningPlan,
     sliced: Sequence[SlicedParameter],
-    biases: Mapping[int, Tensor],
+    unsliced: Mapping[int, Tensor],
 ) -> dict[int, Tensor]:
-    """What recovery added to weights and biases of the consumers, by identity of the parameter."""
+    """What recovery added to the parameters of layers, by identity of the parameter."""
     by_parameter = {id(entry.parameter): entry for entry in sliced}
     found = {}
-    for layer in (network.get_submodule(cut.layer) for cut in plan if cut.side == "in"):
+    for layer in fitted_layers(network, plan):
         for parameter in layer.parameters(recurse=False):
             entry = by_parameter.get(id(parameter))
-            old = biases.get(id(parameter)) if entry is None else entry.slice(entry.old)
+            old = unsliced.get(id(parameter)) if entry is None else entry.slice(entry.old)
             if old is not None:
                 found[id(parameter)] = parameter.detach() - old
     return found
@@ -265,14 +271,13 @@ def _cut_part(
 
 
 def _broadcast_consumers(trainer: pl.Trainer, plan: PruningPlan, copies: Sequence[NetworkCopy]) -> None:
-    """Let every process have the first one's weights in the layers whose inputs a plan has cut."""
+    """Let every process have the first one's parameters in the layers that recovered from a plan."""
     for network, own in (
         (trainer.lightning_module, plan),
         *((copy.module, plan.part(copy.prefix)) for copy in copies),
     ):
-        for cut in own:
-            if cut.side == "in":
-                broadcast_(network.get_submodule(cut.layer).parameters())
+        for layer in fitted_layers(network, own):
+            broadcast_(layer.parameters())
 
 
 def _tell(trainer: pl.Trainer, plan: PruningPlan | None, sliced: Sequence[SlicedParameter]) -> None:

@@ -65,7 +65,7 @@ def _fingerprint(module: nn.Module) -> Fingerprint:
 
 
 def _asked(settings: PruningSettings) -> tuple[object, ...]:
-    return tuple(settings.include), tuple(settings.exclude), settings.residual
+    return tuple(settings.include), tuple(settings.exclude), settings.residual, settings.norms
 
 
 @dataclass(frozen=True, slots=True, eq=False)

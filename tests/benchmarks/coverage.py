@@ -11,7 +11,8 @@ that are missing. Then the table is printed.
 Half of the channels of every group go, the classifier stays. Constant parameters (scales of one, layer
 scales of a millionth, gains of zero) are randomised and BatchNorm has seen real activations, else errors
 hide. The cut network is compared, in float64, with the whole one whose layers are handed zeros in place
-of the channels they lost; then it takes a step of SGD.
+of the channels they lost; then it takes a step of SGD. Under "refit", norms that take all channels
+together may lose some: there they run over the channels that stay, in the whole network too.
 """
 
 import argparse
@@ -135,14 +136,16 @@ class RefusedError(Exception):
     """The tool says that it cuts nothing."""
 
 
-def cut_by_ours(network: nn.Module, inputs: Tensor, *, residual: bool) -> tuple[Dropped, dict[str, Any]]:
-    """Cut in place; what was dropped, and how many groups were cut and left."""
+def cut_by_ours(
+    network: nn.Module, inputs: Tensor, *, residual: bool, norms: str = "exact"
+) -> tuple[Dropped, dict[str, Any]]:
+    """Cut in place; what was dropped, how many groups were cut and left, and norms over fewer."""
     from acsp_lightning import UnsupportedStructureError, apply_plan
     from acsp_lightning.structure.plan import build_plan
     from acsp_lightning.structure.verification import prunable_groups
 
     try:
-        tracing = prunable_groups(network, (inputs,), residual=residual)
+        tracing = prunable_groups(network, (inputs,), residual=residual, norms=norms)
     except UnsupportedStructureError as error:
         raise RefusedError(str(error)) from error
     generator = torch.Generator().manual_seed(2)
@@ -151,13 +154,26 @@ def cut_by_ours(network: nn.Module, inputs: Tensor, *, residual: bool) -> tuple[
         for group in tracing.groups
     }
     plan = build_plan(tracing.groups, kept)
+    over_fewer = kept_by_norms(network, plan.norms(tracing.groups), plan)
     apply_plan(network, plan)
     dropped = {cut.layer: set(range(cut.width)) - set(cut.kept) for cut in plan if cut.side == "in"}
     return dropped, {
         "cut": len(tracing.groups),
         "left": len(tracing.left_whole),
         "reasons": dict(tracing.left_whole),
+        "norms": over_fewer,
     }
+
+
+def kept_by_norms(network: nn.Module, names: Iterable[str], plan: Any) -> dict[str, list[int]]:
+    """The channels over which norms and standardised filters run after a cut."""
+    kept = {}
+    for name in names:
+        cuts = {cut.side: cut.kept for cut in plan if cut.layer == name}
+        kept[name] = list(
+            cuts["in"] if is_reader(network.get_submodule(name)) else next(iter(cuts.values()))
+        )
+    return kept
 
 
 def cut_by_torch_pruning(network: nn.Module, inputs: Tensor) -> tuple[Dropped, dict[str, Any]]:
@@ -211,6 +227,7 @@ def in_width(layer: nn.Module) -> int:
 TOOLS: dict[str, Callable[[nn.Module, Tensor], tuple[Dropped, dict[str, Any]]]] = {
     "default": lambda network, inputs: cut_by_ours(network, inputs, residual=False),
     "residual": lambda network, inputs: cut_by_ours(network, inputs, residual=True),
+    "refit": lambda network, inputs: cut_by_ours(network, inputs, residual=True, norms="refit"),
     "torch-pruning": cut_by_torch_pruning,
 }
 
@@ -233,7 +250,10 @@ def row_of(name: str, tool: str) -> dict[str, Any]:
         return row | {"why": f"cut: {type(error).__name__}: {error}"[:300]}
     row |= found | {"seconds": time.process_time() - start}
     try:
-        row["deviation"] = deviation(whole.double(), cut.double(), dropped, inputs.double())
+        over_fewer = row.pop("norms", {})
+        row["norms"] = len(over_fewer)
+        with norms_over(whole, over_fewer):
+            row["deviation"] = deviation(whole.double(), cut.double(), dropped, inputs.double())
         row["after"] = flops(cut, inputs.double())
         step(cut, images(name, 4, seed=4).double())
     except Exception as error:
@@ -277,6 +297,62 @@ def zeros_read(network: nn.Module, dropped: Dropped) -> Iterator[None]:
             layer = network.get_submodule(name)
             stack.callback(layer.register_forward_pre_hook(zeros(positions)).remove)
         yield
+
+
+@contextmanager
+def norms_over(network: nn.Module, kept: Mapping[str, Sequence[int]]) -> Iterator[None]:
+    """Let norms use the statistics of some of their channels, by formulas of our own."""
+
+    def hook(positions: Sequence[int]) -> Callable[..., Tensor]:
+        def over(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+            (values,) = arguments
+            places = torch.tensor(positions)
+            if isinstance(module, nn.Conv2d):
+                return standardised(module, values, places)
+            dim = channels_of(module, values)
+            return output.index_copy(dim, places, normalised(module, values, dim, places))
+
+        return over
+
+    with ExitStack() as stack:
+        for name, positions in kept.items():
+            layer = network.get_submodule(name)
+            stack.callback(layer.register_forward_hook(hook(positions)).remove)
+        yield
+
+
+def channels_of(norm: nn.Module, values: Tensor) -> int:
+    """The dimension of the channels; the last one where both would do."""
+    width = norm.weight.numel()
+    return next(dim for dim in (values.ndim - 1, 1) if values.shape[dim] == width)
+
+
+def normalised(norm: nn.Module, values: Tensor, dim: int, places: Tensor) -> Tensor:
+    """LayerNorm, GroupNorm of one group, or the global response normalisation of ConvNeXt V2."""
+    values = values.index_select(dim, places)
+    shape = [-1 if d == dim else 1 for d in range(values.ndim)]
+    weight, bias = (p[places].view(shape) for p in (norm.weight, norm.bias))
+    if not isinstance(norm, nn.LayerNorm | nn.GroupNorm):
+        others = [d for d in range(1, values.ndim) if d != dim]
+        sizes = values.square().sum(others, keepdim=True).sqrt()
+        return values + weight * values * sizes / (sizes.mean(dim, keepdim=True) + norm.eps) + bias
+    dims = list(range(1, values.ndim)) if isinstance(norm, nn.GroupNorm) else [dim]
+    spread = (values.var(dims, correction=0, keepdim=True) + norm.eps).sqrt()
+    return (values - values.mean(dims, keepdim=True)) / spread * weight + bias
+
+
+def standardised(layer: nn.Conv2d, values: Tensor, places: Tensor) -> Tensor:
+    """What a convolution of timm gives whose filters are standardised over some inputs."""
+    from timm.layers import pad_same
+
+    weight = layer.weight[:, places]
+    deviation, mean = torch.var_mean(weight, (1, 2, 3), keepdim=True, correction=0)
+    weight = (weight - mean) / (deviation + layer.eps).sqrt()
+    weight = weight * getattr(layer, "gain", 1.0) * getattr(layer, "scale", 1.0)
+    geometry = (layer.stride, layer.padding, layer.dilation)
+    if getattr(layer, "same_pad", False):
+        values = pad_same(values, layer.kernel_size, layer.stride, layer.dilation)
+    return nn.functional.conv2d(values[:, places], weight, layer.bias, *geometry)
 
 
 def step(network: nn.Module, inputs: Tensor) -> None:

@@ -30,6 +30,7 @@ from helpers.fits import (
     train_loader,
     val_loader,
 )
+from helpers.normed import normed_net
 
 SAMPLES = 17  # of validation; a DistributedSampler for two ranks repeats the first
 PADDED = (*range(SAMPLES), 0)
@@ -188,6 +189,13 @@ def averaged(folder: Path, name: str) -> None:
     fit(folder, Classifier(), callback(1), others=[other], max_epochs=4)
 
 
+def normed(folder: Path) -> None:
+    """A cut through norms that take all channels together, with averages of the weights."""
+    ema = EMAWeightAveraging(decay=0.7)
+    pruning = callback(1, norms="refit", residual=True)
+    fit(folder, Classifier(normed_net(), configure=adam), pruning, others=[ema], max_epochs=4)
+
+
 def guarded(folder: Path) -> None:
     """A cut that is undone and made again at half the depth."""
     pruning = callback(0, guard=Guard(0.1, "quality"), report_dir=folder / "records")
@@ -299,6 +307,7 @@ JOBS: dict[str, Callable[..., None]] = {
     "shares": shares,
     "option": option,
     "averaged": averaged,
+    "normed": normed,
     "guarded": guarded,
     "timed": timed,
     "resumed": resumed,

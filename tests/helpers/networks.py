@@ -20,6 +20,7 @@ class Case:
     cut: tuple[str, ...]
     whole: dict[str, str] | None = None  # name of a group -> a part of the reason
     residual: bool = False
+    norms: str = "exact"
 
 
 class Wired(nn.Module):

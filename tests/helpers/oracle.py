@@ -12,6 +12,7 @@ from acsp_lightning.structure.plan import PruningPlan, SideCut, build_plan
 from acsp_lightning.structure.tracing import trace_groups
 from acsp_lightning.structure.verification import verify_groups
 from helpers.networks import Case, randomized
+from helpers.normed import norms_over_kept
 
 
 def inputs_of(case: Case, seed: int = 1, batch: int = 2) -> tuple[torch.Tensor, ...]:
@@ -40,7 +41,10 @@ def random_plan(groups, seed: int) -> PruningPlan:
 
 
 def masked_outputs(model: nn.Module, plan: PruningPlan, inputs) -> list[torch.Tensor]:
-    """Outputs of the uncut ``model`` whose consumers are handed zeros in place of dropped channels."""
+    """Outputs of the uncut ``model`` whose consumers are handed zeros in place of dropped channels.
+
+    Norms that take all channels together take those that are kept.
+    """
 
     def zeros(cut):
         def hook(module, arguments):
@@ -52,7 +56,7 @@ def masked_outputs(model: nn.Module, plan: PruningPlan, inputs) -> list[torch.Te
 
         return hook
 
-    with ExitStack() as stack, torch.no_grad():
+    with ExitStack() as stack, norms_over_kept(model, plan), torch.no_grad():
         for cut in plan:
             if cut.side == "in":
                 layer = model.get_submodule(cut.layer)

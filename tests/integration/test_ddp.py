@@ -163,6 +163,14 @@ def test_averages_under_ddp(tmp_path: Path, name: str) -> None:
     assert widths_of(first).items() >= ALL_HALVED.items()
 
 
+def test_norms_over_fewer_channels_under_ddp(tmp_path: Path) -> None:
+    """Their scale, which the first process fits, is that of all."""
+    (first, second), _ = succeed("normed", tmp_path)
+    assert_same(first, second)
+    assert first["state"]["net.2.weight"].shape == (4,)
+    assert first["averages"][0]["module.net.2.weight"].shape == (4,)
+
+
 def test_the_guard_under_ddp(tmp_path: Path) -> None:
     (first, second), _ = succeed("guarded", tmp_path)
     assert_same(first, second)

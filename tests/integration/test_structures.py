@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.networks import Case
+from helpers.normed import NORMED
 from helpers.oracle import assert_cut_is_masked, built, inputs_of, offered, random_plan
-from helpers.structures import STRUCTURES
+from helpers.structures import STRUCTURES as ORDINARY
 from torch.nn import functional
 
 from acsp_lightning import SelectionConfig, apply_plan, load_pruned, preview
@@ -17,13 +18,14 @@ from acsp_lightning.structure.optimizer import slice_optimizer_state
 from acsp_lightning.structure.plan import build_plan
 from acsp_lightning.structure.refit import prepare_refit, refit_consumers
 
+STRUCTURES = ORDINARY | NORMED
 DEPTHS = range(4)
 
 
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_what_is_offered(name: str) -> None:
     case = STRUCTURES[name]
-    tracing = offered(built(case), inputs_of(case), residual=case.residual)
+    tracing = offered(built(case), inputs_of(case), residual=case.residual, norms=case.norms)
     assert tuple(group.name for group in tracing.groups) == case.cut, dict(tracing.left_whole)
 
 
@@ -33,7 +35,7 @@ def test_a_cut_is_the_masked_network_and_goes_on(name: str, depth: int, tmp_path
     case = STRUCTURES[name]
     model, inputs = built(case), inputs_of(case)
     fresh = copy.deepcopy(model)
-    plan = random_plan(offered(model, inputs, residual=case.residual).groups, depth)
+    plan = random_plan(offered(model, inputs, residual=case.residual, norms=case.norms).groups, depth)
     expected = assert_cut_is_masked(model, plan, inputs)
 
     model.train()
@@ -48,7 +50,7 @@ def test_a_cut_is_the_masked_network_and_goes_on(name: str, depth: int, tmp_path
     load_pruned(fresh, tmp_path / "cut.pt")
     with torch.no_grad():
         assert torch.equal(fresh(*inputs), expected(*inputs))
-    again = offered(fresh, inputs, residual=case.residual).groups
+    again = offered(fresh, inputs, residual=case.residual, norms=case.norms).groups
     if again:  # cut once more, and loaded from what was cut twice
         twice = assert_cut_is_masked(fresh, random_plan(again, depth), inputs)
         torch.save(twice.state_dict(), tmp_path / "twice.pt")
@@ -66,7 +68,7 @@ def step(model: torch.nn.Module, inputs: tuple[torch.Tensor, ...], optimizer: to
 def flops_of(case: Case, depth: int) -> tuple[float, int]:
     """FLOPs after a cut as the model of costs has them, and as they are counted."""
     model, inputs = built(case), inputs_of(case, batch=1)
-    groups = offered(model, inputs, residual=case.residual).groups
+    groups = offered(model, inputs, residual=case.residual, norms=case.norms).groups
     costs = FlopsModel(groups, measure_complexity(model, inputs).by_layer)
     widths = {group.name: 1 + (depth + place) % (group.width - 1) for place, group in enumerate(groups)}
     apply_plan(model, build_plan(groups, {name: range(width) for name, width in widths.items()}))
@@ -85,11 +87,13 @@ def test_consumers_are_refitted(name: str) -> None:
     """Nearer to the uncut network than the cut alone, on the samples that they are fitted to."""
     case = STRUCTURES[name]
     model, inputs = built(case), inputs_of(case, batch=16)
-    groups = offered(model, inputs, residual=case.residual).groups
+    groups = offered(model, inputs, residual=case.residual, norms=case.norms).groups
     kept = {group.name: range(-(-3 * group.width // 4)) for group in groups}
     plan = build_plan(groups, kept)
     whole, cut = model(*inputs).detach(), copy.deepcopy(model)
-    refit = prepare_refit(model, [side.layer for g in groups for side in g.consumers], inputs)
+    layers = [side.layer for group in groups for side in group.consumers]
+    norms = [norm for group in groups for norm in group.norms]
+    refit = prepare_refit(model, layers, inputs, norms=norms)
     apply_plan(cut, plan)
     before = (cut(*inputs) - whole).norm()
     refit_consumers(cut, plan, refit)
@@ -117,7 +121,9 @@ BATCHES = [batch(0), batch(1)]
 def test_channels_are_chosen(name: str, selection: SelectionConfig, recovery: str) -> None:
     case = STRUCTURES[name]
     model = built(case)
-    step = preview(model, BATCHES, selection, residual=case.residual, recovery=recovery)
+    step = preview(
+        model, BATCHES, selection, residual=case.residual, norms=case.norms, recovery=recovery
+    )
     assert set(step.selections) == set(case.cut)
     if selection.keep is not None:
         for found in step.selections.values():

@@ -20,6 +20,7 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "include": ([["*"], ["net.conv1"]], ["net.conv1", [1]]),
     "exclude": ([[], ["net.fc1"]], ["net.fc1", [None]]),
     "residual": ([True, False], [1, "yes"]),
+    "norms": (["exact", "refit"], ["approximate", None]),
     "selection": ([SelectionConfig(flops=0.6), {"keep": 0.5}], [0.5, {"kept": 0.5}, {"keep": 2}]),
     "recovery": (["least_squares", "fold", "none"], ["ridge", None]),
     "recovery_samples": ([1, 7], [0, None]),

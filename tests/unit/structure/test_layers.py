@@ -58,6 +58,9 @@ CUTS = {
     "batch norm": (nn.BatchNorm2d(6), {"out": (0, 3)}, nn.BatchNorm2d(2)),
     "group norm": (nn.GroupNorm(3, 6), {"out": (0, 1, 4, 5)}, nn.GroupNorm(2, 4)),
     "prelu": (nn.PReLU(6), {"out": (0, 3)}, nn.PReLU(2)),
+    "layer norm": (nn.LayerNorm(6), {"out": (0, 3)}, nn.LayerNorm(2)),
+    "rms norm": (nn.RMSNorm(6), {"out": (0, 3)}, nn.RMSNorm(2)),
+    "norm of all": (nn.GroupNorm(1, 6), {"out": (0, 3)}, nn.GroupNorm(1, 2)),
 }  # fmt: skip
 
 
@@ -92,7 +95,7 @@ def test_whole_groups_go_where_there_are_more_of_them(groups: int, inputs: int, 
 
 
 REFUSED = {
-    "group norm": (nn.GroupNorm(1, 6), "normalises all channels together"),
+    "layer norm": (nn.LayerNorm([6, 4]), "LayerNorm over several dimensions"),
     "instance norm": (nn.InstanceNorm2d(6, track_running_stats=True), "running statistics"),
     "lazy": (nn.LazyConv2d(6, 3), "lazy"),
     "weight norm": (nn.utils.parametrizations.weight_norm(nn.Linear(6, 6)), "weight norm"),
