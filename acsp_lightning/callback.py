@@ -149,7 +149,7 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
         if self.batchnorm_batches and not self._tried and self._survey is not None:
             run_on_all_ranks(lambda: check_training_batch(pl_module, batch, self))
         self._tried = True
-        self._teaching.before_batch()
+        self._teaching.before_batch(trainer)
 
     def on_before_backward(self, trainer: pl.Trainer, *_: Any) -> None:
         """Blend the loss with the distance from the teacher."""

@@ -1,6 +1,7 @@
 """What a network was last called with in training, and what it returned."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,11 +42,24 @@ class LastCall:
     def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
         self._modules = {name: model.get_submodule(name) for name in names}
         self._handles: list[RemovableHandle] = []
-        self.forget()
+        self._reset(redirected=False)
 
-    def attach(self) -> None:
-        """Watch the modules, and forget earlier calls."""
+    def _reset(self, *, redirected: bool) -> None:
+        self._redirected = redirected
+        self._in_step = self._resting = False
+        self._depth = 0  # of watched modules that are running, one inside the other
+        self._inputs: Any = None
+        self._call: Any = None
+
+    def attach(self, *, redirected: bool = False) -> None:
+        """Watch the modules, and forget earlier calls.
+
+        Args:
+            redirected: whether a call of ``model`` from outside is no forward, but a training step that
+                runs in it; Lightning hands steps to DistributedDataParallel as if they were forward.
+        """
         self.detach()
+        self._reset(redirected=redirected)
         for name, module in self._modules.items():
             before, after = self._hooks(name)
             self._handles += [
@@ -54,39 +68,49 @@ class LastCall:
             ]
 
     def detach(self) -> None:
-        """Remove all hooks, and forget the call."""
+        """Remove all hooks, and hold no tensors."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self.forget()
-
-    def forget(self) -> None:
-        """Hold no tensors; a call that has begun does not count."""
-        self._depth = 0  # of watched modules that are running, one inside the other
-        self._inputs: Any = None
-        self._call: Any = None
+        self._inputs = self._call = None
 
     def take(self) -> Call | None:
-        """The last call since the one taken before, and forget it; None if there was none."""
-        call = self._call
-        self.forget()
+        """The last call since the one taken before; None if there was none."""
+        call, self._call = self._call, None
         return None if call is None else Call(*call)
+
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """Note nothing in the body, such as a backward pass that computes activations once more."""
+        self._resting = True
+        try:
+            yield
+        finally:
+            self._resting = False
 
     # Functions, not methods: a copy of the network made meanwhile would copy what methods belong to.
     def _hooks(self, name: str) -> tuple[Any, Any]:
         def before(_module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-            if torch.is_grad_enabled():
-                if self._depth == 0:
-                    self._inputs = cloned((arguments, keywords))
-                self._depth += 1
+            if self._resting or not torch.is_grad_enabled():
+                return
+            if self._redirected and not name and not self._in_step:
+                self._in_step = True
+                return
+            if self._depth == 0:
+                self._inputs = cloned((arguments, keywords))
+            self._depth += 1
 
         def after(
             _module: nn.Module, _arguments: tuple[Any, ...], _keywords: dict[str, Any], outputs: Any
         ) -> None:
-            if torch.is_grad_enabled():
-                self._depth -= 1
-                if self._depth == 0:
-                    self._call = (name, *self._inputs, outputs)
-                    self._inputs = None
+            if self._resting or not torch.is_grad_enabled():
+                return
+            if self._redirected and not name and self._depth == 0:
+                self._in_step = False
+                return
+            self._depth -= 1
+            if self._depth == 0:
+                self._call = (name, *self._inputs, outputs)
+                self._inputs = None
 
         return before, after

@@ -23,7 +23,7 @@ from acsp_lightning.settings import Distillation
 from acsp_lightning.structure.forward import counted, eager_copy, evaluation_state, run_forward
 from acsp_lightning.trainer.averaging import evaluated_copy
 from acsp_lightning.trainer.loggers import PREFIX
-from acsp_lightning.trainer.ranks import run_on_all_ranks
+from acsp_lightning.trainer.ranks import broadcast_, run_on_all_ranks
 from acsp_lightning.trainer.snapshot import kept_in, name_of_uncut
 from acsp_lightning.trainer.survey import FitSurvey
 
@@ -74,6 +74,7 @@ class Teaching:
     def _begin(self, trainer: pl.Trainer, survey: FitSurvey, teacher: nn.Module) -> None:
         self._begun, self._largest = True, survey.num_classes - 1
         teacher.eval().requires_grad_(False)
+        broadcast_(teacher.buffers())  # BatchNorm has seen other batches on every process
         inputs = survey.example.traced
         self._readers = scoring_modules(teacher, inputs, self._read_outputs, self._largest)
         if self._readers:
@@ -84,10 +85,11 @@ class Teaching:
         else:
             warn_of_no_scores(trainer.lightning_module)
 
-    def before_batch(self) -> None:
+    def before_batch(self, trainer: pl.Trainer) -> None:
         """Watch the network in a training step."""
         if self._calls is not None:
-            self._calls.attach()
+            wrapped = trainer.strategy.model is not trainer.lightning_module
+            self._calls.attach(redirected=wrapped)
 
     def after_batch(self, trainer: pl.Trainer) -> None:
         """Watch it no more: whoever copies, saves or validates the module finds no hook."""
@@ -113,7 +115,7 @@ class Teaching:
         if distance is not None:
             self._taught = True
             trainer.lightning_module.log(f"{PREFIX}distillation_loss", distance.detach(), on_step=True)
-            _blend_once(trainer.lightning_module, self._blended(_as_losses(trainer, distance)))
+            self._blend_once(trainer.lightning_module, _as_losses(trainer, distance))
 
     def _distance(self, trainer: pl.Trainer, call: Call) -> Tensor | None:
         """How far the network is from its teacher; None if it has returned no class scores."""
@@ -132,10 +134,25 @@ class Teaching:
         assert wanted is not None, "the same module in eval mode has returned some before"
         return distillation_loss(scores, wanted, self._distillation.temperature)
 
-    def _blended(self, distance: Tensor) -> Callable[[Tensor], Tensor]:
+    def _blend_once(self, module: pl.LightningModule, distance: Tensor) -> None:
+        """Let the next call of ``module.backward``, which users may override, get the blended loss.
+
+        In place the loss cannot be changed: in manual optimisation it is the user's own tensor, which
+        may be logged afterwards, and which its own backward pass may need as it was.
+        """
+        assert self._calls is not None
         assert self._distillation is not None
-        weight = self._distillation.weight
-        return lambda loss: taught_loss(loss, distance, weight)
+        calls, weight = self._calls, self._distillation.weight
+        attributes = vars(module)
+        own = {name: attributes[name] for name in ("backward",) if name in attributes}
+
+        def backward(loss: Tensor, *arguments: Any, **keywords: Any) -> None:
+            del attributes["backward"]
+            attributes.update(own)
+            with calls.resting():
+                module.backward(taught_loss(loss, distance, weight), *arguments, **keywords)
+
+        attributes["backward"] = backward
 
     def forget(self) -> None:
         """Hold no network, and leave no hook behind; where the first one was kept is remembered."""
@@ -150,25 +167,6 @@ def _as_losses(trainer: pl.Trainer, distance: Tensor) -> Tensor:
         distance = distance / trainer.accumulate_grad_batches
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     return distance if scaler is None else scaler.scale(distance)
-
-
-def _blend_once(module: pl.LightningModule, blended: Callable[[Tensor], Tensor]) -> None:
-    """Let the next call of ``module.backward``, which users may override, get another loss.
-
-    In place the loss cannot be changed: in manual optimisation it is the user's own tensor, which may
-    be logged afterwards, and which its own backward pass may need as it was.
-    """
-    attributes = vars(module)
-    own = attributes.get("backward")
-
-    def backward(loss: Tensor, *arguments: Any, **keywords: Any) -> None:
-        if own is None:
-            del attributes["backward"]
-        else:
-            attributes["backward"] = own
-        module.backward(blended(loss), *arguments, **keywords)
-
-    attributes["backward"] = backward
 
 
 def scoring_modules(
@@ -207,7 +205,7 @@ def scoring_modules(
     if scores is None or _are_probabilities(scores):
         return {}
     found: dict[str, OutputReader | None] = {}
-    for name in outputs:
+    for name in (name for name, _ in model.named_modules() if name in outputs):  # from the outside in
         if not name or all(layer.startswith(f"{name}.") for layer in calls):
             for reader in (read_outputs, None):
                 with suppress(Exception):  # it reads outputs of forward, and these may be others

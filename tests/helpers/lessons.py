@@ -1,11 +1,11 @@
-"""Modules with a loss of their own from a teacher, written out by hand, beside those that know of none."""
+"""Modules that learn from a teacher by a loss written by hand, beside those that know of none."""
 
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -28,7 +28,7 @@ class Pupil(Classifier):
         return logits
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
-        images = batch[0] + 0.1 * torch.randn(batch[0].shape)  # an augmentation that nobody else can repeat
+        images = batch[0] + 0.1 * torch.randn(batch[0].shape)  # as nobody can repeat
         logits = self.predict(images)
         own = functional.cross_entropy(logits, batch[1])
         loss = self.loss(own, logits, images)
@@ -43,6 +43,9 @@ class Pupil(Classifier):
 
     def loss(self, own: Tensor, logits: Tensor, images: Tensor) -> Tensor:
         return own
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.log("val_loss", functional.cross_entropy(self.predict(batch[0]), batch[1]))
 
     def on_train_batch_end(self, *_: Any) -> None:
         self.taught.append(float(self.trainer.callback_metrics.get("acsp/distillation_loss", 0.0)))
@@ -68,6 +71,9 @@ class HandTaught(Pupil):
     def on_train_epoch_end(self) -> None:
         if self.teach is None:
             teacher = self.teacher_now().eval().requires_grad_(False)
+            if dist.is_initialized():
+                for tensor in teacher.buffers():
+                    dist.broadcast(tensor, src=0)
             self.teach = lambda images: teacher(images)
 
     def loss(self, own: Tensor, logits: Tensor, images: Tensor) -> Tensor:
@@ -86,13 +92,3 @@ class HandTaught(Pupil):
 
     def on_train_batch_end(self, *_: Any) -> None:
         self.taught.append(getattr(self, "by_hand", 0.0))
-
-
-class Epochs(pl.Callback):
-    """Weights of the module after every epoch."""
-
-    def __init__(self) -> None:
-        self.weights: list[dict[str, Tensor]] = []
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.weights.append({n: t.detach().clone() for n, t in pl_module.state_dict().items()})
