@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     )
     from acsp_lightning.previewing import preview
     from acsp_lightning.report import PruningStep, step_table, write_report
-    from acsp_lightning.settings import Guard, PruningSettings
+    from acsp_lightning.settings import Distillation, Guard, PruningSettings
     from acsp_lightning.structure.forward import UnsupportedStructureError
     from acsp_lightning.structure.plan import PruningPlan
     from acsp_lightning.structure.surgery import apply_plan
@@ -26,6 +26,7 @@ __all__ = [
     "ACSPPruningCallback",
     "ChannelSelection",
     "Complexity",
+    "Distillation",
     "Exported",
     "Guard",
     "Latency",
@@ -54,6 +55,7 @@ _HOMES = {
     "ACSPPruningCallback": "callback",
     "ChannelSelection": "functional",
     "Complexity": "measure.complexity",
+    "Distillation": "settings",
     "Exported": "export",
     "Guard": "settings",
     "Latency": "measure.latency",

@@ -9,16 +9,14 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.hooks import RemovableHandle
 
-from acsp_lightning.capture.batches import read_labelled
 from acsp_lightning.capture.hooks import ActivationCapture
 from acsp_lightning.capture.statistics import Captured, merge_activations
 from acsp_lightning.checkpoint import resize_on_load
 from acsp_lightning.measure.complexity import Complexity
-from acsp_lightning.pipeline import groups_due, make_cut
+from acsp_lightning.pipeline import make_cut
 from acsp_lightning.progress import shown_by
 from acsp_lightning.report import PruningStep, reference_accuracy
 from acsp_lightning.settings import PruningSettings, check_epochs, with_hints, with_options
-from acsp_lightning.structure.example import as_arguments
 from acsp_lightning.trainer.averaging import averaged_copies
 from acsp_lightning.trainer.checks import (
     check_schedule,
@@ -30,8 +28,9 @@ from acsp_lightning.trainer.checks import (
     parameter_shapes,
 )
 from acsp_lightning.trainer.cut import FitSite
+from acsp_lightning.trainer.distillation import Teaching
 from acsp_lightning.trainer.guard import GuardMonitor, check_judged
-from acsp_lightning.trainer.loaders import combines_validation
+from acsp_lightning.trainer.loaders import expect_batch
 from acsp_lightning.trainer.monitors import spare_stopping
 from acsp_lightning.trainer.progress_bars import display_of
 from acsp_lightning.trainer.ranks import check_ranks_agree, run_on_all_ranks
@@ -85,6 +84,7 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
             check_judged(self.guard, self.epochs, max_epochs=None)
         self.steps: list[PruningStep] = []
         self._monitor = GuardMonitor(self.guard)
+        self._teaching = Teaching(self.distillation, self.read_outputs)
         self._visited: list[str] = []
         self._settled: set[int] = set()  # epochs in which no layer was left to capture
         self._tried = False  # the first training batch
@@ -115,6 +115,7 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
             return
         self.steps, self._visited, self._initial, self._unreadable = [], [], None, None
         self._settled, self._tried = set(), False
+        self._teaching = Teaching(self.distillation, self.read_outputs)
         check_schedule(self.epochs, trainer)
         self._monitor.begin(self, trainer, self.epochs)
         # DistributedDataParallel would tell one rank of a mismatch, and let the others hang.
@@ -135,6 +136,8 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
         run_on_all_ranks(lambda: check_step_schedule(self.epochs, trainer, self._monitor.patience))
         self._survey = survey_fit(trainer, self, self._initial)
         self._initial = self._initial or self._survey.complexity
+        if self.steps:
+            self._teaching.resume(trainer, self._survey, self.steps[0].epoch)
 
     def _site(self, trainer: pl.Trainer, before_cut: Callable[[], None] = lambda: None) -> FitSite:
         return FitSite(trainer, self, () if self._survey is None else self._survey.copies, before_cut)
@@ -142,10 +145,19 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Try the first batch of a fit, if such are to serve BatchNorm after a cut."""
+        """Try the first batch of a fit, if such are to serve BatchNorm; let the teacher see each."""
         if self.batchnorm_batches and not self._tried and self._survey is not None:
             run_on_all_ranks(lambda: check_training_batch(pl_module, batch, self))
         self._tried = True
+        self._teaching.before_batch(trainer)
+
+    def on_before_backward(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Blend the loss with the distance from the teacher."""
+        self._teaching.before_backward(trainer)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Leave no hook behind."""
+        self._teaching.after_batch(trainer)
 
     # -- capture, in the validation loop of a chosen epoch -------------------------------------------
 
@@ -161,13 +173,7 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
     def _start_capture(self, epoch: int, pl_module: pl.LightningModule, survey: FitSurvey) -> None:
         self._stop_capture()
         self._captured = None
-
-        def due() -> dict[str, Any]:
-            self._survey = survey.renewed(pl_module, self)
-            groups = groups_due(self._survey.look.tracing.groups, self, self._visited)
-            return {group.name: group for group in groups}
-
-        groups = check_ranks_agree(due)
+        self._survey, groups = survey.due(pl_module, self, self._visited)
         if not groups:
             rank_zero_warn(f"Every layer was visited before epoch {epoch}; no cut.")
             self._settled.add(epoch)
@@ -188,15 +194,7 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
         """Tell the hooks the labels of the batch that comes."""
         enough = self.max_batches is not None and batch_idx >= self.max_batches
         if self._capture is not None and dataloader_idx == 0 and not enough:
-            try:
-                inputs, labels = read_labelled(self.read_batch, batch)
-                if combines_validation(trainer):
-                    # validation_step may run the network on other parts of the batch, of other labels.
-                    self._capture.run(as_arguments(pl_module, inputs), labels)
-                else:
-                    self._capture.expect(labels)
-            except Exception as error:
-                self._capture.fail(error)
+            expect_batch(trainer, self._capture, batch, self.read_batch)
 
     def on_validation_batch_end(
         self,
@@ -237,6 +235,7 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
     ) -> None:
         """Leave no hook behind; what waits for its cut goes into the checkpoints written now."""
         self._stop_capture()
+        self._teaching.forget()
         self._survey = None
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -247,6 +246,7 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
         self._stop_capture()
         self._captured = None  # or the next fit would cut by it
         self._monitor.forget()
+        self._teaching.forget()
         self._survey = None
         for handle in self._load_hooks:
             handle.remove()
@@ -262,7 +262,8 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
         self._judge_if_due(trainer, trainer.current_epoch + 1)
         spare_stopping(trainer)
         if self._captured is not None and self._captured.decisions is None:
-            save_uncut(trainer, self._captured.epoch)
+            kept = save_uncut(trainer, self._captured.epoch)
+            self._teaching.uncut = self._teaching.uncut if self.steps else kept
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Cut what the last validation captured."""
@@ -276,6 +277,7 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
 
     def _cut(self, trainer: pl.Trainer, captured: Captured) -> None:
         assert self._survey is not None, "on_train_start comes first"
+        self._teaching.begin(trainer, self._survey)
         site = self._site(trainer, lambda: self._monitor.open(site, trainer.current_epoch, captured))
         try:
             reference, example = reference_accuracy(self.steps), self._survey.example
@@ -321,6 +323,7 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
             initial=self._initial,
             captured=self._captured,
             trial=self._monitor.trial,
+            uncut=self._teaching.uncut,
         ).to_dict()
 
     def on_load_checkpoint(
@@ -343,3 +346,4 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
         self._initial = state.initial
         self._captured = state.captured
         self._monitor.resume(state.trial)
+        self._teaching.uncut = state.uncut

@@ -51,8 +51,8 @@ def preview(
             of these measured as well. Up to half of the samples are then held back from the capture, so
             that the cut may differ a little from the one that a fit would make.
         options: the other options of the callback. Those of a fit (``batchnorm_batches``, reports,
-            ``reset_monitors``, ``guard``) are checked and have no effect; ``layers_per_epoch`` previews
-            the first cut.
+            ``reset_monitors``, ``guard``, ``distillation``) are checked and have no effect;
+            ``layers_per_epoch`` previews the first cut.
 
     Returns:
         The step as the callback would have it in its ``steps``, with ``epoch`` None.

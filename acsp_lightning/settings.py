@@ -6,14 +6,14 @@ from dataclasses import dataclass, fields
 from functools import wraps
 from inspect import cleandoc
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Any, Literal, TypeGuard, TypeVar, get_args, get_type_hints
 
 from acsp_lightning.capture.batches import read_batch
 from acsp_lightning.functional import SelectionConfig
 from acsp_lightning.measure.latency import check_batch_sizes
 from acsp_lightning.structure.groups import Norms
 
-__all__ = ["Guard", "PruningSettings"]
+__all__ = ["Distillation", "Guard", "PruningSettings"]
 
 T = TypeVar("T")
 
@@ -46,8 +46,7 @@ class Guard:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        number = isinstance(self.max_drop, int | float) and not isinstance(self.max_drop, bool)
-        if not number or not 0 <= self.max_drop < math.inf:
+        if not _is_number(self.max_drop) or not 0 <= self.max_drop < math.inf:
             raise ValueError(
                 f"max_drop is {self.max_drop!r}; it must be a finite number >= 0 in the units of "
                 f"{self.monitor!r}, such as 0.01."
@@ -67,14 +66,54 @@ class Guard:
         _check_count("patience", self.patience, at_least=1)
 
 
+@dataclass(frozen=True, slots=True)
+class Distillation:
+    """The network before the first cut as teacher of the network after it.
+
+    A training step then learns from ``(1 - w) loss + w T^2 KL(teacher || student)``, where ``loss`` is
+    the module's own and KL compares the class probabilities ``softmax(scores / T)`` of both networks on
+    the same inputs, the mean over the batch. No line of the module changes, and what it logs stays its
+    own loss; ``acsp/distillation_loss`` is ``T^2 KL``. Nothing is taught before the first cut.
+
+    Args:
+        weight: share w of the teacher in the loss, in (0, 1].
+        temperature: T, finite, above 0; the higher, the more the less likely classes count.
+
+    Raises:
+        ValueError: if a number is out of its range.
+
+    References:
+        G. Hinton, O. Vinyals, J. Dean, "Distilling the Knowledge in a Neural Network", 2015.
+    """
+
+    weight: float = 0.9
+    temperature: float = 4.0
+
+    def __post_init__(self) -> None:
+        """Check both numbers."""
+        if not _is_share(self.weight):
+            raise ValueError(
+                f"weight is {self.weight!r}; it must be a number in (0, 1], such as 0.9: the "
+                "share of the teacher in the loss."
+            )
+        if not _is_number(self.temperature) or not 0 < self.temperature < math.inf:
+            raise ValueError(
+                f"temperature is {self.temperature!r}; it must be a finite number above 0, such as 4."
+            )
+
+
+# Options that are records themselves.
+RECORDS: Mapping[str, Any] = {"selection": SelectionConfig, "guard": Guard, "distillation": Distillation}
+
+
 def with_hints(kind: type[T]) -> type[T]:
-    """Let a constructor say where an option of selection or guard belongs that it does not have."""
+    """Let a constructor say where an option of a record belongs that it does not have."""
     init = kind.__init__
 
     @wraps(init)
     def __init__(self: T, *args: Any, **options: Any) -> None:  # noqa: N807 - it takes its place
         for name in options.keys() - {field.name for field in fields(kind)}:  # type: ignore[arg-type]
-            for option, record in (("selection", SelectionConfig), ("guard", Guard)):
+            for option, record in RECORDS.items():
                 if name in record.__dataclass_fields__:
                     given = f"{name}={options[name]!r}"
                     raise TypeError(f"{name} belongs in {option}={record.__name__}({given}).")
@@ -131,6 +170,8 @@ class PruningSettings:
             the larger network was.
         guard: rolls back a cut that costs too much, see :class:`Guard`; a dict of its fields will do.
             None: every cut stays.
+        distillation: lets the network before the first cut teach the one after it, see
+            :class:`Distillation`; a dict of its fields will do. None: no teacher.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -157,6 +198,7 @@ class PruningSettings:
     copies: Callable[[Any], Any] | None = None
     reset_monitors: bool = True
     guard: Guard | None = None
+    distillation: Distillation | None = None
 
     def __post_init__(self) -> None:
         """Check every option; lists become tuples, and dicts the records that they describe."""
@@ -204,6 +246,10 @@ class PruningSettings:
         self.selection = _record("selection", self.selection, SelectionConfig, f"flops={share}")
         if self.guard is not None:
             self.guard = _record("guard", self.guard, Guard, "max_drop=0.01")
+        if self.distillation is not None:
+            self.distillation = _record(
+                "distillation", self.distillation, Distillation, "weight=0.9, temperature=4.0"
+            )
 
 
 # Defaults are those of the constructor; as attributes of the class, help would list them once more.
@@ -242,8 +288,12 @@ def _check_count(name: str, value: int, *, at_least: int) -> None:
         raise ValueError(f"{name} is {value!r}; it must be an integer >= {at_least}.")
 
 
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _is_share(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
+    return _is_number(value) and 0 < value <= 1
 
 
 def _patterns(name: str, patterns: Sequence[str]) -> tuple[str, ...]:

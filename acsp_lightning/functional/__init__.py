@@ -12,6 +12,7 @@ from acsp_lightning.functional.clustering import (
     sweep_k_medoids,
 )
 from acsp_lightning.functional.config import SelectionConfig
+from acsp_lightning.functional.distillation import distillation_loss, taught_loss
 from acsp_lightning.functional.knee import find_knee
 from acsp_lightning.functional.least_squares import RIDGE, fold_input, reconstruction_map, refit_weight
 from acsp_lightning.functional.moments import ClassMoments, ClassSums, class_moments
@@ -53,6 +54,7 @@ __all__ = [
     "compare_channels",
     "coverage",
     "decide_width",
+    "distillation_loss",
     "expected_seconds",
     "find_knee",
     "fold_input",
@@ -65,6 +67,7 @@ __all__ = [
     "separability_vectors",
     "separation_distances",
     "sweep_k_medoids",
+    "taught_loss",
     "trace_curves",
     "width_at_level",
     "width_of_share",

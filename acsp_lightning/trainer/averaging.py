@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from acsp_lightning.settings import PruningSettings
-from acsp_lightning.structure.forward import is_compiled
+from acsp_lightning.structure.forward import eager_copy, is_compiled
 from acsp_lightning.structure.layers import is_producer, slice_tensor
 from acsp_lightning.structure.optimizer import nested_optimizers
 from acsp_lightning.structure.surgery import SlicedParameter
@@ -69,6 +69,15 @@ def evaluated_network(trainer: pl.Trainer) -> nn.Module:
             if not is_compiled(average):
                 return average
     return trainer.lightning_module
+
+
+def evaluated_copy(trainer: pl.Trainer) -> nn.Module:
+    """A copy of the module, with the weights that validation sees and checkpoints have first."""
+    copy = eager_copy(trainer.lightning_module)
+    for callback, average in _averages(trainer):
+        if isinstance(callback, WeightAveraging):
+            copy.load_state_dict(average.state_dict())
+    return copy
 
 
 def check_averages(trainer: pl.Trainer) -> None:

@@ -10,6 +10,10 @@ from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
+from acsp_lightning.capture.batches import BatchReader, read_labelled
+from acsp_lightning.capture.hooks import ActivationCapture
+from acsp_lightning.structure.example import as_arguments
+
 
 def validation_batches(trainer: pl.Trainer, max_batches: int | None = None) -> Iterator[Any]:
     """What the validation loop hands to ``validation_step``, on the module's device.
@@ -44,10 +48,23 @@ def training_batches(trainer: pl.Trainer) -> Iterator[Any]:
     return _prepared(trainer, loader, batches, RunningStage.TRAINING)
 
 
-def combines_validation(trainer: pl.Trainer) -> bool:
-    """Whether a validation batch is made of the batches of several loaders."""
-    loader = _validation_loop(trainer)._combined_loader
-    return loader is not None and _is_combined(loader)
+def expect_batch(
+    trainer: pl.Trainer, capture: ActivationCapture, batch: Any, reader: BatchReader
+) -> None:
+    """Tell a capture of a validation batch that comes; what is wrong with it fails the capture.
+
+    Of a batch that is combined, ``validation_step`` may run the network on parts with other labels: the
+    capture then runs it itself.
+    """
+    try:
+        inputs, labels = read_labelled(reader, batch)
+        loader = _validation_loop(trainer)._combined_loader
+        if loader is not None and _is_combined(loader):
+            capture.run(as_arguments(trainer.lightning_module, inputs), labels)
+        else:
+            capture.expect(labels)
+    except Exception as error:
+        capture.fail(error)
 
 
 def _validation_loop(trainer: pl.Trainer) -> Any:

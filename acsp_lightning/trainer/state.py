@@ -26,6 +26,7 @@ class CallbackState:
         initial: complexity of the network before its first cut; None before the first epoch.
         captured: what waits for its cut.
         trial: the cut that waits for the guard's verdict.
+        uncut: file that keeps the network before the first cut; None: there is none, or no cut yet.
     """
 
     steps: list[PruningStep]
@@ -33,6 +34,7 @@ class CallbackState:
     initial: Complexity | None
     captured: Captured | None
     trial: Trial | None
+    uncut: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data and tensors, as ``torch.load(weights_only=True)`` reads them."""

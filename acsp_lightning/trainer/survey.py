@@ -1,6 +1,6 @@
 """What is known of a fit before its first epoch: an example, the classes, and who holds the network."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import lightning.pytorch as pl
@@ -13,12 +13,12 @@ from acsp_lightning.capture.batches import count_classes, rare_classes
 from acsp_lightning.capture.holdout import SHUFFLED, is_shuffled
 from acsp_lightning.measure.accuracy import check_outputs
 from acsp_lightning.measure.complexity import Complexity
-from acsp_lightning.pipeline import NO_BATCH, captured_labels, examine, survey, trace
+from acsp_lightning.pipeline import NO_BATCH, captured_labels, examine, groups_due, survey, trace
 from acsp_lightning.selection.holdback import share_to_hold_back
 from acsp_lightning.settings import PruningSettings
 from acsp_lightning.structure.example import Example
 from acsp_lightning.structure.fingerprint import Fingerprint, fingerprint
-from acsp_lightning.structure.groups import Tracing, by_reason, summed_note
+from acsp_lightning.structure.groups import ChannelGroup, Tracing, by_reason, summed_note
 from acsp_lightning.structure.verification import STREAMS, unseen_layers
 from acsp_lightning.trainer.averaging import (
     Copies,
@@ -28,7 +28,7 @@ from acsp_lightning.trainer.averaging import (
     without_copies,
 )
 from acsp_lightning.trainer.loaders import validation_batches
-from acsp_lightning.trainer.ranks import run_on_all_ranks
+from acsp_lightning.trainer.ranks import check_ranks_agree, run_on_all_ranks
 
 # What Lightning notes in a module while it trains.
 BOOKKEEPING = vars(pl.LightningModule()).keys() - vars(nn.Module()).keys()
@@ -94,6 +94,27 @@ class FitSurvey:
             return self
         tracing = trace(module, self.example, settings)
         return replace(self, look=Look.of(module, settings, tracing))
+
+    def due(
+        self, module: pl.LightningModule, settings: PruningSettings, visited: Sequence[str]
+    ) -> tuple["FitSurvey", Mapping[str, ChannelGroup]]:
+        """The same :meth:`renewed`, and the groups of channels that the next cut takes, by name.
+
+        Args:
+            module: the network.
+            settings: what is to be cut.
+            visited: names of the groups that earlier cuts have taken.
+        """
+        renewed = self
+
+        def work() -> dict[str, ChannelGroup]:
+            nonlocal renewed
+            renewed = self.renewed(module, settings)
+            groups = groups_due(renewed.look.tracing.groups, settings, visited)
+            return {group.name: group for group in groups}
+
+        groups = check_ranks_agree(work)
+        return renewed, groups
 
 
 def survey_fit(trainer: pl.Trainer, settings: PruningSettings, initial: Complexity | None) -> FitSurvey:

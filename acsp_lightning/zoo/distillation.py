@@ -2,7 +2,8 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+
+from acsp_lightning.functional import distillation_loss, taught_loss
 
 __all__ = ["Teacher"]
 
@@ -37,8 +38,6 @@ class Teacher:
     def blend(self, loss: Tensor, logits: Tensor, images: Tensor) -> Tensor:
         """``(1 - w) loss + w T^2 KL(teacher || student)``, a scalar.
 
-        The factor T^2 keeps the gradients of both parts comparable when T changes.
-
         Args:
             loss: loss of the student, a scalar.
             logits: logits of the student, shape (B, C).
@@ -46,7 +45,5 @@ class Teacher:
         """
         self.network.to(images.device)
         with torch.no_grad():
-            wanted = functional.log_softmax(self.network(images) / self.temperature, dim=1)
-        found = functional.log_softmax(logits / self.temperature, dim=1)
-        distance = functional.kl_div(found, wanted, reduction="batchmean", log_target=True)
-        return (1 - self.weight) * loss + self.weight * self.temperature**2 * distance
+            wanted = self.network(images)
+        return taught_loss(loss, distillation_loss(logits, wanted, self.temperature), self.weight)

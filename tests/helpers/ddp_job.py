@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
-from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, Subset
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, Subset
 import acsp_lightning.capture.hooks
 import acsp_lightning.pipeline
 import acsp_lightning.selection.proposal
-from acsp_lightning import ACSPPruningCallback, Guard, SelectionConfig
+from acsp_lightning import ACSPPruningCallback, Distillation, Guard, SelectionConfig
 from acsp_lightning.capture.batches import read_batch
 from acsp_lightning.serialization import encode
 from helpers.fits import (
@@ -30,6 +30,7 @@ from helpers.fits import (
     train_loader,
     val_loader,
 )
+from helpers.lessons import HandTaught, Pupil
 from helpers.normed import normed_net
 
 SAMPLES = 17  # of validation; a DistributedSampler for two ranks repeats the first
@@ -121,10 +122,9 @@ def fit(
         devices=2,
         accelerator="cpu",
         logger=False,
-        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        **{"max_epochs": 3, **options},
+        **{"max_epochs": 3, "enable_checkpointing": False, **options},
     )
     optimizers: list[dict[str, Any]] = []
     module.on_fit_end = lambda: optimizers.extend(o.state_dict() for o in trainer.optimizers)
@@ -250,6 +250,37 @@ def measured(folder: Path, tolerance: str) -> None:
     torch.save(found, folder / f"found{rank()}.pt")
 
 
+def taught(folder: Path, how: str) -> None:
+    """Taught by the network before the first cut: by a loss written by hand, and by the callback."""
+    manual = how == "manual"
+    options: dict[str, Any] = {
+        "manual": {},
+        "static": {"wrapper": {"static_graph": True}},
+        "find_unused": {"wrapper": {"find_unused_parameters": True}},
+        "accumulate": {"accumulate_grad_batches": 2},
+    }[how]
+    fit(folder, HandTaught(manual=manual), callback(0, 2), max_epochs=5, **options)
+    (folder / f"found{rank()}.pt").rename(folder / f"whole{rank()}.pt")
+    dist.barrier()
+    pruning = callback(0, 2, distillation=Distillation())
+    fit(folder, Pupil(manual=manual), pruning, max_epochs=5, **options)
+
+
+def taught_again(folder: Path) -> None:
+    """The same after a resume."""
+
+    def run(file: Path | None = None) -> None:
+        saving = ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)
+        pruning = callback(0, 2, distillation=Distillation())
+        options = {"ckpt_path": file, "max_epochs": 5, "enable_checkpointing": True}
+        fit(folder, Classifier(), pruning, others=[saving], **options)
+
+    run()
+    (folder / f"found{rank()}.pt").rename(folder / f"whole{rank()}.pt")
+    dist.barrier()
+    run(folder / "epoch=3.ckpt")
+
+
 def failure(folder: Path, name: str) -> None:
     """Something is wrong on one rank only."""
     width, options, val = 8, {}, None
@@ -312,6 +343,8 @@ JOBS: dict[str, Callable[..., None]] = {
     "timed": timed,
     "resumed": resumed,
     "measured": measured,
+    "taught": taught,
+    "taught_again": taught_again,
     "failure": failure,
 }
 

@@ -99,6 +99,18 @@ def equal(a: Any, b: Any) -> bool:
     return torch.equal(a, b) if isinstance(a, Tensor) else bool(a == b)
 
 
+def differences(a: Any, b: Any, path: str = "") -> list[str]:
+    """Where two trees of plain data differ, tensors being compared to the bit."""
+    if type(a) is not type(b):
+        return [path]
+    if isinstance(a, dict | list | tuple):
+        keys = a.keys() if isinstance(a, dict) else range(len(a))
+        if len(a) != len(b) or (isinstance(a, dict) and a.keys() != b.keys()):
+            return [path]
+        return [found for key in keys for found in differences(a[key], b[key], f"{path}/{key}")]
+    return [] if equal(a, b) else [path]
+
+
 class ResumableLoader(DataLoader[Any]):
     """Goes on where it was, as Lightning asks of loaders that are to be resumed within an epoch."""
 

@@ -1,6 +1,6 @@
 """Compiled networks: captured, counted, cut and compiled anew, as if they had not been compiled."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from helpers.compiled import COMPILE, Backend, compile_in_place
 from helpers.fits import (
     ALL_HALVED,
     Classifier,
@@ -28,39 +29,6 @@ from acsp_lightning.capture.hooks import ActivationCapture
 from acsp_lightning.measure.complexity import measure_complexity
 from acsp_lightning.structure.forward import evaluation_state, run_forward
 from acsp_lightning.structure.tracing import trace_groups
-
-
-class Backend:
-    """Runs graphs as they are; counts those compiled and their runs."""
-
-    def __init__(self) -> None:
-        self.graphs = self.runs = 0
-
-    def __call__(self, graph: torch.fx.GraphModule, _inputs: Any) -> Callable[..., Any]:
-        self.graphs += 1
-
-        def run(*arguments: Any) -> Any:
-            self.runs += 1
-            return graph.forward(*arguments)
-
-        return run
-
-
-def compile_module(module: Classifier, backend: Backend) -> Any:
-    return torch.compile(module, backend=backend)
-
-
-def compile_submodule(module: Classifier, backend: Backend) -> Any:
-    module.net = torch.compile(module.net, backend=backend)
-    return module
-
-
-def compile_in_place(module: Classifier, backend: Backend) -> Any:
-    module.net.compile(backend=backend)
-    return module
-
-
-COMPILE = [compile_module, compile_submodule, compile_in_place]
 
 
 class Epochs(pl.Callback):

@@ -197,6 +197,24 @@ def test_resume_under_ddp(tmp_path: Path, moment: str) -> None:
     assert_same(first, torch.load(tmp_path / "whole0.pt"))
 
 
+@pytest.mark.parametrize("how", ["manual", "static", "find_unused", "accumulate"])
+def test_a_teacher_under_ddp(tmp_path: Path, how: str) -> None:
+    """On every rank as a loss written by hand, in whose backward pass DDP reduces the same."""
+    (first, second), outputs = succeed("taught", tmp_path, how)
+    assert not any("distillation is set" in output for output in outputs)
+    assert_same(first["optimizers"], second["optimizers"])
+    for rank, found in enumerate((first, second)):
+        by_hand = torch.load(tmp_path / f"whole{rank}.pt")
+        assert_same(found["state"], by_hand["state"])
+        assert_same(found["optimizers"], by_hand["optimizers"])
+
+
+def test_a_teacher_after_a_resume_under_ddp(tmp_path: Path) -> None:
+    (first, second), _ = succeed("taught_again", tmp_path)
+    assert_same(first, second)
+    assert_same(first, torch.load(tmp_path / "whole0.pt"))
+
+
 @pytest.mark.parametrize("tolerance", ["", "0.3"])
 def test_the_first_process_measures_the_volume(tmp_path: Path, tolerance: str) -> None:
     (first, second), _ = succeed("measured", tmp_path, tolerance)

@@ -16,7 +16,7 @@ from helpers.fits import (
     Saver,
     at_least_six,
     callback,
-    equal,
+    differences,
     job,
     only_whole,
     sgd,
@@ -39,18 +39,6 @@ def adam(module: nn.Module) -> dict[str, Any]:
     optimizer = torch.optim.Adam(module.parameters(), lr=0.01)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-
-def differences(a: Any, b: Any, path: str = "") -> list[str]:
-    """Where two trees of plain data differ, tensors being compared to the bit."""
-    if type(a) is not type(b):
-        return [path]
-    if isinstance(a, dict | list | tuple):
-        keys = a.keys() if isinstance(a, dict) else range(len(a))
-        if len(a) != len(b) or (isinstance(a, dict) and a.keys() != b.keys()):
-            return [path]
-        return [found for key in keys for found in differences(a[key], b[key], f"{path}/{key}")]
-    return [] if equal(a, b) else [path]
 
 
 # -- interrupted equals uninterrupted ------------------------------------------------------------------

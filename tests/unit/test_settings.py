@@ -11,7 +11,14 @@ from helpers.fits import HALF, Classifier, Fit, train_loader, val_loader
 from helpers.outputs import second
 from jsonargparse import ArgumentParser
 
-from acsp_lightning import ACSPPruningCallback, Guard, PruningSettings, SelectionConfig, preview
+from acsp_lightning import (
+    ACSPPruningCallback,
+    Distillation,
+    Guard,
+    PruningSettings,
+    SelectionConfig,
+    preview,
+)
 from acsp_lightning.capture.batches import read_batch
 
 # Of every option values that are accepted, and values that are refused wherever they are given.
@@ -38,6 +45,11 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "guard": (
         [None, Guard(0.5, "val_loss", "min"), {"max_drop": 1, "monitor": "a"}],
         [0.1, {}, {"max_drop": -1}],
+    ),
+    "distillation": (
+        [None, Distillation(), {"weight": 1, "temperature": 2}, {}],
+        [0.9, {"weight": 0.0}, {"weight": 1.1}, {"weight": True}, {"temperature": 0}, {"T": 4.0}]
+        + [{"temperature": value} for value in (-1.0, float("inf"), float("nan"), "4")],
     ),
 }
 ACCEPTED = [(name, value) for name, (good, _) in VALUES.items() for value in good]
@@ -125,12 +137,21 @@ def test_functions_come_from_yaml_by_their_import_paths(name: str) -> None:
     assert getattr(parser.instantiate_classes(given).cut, name) is second
 
 
+@pytest.mark.parametrize("given", ["{}", "{weight: 0.9, temperature: 4.0}"])
+def test_a_teacher_comes_from_yaml(given: str) -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(ACSPPruningCallback, "cut")
+    read = parser.parse_string(f"cut: {{epochs: [0], distillation: {given}}}")
+    assert parser.instantiate_classes(read).cut.distillation == Distillation(0.9, 4.0)
+
+
 @pytest.mark.parametrize(
     ("option", "said"),
     [
         ({"keep": 0.5}, r"keep belongs in selection=SelectionConfig\(keep=0\.5\)"),
         ({"curve": "mss"}, r"curve belongs in selection=SelectionConfig\(curve='mss'\)"),
         ({"patience": 2}, r"patience belongs in guard=Guard\(patience=2\)"),
+        ({"temperature": 2}, r"temperature belongs in distillation=Distillation\(temperature=2\)"),
     ],
 )
 def test_an_option_of_a_record_is_sent_there(option: dict[str, Any], said: str) -> None:
