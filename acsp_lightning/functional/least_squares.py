@@ -104,7 +104,7 @@ def fold_input(weight: Tensor, reconstruction: Tensor, *, dim: int = 1, spread: 
     kept = len(reconstruction) * spread
     folded = weight.new_empty([*weight.shape[:dim], kept, *weight.shape[dim + 1 :]])
     parts = in_blocks(weight.movedim(dim, 0), 1)
-    for old, new in zip(parts, folded.movedim(dim, 0).split(len(parts[0][0]), 1), strict=True):
+    for old, new in zip(parts, torch.split(folded.movedim(dim, 0), len(parts[0][0]), 1), strict=True):
         by_channel = wide(old).reshape(num_channels, -1)
         new.copy_(alike(reconstruction.to(by_channel) @ by_channel, weight).view_as(new))
     return folded
@@ -185,7 +185,7 @@ def _refitted_by_samples(
     x.mul_(inverse_size)
     at = x.new_zeros(weight.shape[1]) + x_mean
     refitted, given = [], []
-    for part, move in zip(parts, moved.split(len(parts[0])), strict=True):
+    for part, move in zip(parts, torch.split(moved, len(parts[0])), strict=True):
         new = torch.addmm(wide(part), move, x)
         refitted.append(alike(new, weight))
         given.append(new @ at)

@@ -38,4 +38,4 @@ def alike(tensor: Tensor, other: Tensor) -> Tensor:
 
 def in_blocks(tensor: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
     """Parts of a tensor along an axis, of about :data:`BLOCK` values: views of it."""
-    return tensor.split(max(1, BLOCK * tensor.shape[dim] // max(1, tensor.numel())), dim)
+    return torch.split(tensor, max(1, BLOCK * tensor.shape[dim] // max(1, tensor.numel())), dim)

@@ -125,7 +125,8 @@ def square_root(products: Tensor) -> Tensor:
     """A matrix (D, D) whose product with its own transpose is ``products``, (D, D), to rounding."""
     level = products.diagonal().max().clamp(min=torch.finfo(products.dtype).tiny / ROUNDING)
     raised = products + ROUNDING * level * torch.eye(len(products)).to(products)
-    return torch.linalg.cholesky_ex(raised).L
+    root: Tensor = torch.linalg.cholesky_ex(raised).L
+    return root
 
 
 def _explained(system: Tensor, chosen: Tensor | slice, right: Tensor) -> Tensor:

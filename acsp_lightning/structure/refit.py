@@ -270,7 +270,7 @@ def refit_consumers(model: nn.Module, plan: PruningPlan, refit: Refit) -> None:
         # Some samples at a time: the sum is where most maps are alive. Past the hooks, which are for the
         # network's own calls.
         parts = in_blocks(given)
-        for part, place in zip(parts, own.split(len(parts[0])), strict=True):
+        for part, place in zip(parts, torch.split(own, len(parts[0])), strict=True):
             refitted = module.forward(part)
             place.copy_(refitted if branch.norm is None else branch.norm.forward(refitted))
 
