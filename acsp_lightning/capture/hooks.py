@@ -184,7 +184,7 @@ class ActivationCapture:
                 f"Layer {_first_false(finite)!r} gave NaN or infinite activations on the validation "
                 "batches. Pruning needs finite ones: look at the learning rate, or prune earlier."
             )
-        finite = _finite({layer: inputs.total for layer, inputs in self._inputs.items()})
+        finite = _finite({layer: inputs.held for layer, inputs in self._inputs.items()})
         if not all(finite.values()):
             raise ValueError(
                 f"Layer {_first_false(finite)!r} was given NaN or infinite inputs in validation."
@@ -242,7 +242,7 @@ class ActivationCapture:
                     # problem.
                     rows = wide(channels.reshape(len(channels) // spread, -1))
                     if known is None:
-                        known = InputMoments(0, rows.new_zeros(len(rows), len(rows)))
+                        known = InputMoments(0, rows[:, :0])
                     self._inputs[layer] = known.with_rows(rows)
             except Exception as error:
                 self.fail(error)

@@ -1,6 +1,6 @@
 """Statistics of a capture: sums by class over outputs, and second moments of inputs."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -10,6 +10,10 @@ from acsp_lightning.functional import ClassMoments, ClassSums, WidthDecision
 from acsp_lightning.functional.precision import device_of_float64
 from acsp_lightning.structure.groups import ChannelGroup
 
+# As long as there are at most this many vectors for each channel, they are held themselves: that takes
+# less memory than their products, and whoever computes with them needs no system as wide as the layer.
+FEW = 0.25
+
 
 @dataclass(frozen=True, slots=True)
 class InputMoments:
@@ -17,24 +21,66 @@ class InputMoments:
 
     Attributes:
         count: number of vectors, over samples and positions.
-        total: sum of x x^T, float64 (D, D).
+        held: float64; the vectors themselves, (D, count), while they are at most :data:`FEW` * D; from
+            then on the sum of x x^T, (D, D).
     """
 
     count: int
-    total: Tensor
+    held: Tensor
+
+    @property
+    def vectors(self) -> Tensor | None:
+        """The vectors, (D, count), while they are few; else None."""
+        return None if self.held.shape[1] == len(self.held) else self.held
+
+    @property
+    def total(self) -> Tensor:
+        """Sum of x x^T, float64 (D, D)."""
+        return self.held if self.vectors is None else self.held @ self.held.T
 
     @property
     def mean(self) -> Tensor:
         """Mean of x x^T, float64 (D, D)."""
-        return self.total / self.count
+        if self.vectors is None:
+            return self.held / self.count
+        return (self.held / self.count) @ self.held.T
+
+    @property
+    def power(self) -> Tensor:
+        """Mean square of every channel, float64 (D,)."""
+        if self.vectors is None:
+            return self.held.diagonal() / self.count
+        return self.held.square().sum(1) / self.count
 
     def with_rows(self, rows: Tensor) -> "InputMoments":
-        """Add the vectors in the columns of ``rows``, (D, S); updates ``total`` in place."""
-        return InputMoments(self.count + rows.shape[1], self.total.addmm_(rows, rows.T))
+        """Add the vectors in the columns of ``rows``, (D, S); updates the sum in place."""
+        count = self.count + rows.shape[1]
+        if self.vectors is None:
+            return InputMoments(count, self.held.addmm_(rows, rows.T))
+        held = torch.cat([self.held, rows], 1)
+        return InputMoments(count, held if count <= FEW * len(rows) else held @ held.T)
 
     def merged(self, other: "InputMoments") -> "InputMoments":
         """The moments of both sets of vectors."""
+        if self.vectors is not None and other.vectors is not None:
+            return self.with_rows(other.vectors)
         return InputMoments(self.count + other.count, self.total + other.total)
+
+
+@dataclass(frozen=True, slots=True)
+class _Means(Mapping[str, Tensor]):
+    """Second moments by layer, each computed when it is asked for: of wide layers they are large."""
+
+    inputs: Mapping[str, InputMoments]
+
+    def __getitem__(self, layer: str) -> Tensor:
+        return self.inputs[layer].mean
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.inputs)
+
+    def __len__(self) -> int:
+        return len(self.inputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +102,7 @@ class Activations:
         home = device_of_float64(device)
         return Activations(
             {layer: sums.to(device) for layer, sums in self.outputs.items()},
-            {layer: InputMoments(m.count, m.total.to(home)) for layer, m in self.inputs.items()},
+            {layer: InputMoments(m.count, m.held.to(home)) for layer, m in self.inputs.items()},
             self.samples,
         )
 
@@ -65,9 +111,9 @@ class Activations:
         return self.outputs[layer].moments()
 
     @property
-    def input_moments(self) -> dict[str, Tensor]:
-        """Mean of x x^T of every layer's input, float64 (D, D), by layer name."""
-        return {layer: moments.mean for layer, moments in self.inputs.items()}
+    def input_moments(self) -> Mapping[str, Tensor]:
+        """Mean of x x^T of every layer's input, float64 (D, D), by name; computed when asked for."""
+        return _Means(self.inputs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from acsp_lightning.functional.precision import alike, device_of_float64, wide
+from acsp_lightning.functional.precision import alike, device_of_float64, in_blocks, wide
 
 # Ridge on the unit diagonal. Exact duplicates make the kept block singular; with this ridge it is
 # always positive definite in float64. It also bounds the folded coefficients: none (in units of the
@@ -46,7 +46,8 @@ def reconstruction_map(second_moments: Tensor, kept: Tensor) -> Tensor:
     moments = wide(second_moments)
     if moments.ndim != 2 or moments.shape[0] != moments.shape[1]:
         raise ValueError(f"second moments have shape {tuple(moments.shape)}; they must be (D, D)")
-    if not bool(moments.isfinite().all()) or bool((moments.diagonal() < 0).any()):
+    # What is not finite shows in the sum, without a second matrix.
+    if not bool(moments.sum().isfinite()) or bool((moments.diagonal() < 0).any()):
         raise ValueError(
             "second moments contain non-finite values or a negative diagonal; "
             "they must be a finite sum of x x^T: check the activations they were taken from"
@@ -63,8 +64,7 @@ def reconstruction_map(second_moments: Tensor, kept: Tensor) -> Tensor:
     kept = kept.to(device=moments.device, dtype=torch.int64)
     size = moments.diagonal().sqrt()
     inverse_size = torch.where(size > 0, size.reciprocal(), 0.0)
-    scaled = moments * inverse_size[:, None] * inverse_size
-    rows = scaled[kept]
+    rows = moments[kept] * inverse_size[kept, None] * inverse_size
     # A dead channel has 0 instead of 1 on the diagonal; the ridge alone keeps its row solvable.
     ridge = RIDGE * torch.eye(len(kept), dtype=torch.float64, device=moments.device)
     factor = torch.linalg.cholesky(rows[:, kept] + ridge)
@@ -101,11 +101,13 @@ def fold_input(weight: Tensor, reconstruction: Tensor, *, dim: int = 1, spread: 
             f"weight has {weight.shape[dim]} inputs along axis {dim}; {num_channels} channels of "
             f"{spread} positions each need {num_channels * spread}: check dim and spread"
         )
-    channels_first = wide(weight).movedim(dim, 0)
-    by_channel = channels_first.reshape(num_channels, -1)
-    folded: Tensor = reconstruction.to(by_channel) @ by_channel
-    folded = folded.reshape(len(reconstruction) * spread, *channels_first.shape[1:])
-    return alike(folded.movedim(0, dim).contiguous(), weight)
+    kept = len(reconstruction) * spread
+    folded = weight.new_empty([*weight.shape[:dim], kept, *weight.shape[dim + 1 :]])
+    parts = in_blocks(weight.movedim(dim, 0), 1)
+    for old, new in zip(parts, torch.split(folded.movedim(dim, 0), len(parts[0][0]), 1), strict=True):
+        by_channel = wide(old).reshape(num_channels, -1)
+        new.copy_(alike(reconstruction.to(by_channel) @ by_channel, weight).view_as(new))
+    return folded
 
 
 def refit_weight(
@@ -114,7 +116,8 @@ def refit_weight(
     """Refit a linear map to targets by least squares, with a ridge towards its current weight.
 
     Minimises the mean of ||W x + b - y||^2 plus a ridge on W - ``weight``, in units of the inputs' own
-    sizes, so that directions not covered by the samples stay unchanged. Normal equations, in float64.
+    sizes, so that directions not covered by the samples stay unchanged. In float64: normal equations
+    of D unknowns or, where there are fewer samples than inputs, their dual of S unknowns.
 
     Args:
         inputs: x, shape (S, D).
@@ -128,31 +131,74 @@ def refit_weight(
     """
     if not len(inputs) or not bool(inputs.isfinite().all() and targets.isfinite().all()):
         return weight, bias
+    solve = _refitted_by_samples if len(inputs) < weight.shape[1] else _refitted_by_inputs
+    if bias is None:
+        return solve(inputs, targets, weight, None)[0], None
     x_mean, y_mean = _means(inputs), _means(targets)
-    x_shift, y_shift = (0.0, 0.0) if bias is None else (x_mean, y_mean)
+    refitted, given = solve(inputs, targets, weight, (x_mean, y_mean))
+    return refitted, alike(y_mean - given, bias)
+
+
+_Means = tuple[Tensor, Tensor] | None  # of inputs and targets; None: nothing is taken off
+
+
+def _refitted_by_inputs(
+    inputs: Tensor, targets: Tensor, weight: Tensor, means: _Means
+) -> tuple[Tensor, Tensor]:
+    """The new weight, and what it gives for the mean input: (D, D) normal equations."""
+    x_mean, y_mean = (0.0, 0.0) if means is None else means
     features = weight.shape[1]
-    device = device_of_float64(weight.device)
-    gram = torch.zeros(features, features, dtype=torch.float64, device=device)
+    gram = wide(weight).new_zeros(features, features)
     product = gram.new_zeros(features, len(weight))
     # Centred before the product: a difference of large products might not be positive definite.
     for x, y in zip(_chunks(inputs), _chunks(targets), strict=True):
-        x = x - x_shift
+        x = x - x_mean
         gram.addmm_(x.T, x)
-        product.addmm_(x.T, y - y_shift)
+        product.addmm_(x.T, y - y_mean)
     size = (gram.diagonal() / len(inputs)).sqrt()
-    # Dead inputs, and those that are constant up to rounding, keep their weight.
-    alive = size > CONSTANT * (size.square() + x_mean.square()).sqrt()
-    inverse_size = torch.where(alive, size.reciprocal(), 0.0)
-    gram = gram * inverse_size[:, None] * inverse_size / len(inputs)
-    product = product * inverse_size[:, None] / len(inputs)
+    alive, inverse_size = _alive(size, x_mean)
+    gram.mul_(inverse_size[:, None]).mul_(inverse_size / len(inputs))
+    product.mul_(inverse_size[:, None] / len(inputs))
     old = wide(weight).T
-    ridge = REFIT_RIDGE * torch.eye(features, dtype=torch.float64, device=device)
-    factor = torch.linalg.cholesky(gram + ridge)
-    solved = torch.cholesky_solve(product + REFIT_RIDGE * size[:, None] * old, factor)
+    gram.diagonal().add_(REFIT_RIDGE)
+    factor = torch.linalg.cholesky(gram)
+    solved = torch.cholesky_solve(product.addcmul_(size[:, None], old, value=REFIT_RIDGE), factor)
     refitted = torch.where(alive[:, None], solved * inverse_size[:, None], old).T
-    if bias is None:
-        return alike(refitted, weight), None
-    return alike(refitted, weight), alike(y_mean - refitted @ x_mean, bias)
+    return alike(refitted, weight), refitted @ (size.new_zeros(features) + x_mean)
+
+
+def _refitted_by_samples(
+    inputs: Tensor, targets: Tensor, weight: Tensor, means: _Means
+) -> tuple[Tensor, Tensor]:
+    """The same by what the old weight leaves of the targets: (S, S) equations."""
+    x_mean, y_mean = (0.0, 0.0) if means is None else means
+    x = wide(inputs) - x_mean
+    alive, inverse_size = _alive(x.square().mean(0).sqrt(), x_mean)
+    x.mul_(alive)
+    parts = in_blocks(weight)
+    left = wide(targets) - y_mean
+    left -= torch.cat([x @ wide(part).T for part in parts], 1)
+    x.mul_(inverse_size)
+    system = x @ x.T / len(x)
+    system.diagonal().add_(REFIT_RIDGE)
+    moved = torch.cholesky_solve(left / len(x), torch.linalg.cholesky(system)).T
+    x.mul_(inverse_size)
+    at = x.new_zeros(weight.shape[1]) + x_mean
+    refitted, given = [], []
+    for part, move in zip(parts, torch.split(moved, len(parts[0])), strict=True):
+        new = torch.addmm(wide(part), move, x)
+        refitted.append(alike(new, weight))
+        given.append(new @ at)
+    return torch.cat(refitted), torch.cat(given)
+
+
+def _alive(size: Tensor, mean: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Which inputs are neither dead nor constant up to rounding, and the inverse of their size, or 0.
+
+    The others keep their weight.
+    """
+    alive = size > CONSTANT * (size.square() + mean * mean).sqrt()
+    return alive, torch.where(alive, size.reciprocal(), 0.0)
 
 
 def _chunks(rows: Tensor) -> Iterator[Tensor]:

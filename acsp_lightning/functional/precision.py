@@ -5,6 +5,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
+# Values converted to float64 at a time: of a wide layer's weights not even one copy should be made.
+BLOCK = 2**22
+
 
 @cache
 def has_float64(device: torch.device) -> bool:
@@ -31,3 +34,8 @@ def wide(tensor: Tensor) -> Tensor:
 def alike(tensor: Tensor, other: Tensor) -> Tensor:
     """A tensor in the dtype and on the device of another; either device may lack float64."""
     return tensor.to(device_of_float64(tensor.device)).to(other.dtype).to(other.device)
+
+
+def in_blocks(tensor: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
+    """Parts of a tensor along an axis, of about :data:`BLOCK` values: views of it."""
+    return torch.split(tensor, max(1, BLOCK * tensor.shape[dim] // max(1, tensor.numel())), dim)

@@ -14,12 +14,15 @@ from torch import Tensor
 from acsp_lightning.functional._class_pairs import ClassPairs
 from acsp_lightning.functional.moments import ClassMoments
 
-# On the CPU, sums are computed in this many parts by up to as many threads. The parts are fixed, so
-# that the result does not depend on the number of threads.
+# On the CPU, sums are computed in up to this many parts by up to as many threads. How many does not
+# depend on the number of threads, so that the result does not either.
 PARTS = 8
 
 # Rows of one matrix product on the CPU: enough to amortise its overhead.
 ROWS = 2048
+
+# Rows of a matrix between all channels that are worked on at once.
+STRIPE = 512
 
 # Share of |x|^2 + |y|^2 below which |x|^2 + |y|^2 - 2xy, with an error of some 1e-15 of that sum, is
 # not used for |x - y|^2. Above it, the relative error is about 1e-11.
@@ -186,14 +189,20 @@ def expected_seconds(moments: ClassMoments, class_pairs: int | None = None) -> f
 
 def _squared_distances(pairs: ClassPairs) -> Tensor:
     """Sums over pairs of classes and positions of squared differences in JM, (N, N)."""
-    products = _products(pairs)
-    norms = products.diagonal()
-    scale = norms[:, None] + norms
-    squared = (scale - 2 * products).triu_(diagonal=1)
-    # Channels that separate nothing are exactly zero, and so are the distances between them.
-    near = torch.triu((squared <= CANCELLATION * scale) & (scale > 0), diagonal=1).nonzero()
-    if len(near):
-        squared[near[:, 0], near[:, 1]] = _squared_differences(pairs, near)
+    squared = _products(pairs)
+    norms = squared.diagonal().clone()
+    near = []
+    # In stripes, since of wide layers every matrix counts.
+    for start in range(0, len(norms), STRIPE):
+        rows = slice(start, start + STRIPE)
+        scale = norms[rows, None] + norms
+        stripe = squared[rows].mul_(-2).add_(scale).triu_(diagonal=start + 1)
+        # Channels that separate nothing are exactly zero, and so are the distances between them.
+        close = torch.triu((stripe <= CANCELLATION * scale) & (scale > 0), diagonal=start + 1)
+        near.append(close.nonzero() + torch.tensor([start, 0], device=close.device))
+    channels = torch.cat(near)
+    if len(channels):
+        squared[channels[:, 0], channels[:, 1]] = _squared_differences(pairs, channels)
     return (squared + squared.T).mul_(4)
 
 
@@ -204,8 +213,16 @@ def _products(pairs: ClassPairs) -> Tensor:
         # the thread pools of the two libraries would block each other.
         workers = ThreadPoolExecutor(torch.get_num_threads())
         with BLAS, workers, threadpool_limits(1, user_api="blas"):
-            parts = [workers.submit(_part_of_products, pairs, part) for part in range(PARTS)]
-            return torch.from_numpy(sum(part.result() for part in parts))
+            # A part of less than one product would cost a matrix and gain nothing.
+            number = min(PARTS, -(-pairs.number * pairs.mean.shape[1] // ROWS))
+            parts = [
+                workers.submit(_part_of_products, pairs, range(part, len(pairs.mean), number))
+                for part in range(number)
+            ]
+            total = parts[0].result()
+            for part in parts[1:]:
+                total += part.result()
+            return torch.from_numpy(total)
     num_channels = pairs.mean.shape[2]
     products = pairs.mean.new_zeros(num_channels, num_channels)
     for block in pairs.blocks(pairs.room):
@@ -214,21 +231,23 @@ def _products(pairs: ClassPairs) -> Tensor:
     return products
 
 
-def _part_of_products(pairs: ClassPairs, part: int) -> NDArray[np.float64]:
-    classes, _, num_channels = pairs.mean.shape
-    total, product = np.zeros((num_channels, num_channels)), np.empty((num_channels, num_channels))
-    rows = np.empty((max(ROWS, pairs.room // num_channels), num_channels))
+def _part_of_products(pairs: ClassPairs, firsts: range) -> NDArray[np.float64]:
+    num_channels = pairs.mean.shape[2]
+    room = min(max(ROWS, pairs.room // num_channels), pairs.number * pairs.mean.shape[1])
+    rows = np.empty((room, num_channels))
+    total = product = None
     filled = 0
-    for block in pairs.blocks(pairs.room, range(part, classes, PARTS)):
+    for block in pairs.blocks(pairs.room, firsts):
         values = block.flatten(0, 1).numpy()
         if filled + len(values) > len(rows):
             # NumPy recognises the product with the transpose and computes half; torch computes all.
-            total += np.matmul(rows[:filled].T, rows[:filled], out=product)
+            product = np.matmul(rows[:filled].T, rows[:filled], out=product)
+            total = product.copy() if total is None else np.add(total, product, out=total)
             filled = 0
         rows[filled : filled + len(values)] = values
         filled += len(values)
-    total += np.matmul(rows[:filled].T, rows[:filled], out=product)
-    return total
+    last: NDArray[np.float64] = np.matmul(rows[:filled].T, rows[:filled], out=product)
+    return last if total is None else np.add(total, last, out=total)
 
 
 def _squared_differences(pairs: ClassPairs, channels: Tensor) -> Tensor:

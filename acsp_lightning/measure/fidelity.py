@@ -5,13 +5,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from acsp_lightning.functional.precision import wide
 from acsp_lightning.measure.accuracy import OutputReader, class_scores
 from acsp_lightning.structure.forward import evaluation_state, is_batched, run_forward
 
-BATCH = 128  # samples in a forward pass
+BATCH = 128  # samples in a forward pass, at most
+
+# Values in the inputs of a forward pass: of large pictures fewer are run at once, 27 of 224 px.
+VALUES = 2**22
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,19 +107,22 @@ def collect_scores(
             :func:`acsp_lightning.measure.accuracy.class_scores`.
     """
     largest = int(labels.max())
+    values = sum(leaf.numel() for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor))
+    step = max(1, min(BATCH, VALUES * len(labels) // max(1, values)))
     found = []
     with evaluation_state(model):
-        for start in range(0, len(labels), BATCH):
-            batch = _rows(inputs, start, len(labels))
+        for start in range(0, len(labels), step):
+            rows = slice(start, start + step)
+            batch = _rows(inputs, rows, len(labels))
             scores = class_scores(run_forward(model, batch), read_outputs, largest)
-            if scores is None or len(scores) != len(labels[start : start + BATCH]):
+            if scores is None or len(scores) != len(labels[rows]):
                 return None
             found.append(scores)
     return torch.cat(found)
 
 
-def _rows(inputs: tuple[Any, ...], start: int, samples: int) -> tuple[Any, ...]:
+def _rows(inputs: tuple[Any, ...], rows: slice, samples: int) -> tuple[Any, ...]:
     batch: tuple[Any, ...] = tree_map(
-        lambda leaf: leaf[start : start + BATCH] if is_batched(leaf, samples) else leaf, inputs
+        lambda leaf: leaf[rows] if is_batched(leaf, samples) else leaf, inputs
     )
     return batch

@@ -7,12 +7,18 @@ import torch
 from torch import Tensor, nn
 
 from acsp_lightning.capture.statistics import Activations
-from acsp_lightning.functional import RIDGE, ChannelCurves
-from acsp_lightning.functional.precision import alike
+from acsp_lightning.functional import ChannelCurves
+from acsp_lightning.functional.precision import alike, in_blocks
+from acsp_lightning.functional.unexplained import (
+    Unexplained,
+    UnexplainedByMoments,
+    UnexplainedByVectors,
+    square_root,
+)
 from acsp_lightning.selection.scores import read_channels
 from acsp_lightning.structure.groups import ChannelGroup, LayerSide
 from acsp_lightning.structure.refit import Target
-from acsp_lightning.structure.weights import same_group, weight_by_input
+from acsp_lightning.structure.weights import group_count, same_group, weight_by_input
 
 # Number of widths of a group at which the damage is computed: finer steps gain next to nothing.
 STEPS = 24
@@ -52,14 +58,15 @@ def damage_curve(
         targets: outputs of consumers, by layer; without one, an output is weighted by its own energy.
         ks: numbers of channels, ascending, each one of those that ``curves`` were traced at.
     """
-    readers = [_Reader.of(model, side, activations, targets.get(side.layer)) for side in group.consumers]
-    damage = []
     known = curves.ks.tolist()
-    for k in ks:
-        kept = curves.sweep.medoids[known.index(k)].cpu()
-        damage.append(sum(reader.unexplained(kept) for reader in readers))
+    kept = [curves.sweep.medoids[known.index(k)].cpu() for k in ks]
+    # One reader after the other: of a wide layer each takes several matrices.
+    damage = torch.zeros(len(kept), dtype=torch.float64)
+    for side in group.consumers:
+        reader = _Reader.of(model, side, activations, targets.get(side.layer))
+        damage += torch.tensor(reader.unexplained(kept), dtype=torch.float64)
     # Medoids of fewer clusters may by chance explain more; fewer channels are then the better choice.
-    falling = torch.tensor([*damage, 0.0], dtype=torch.float64).cummin(0).values
+    falling = torch.cat([damage, damage.new_zeros(1)]).cummin(0).values
     return DamageCurve((*ks, group.width), tuple(falling.tolist()))
 
 
@@ -74,50 +81,69 @@ def candidate_widths(width: int, at_least: int, round_to: int) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class _Reader:
-    """One consumer, with its D input channels in units of their own sizes.
+    """One consumer.
 
-    ``precision`` is the inverse of their second moments, (D, D): its block of some channels is the
-    inverse of their residual moments given the others. ``sensitivity``, (D, D), is the weight of joint
-    errors in two channels.
+    Attributes:
+        side: which of its input channels are those of the group.
+        lost: what is lost of its output, scaled, if some of its D input channels go.
+        power: of the output, that losses are a share of.
     """
 
-    precision: Tensor
-    sensitivity: Tensor
-    positions: Tensor
-    channels: Tensor
+    side: LayerSide
+    lost: Unexplained
+    power: float
 
     @classmethod
     def of(
         cls, model: nn.Module, side: LayerSide, activations: Activations, target: Target | None
     ) -> "_Reader":
         module = model.get_submodule(side.layer)
-        moments = activations.inputs[side.layer].mean
-        together = same_group(module, len(moments)).to(moments.device)
-        moments = moments * together  # a convolution in groups cannot take over from one to another
-        scale = None if target is None else target.scale
-        weight = alike(weight_by_input(module, scale), moments)
-        size = moments.diagonal().sqrt()
-        by_channel = weight.reshape(len(moments), -1) * size[:, None]
-        sensitivity = by_channel @ by_channel.T * together
-        inverse_size = torch.where(size > 0, size.reciprocal(), 0.0)
-        scaled = moments * inverse_size[:, None] * inverse_size
+        inputs = activations.inputs[side.layer]
+        size = inputs.power.sqrt()
+        weight = _reading(module, None if target is None else target.scale, size)
+        inverse_size = torch.where(size > 0, size.reciprocal(), 0.0)[:, None]
+        lost: Unexplained
+        # A convolution in groups cannot take over from one to another.
+        grouped = group_count(module) > 1
+        if inputs.vectors is not None and not grouped:
+            vectors = inputs.vectors * inverse_size * inputs.count**-0.5
+            lost = UnexplainedByVectors.of(vectors, weight)
+        else:
+            moments = inputs.mean.mul_(inverse_size).mul_(inverse_size.T)
+            if grouped:
+                moments *= same_group(module, len(size)).to(size.device)
+            lost = UnexplainedByMoments.of(moments, weight)
         power = 0.0 if target is None else target.power
-        power = power or float((sensitivity * scaled).sum())
-        positions, channels = read_channels(side)
-        return cls(
-            torch.linalg.inv(scaled + RIDGE * torch.eye(len(scaled)).to(scaled)),
-            sensitivity / power if power > 0 else sensitivity,
-            positions,
-            channels,
-        )
+        return cls(side, lost, power or max(0.0, lost.whole) or 1.0)
 
-    def unexplained(self, kept: Tensor) -> float:
-        """Share of the output's power that is lost if only ``kept`` remain of the group."""
-        gone = self.positions[~torch.isin(self.channels, kept)].to(self.precision.device)
-        block = self.precision[gone][:, gone]
-        # The ridge is not part of the residual.
-        residual = torch.linalg.inv(block) - RIDGE * torch.eye(len(gone)).to(block)
-        return max(0.0, float((self.sensitivity[gone][:, gone] * residual).sum()))
+    def unexplained(self, choices: Sequence[Tensor]) -> list[float]:
+        """Share of the output's power that is lost, for every choice of what remains of the group."""
+        positions, channels = read_channels(self.side)
+        losses = self.lost.losses(positions[~torch.isin(channels, kept)] for kept in choices)
+        return [loss / self.power for loss in losses]
+
+
+def _reading(module: nn.Module, scale: Tensor | None, size: Tensor) -> Tensor:
+    """What reads every input channel, in units of their sizes: (D, M), M being at most D.
+
+    Its product with its transpose is the weight of joint errors in two channels.
+
+    Args:
+        module: a convolution or a linear layer.
+        scale: multiplies its outputs, (O,); None: 1.
+        size: root mean square of the D input channels.
+    """
+    weight, channels = weight_by_input(module, scale), len(size)
+    grouped = group_count(module) > 1
+    if weight.numel() <= channels**2 and not grouped:
+        return alike(weight, size).reshape(channels, -1) * size[:, None]
+    products = size.new_zeros(channels, channels)
+    for part in in_blocks(weight, dim=1):
+        rows = alike(part, size).reshape(channels, -1) * size[:, None]
+        products.addmm_(rows, rows.T)
+    if grouped:
+        products *= same_group(module, channels).to(size.device)
+    return square_root(products)
 
 
 def total_damage(curves: Mapping[str, DamageCurve], widths: Mapping[str, int]) -> float:

@@ -8,11 +8,10 @@ from torch import Tensor, nn
 from acsp_lightning.capture.statistics import Activations
 from acsp_lightning.functional import (
     SelectionConfig,
-    Separation,
     compare_channels,
     mean_separability,
 )
-from acsp_lightning.functional.precision import alike, wide
+from acsp_lightning.functional.precision import alike, in_blocks, wide
 from acsp_lightning.structure.groups import ChannelGroup, LayerSide
 from acsp_lightning.structure.weights import weight_by_input, weight_by_output
 
@@ -69,8 +68,8 @@ def score_channels(
     Raises:
         ValueError: if classes are missing or have too few samples; the message names the layer.
     """
-    separations: list[Separation] = []
-    squares: list[Tensor] = []
+    sampling_errors: list[float] = []
+    squares: Tensor | None = None
     separability: list[Tensor] = []
     magnitudes: list[Tensor] = []
     for side in group.producers:
@@ -82,17 +81,20 @@ def score_channels(
                 separability.append(mean_separability(moments)[places].mean(0))
         except ValueError as error:
             raise ValueError(f"Layer {side.layer!r}: {error}") from error
-        separations.append(found)
-        squares += [found.distances[rows][:, rows].square() for rows in places]
+        sampling_errors.append(found.sampling_error)
+        # One after another, so that either side of the diagonal is rounded alike.
+        for rows in places:
+            square = found.distances[rows[:, None], rows].square_()
+            squares = square if squares is None else squares.add_(square)
         magnitudes.append(_filter_norms(model, side).to(places.device)[places].sum(0))
     contributions = torch.stack(
         [_contributions(model, side, group.width, activations) for side in group.consumers]
     )
     total = contributions.square().sum(0).sqrt()
     mean = total.mean()
+    assert squares is not None
     return ChannelScores(
-        # One after another, so that either side of the diagonal is rounded alike.
-        distances=sum(squares, torch.zeros_like(squares[0])).sqrt(),
+        distances=squares.sqrt_(),
         contributions=total / mean if mean > 0 else torch.ones_like(total),
         magnitudes=torch.stack(magnitudes).sum(0),
         separability=torch.stack(separability).mean(0) if separability else None,
@@ -100,13 +102,14 @@ def score_channels(
             classes=found.classes,
             unseen=moments.num_classes - found.classes,
             class_pairs=found.class_pairs,
-            sampling_error=max(one.sampling_error for one in separations),
+            sampling_error=max(sampling_errors),
         ),
     )
 
 
 def _filter_norms(model: nn.Module, side: LayerSide) -> Tensor:
-    return wide(weight_by_output(model.get_submodule(side.layer))).abs().flatten(1).sum(1)
+    weight = weight_by_output(model.get_submodule(side.layer))
+    return torch.cat([wide(part).abs().flatten(1).sum(1) for part in in_blocks(weight)])
 
 
 def _places(side: LayerSide) -> Tensor:
@@ -124,9 +127,10 @@ def read_channels(side: LayerSide) -> tuple[Tensor, Tensor]:
 
 def _contributions(model: nn.Module, side: LayerSide, width: int, activations: Activations) -> Tensor:
     """What each channel of a group contributes through one consumer, (N,)."""
-    energy = activations.inputs[side.layer].mean.diagonal()
+    energy = activations.inputs[side.layer].power
     weight = weight_by_input(model.get_submodule(side.layer))
-    norms = alike(weight, energy).reshape(len(energy), -1).square().sum(1)
+    norms = torch.cat([alike(part, energy).square().flatten(1).sum(1) for part in in_blocks(weight)])
+    norms = norms.view(len(energy), -1).sum(1)
     positions, channels = read_channels(side)
     power = (energy * norms)[positions.to(energy.device)]
     return (

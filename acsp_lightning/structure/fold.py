@@ -39,12 +39,24 @@ def recover_consumers(
         ((_, dim), *_) = side_layout(module, "in").tensors
         spread = spreads[cut.layer]
         channels = torch.tensor(cut.kept[::spread], dtype=torch.int64) // spread
-        folded = _folded(module, weight.old, input_moments[cut.layer], channels, dim, spread)
-        for other, kept in weight.cuts:
-            if other != dim:
-                folded = slice_tensor(folded, other, kept)
+        moments = input_moments[cut.layer]
+        if group_count(module) == 1:  # the outputs that go need no folding
+            folded = _folded(
+                module, _other_sides(weight, weight.old, dim), moments, channels, dim, spread
+            )
+        else:
+            folded = _folded(module, weight.old, moments, channels, dim, spread)
+            folded = _other_sides(weight, folded, dim)
         with torch.no_grad():
             weight.parameter.copy_(folded)
+
+
+def _other_sides(weight: SlicedParameter, tensor: Tensor, dim: int) -> Tensor:
+    """A tensor cut as a weight was, but for one axis."""
+    for other, kept in weight.cuts:
+        if other != dim:
+            tensor = slice_tensor(tensor, other, kept)
+    return tensor
 
 
 def _folded(

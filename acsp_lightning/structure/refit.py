@@ -24,7 +24,7 @@ from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
 from acsp_lightning.functional import refit_weight
-from acsp_lightning.functional.precision import wide
+from acsp_lightning.functional.precision import in_blocks, wide
 from acsp_lightning.progress import step
 from acsp_lightning.structure.forward import evaluation_state, run_forward
 from acsp_lightning.structure.groups import Norm
@@ -46,15 +46,15 @@ class Target:
     Attributes:
         shape: of its output.
         rows: at which samples and positions, int64, (S,).
-        outputs: what it gave there, (S, O).
-        other: what was added to it there, in its own units, (S, O); None if nothing was.
+        outputs: what it gave there, (S, O), together with what was added to it, in its own units.
+        summed: whether something was added to it.
         scale: what the BatchNorm that reads it, if one does, multiplies it by, (O,).
     """
 
     shape: torch.Size
     rows: Tensor
     outputs: Tensor
-    other: Tensor | None = None
+    summed: bool = False
     scale: Tensor | None = None
 
     def halved(self) -> "Target":
@@ -67,14 +67,12 @@ class Target:
             shape=torch.Size(((self.shape[0] + 1) // 2, *self.shape[1:])),
             rows=(sample // 2 * positions + position)[taken],
             outputs=self.outputs[taken],
-            other=None if self.other is None else self.other[taken],
         )
 
     @property
     def power(self) -> float:
         """Variance of the output together with what is added to it, summed over channels, scaled."""
-        total = self.outputs if self.other is None else self.outputs + self.other
-        spread = wide(total).var(0, correction=0)
+        spread = wide(self.outputs).var(0, correction=0)
         return float((spread if self.scale is None else spread * wide(self.scale).square()).sum())
 
 
@@ -230,9 +228,11 @@ def prepare_refit(
 
     def add(branch: _Branch, own: Tensor, other: Tensor) -> None:
         target = targets.get(branch.layer)
-        if target is not None and own.shape == target.shape and target.other is None:
-            beside = output_rows(branch.module, other)[target.rows]
-            targets[branch.layer] = replace(target, other=branch.in_own_units(beside))
+        if target is not None and own.shape == target.shape and not target.summed:
+            beside = branch.in_own_units(output_rows(branch.module, other)[target.rows])
+            # In half precision the sum would lose what the fit is about.
+            total = beside.to(torch.promote_types(beside.dtype, torch.float32)) + target.outputs
+            targets[branch.layer] = replace(target, outputs=total, summed=True)
 
     with _watched(model, layers, _Sums(add), after=seen), noted(model, norms) as found:
         run_forward(model, inputs)
@@ -252,13 +252,13 @@ def refit_consumers(model: nn.Module, plan: PruningPlan, refit: Refit) -> None:
     targets = refit.targets
     waiting: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def fit(layer: str, module: nn.Module, rows: Tensor, gap: Tensor | float = 0.0) -> None:
+    def fit(layer: str, module: nn.Module, rows: Tensor, added: Tensor | float = 0.0) -> None:
         wanted = targets[layer].outputs
         kept = plan.kept(layer, "out")
         if kept is not None:
             wanted = wanted[:, torch.tensor(kept)]
         weight, bias = module.get_parameter("weight"), module._parameters.get("bias")
-        new, shift = refit_weight(rows, wanted + gap, weight.flatten(1), bias)
+        new, shift = refit_weight(rows, wanted - added, weight.flatten(1), bias)
         weight.copy_(new.view_as(weight))
         if bias is not None and shift is not None:
             bias.copy_(shift)
@@ -267,28 +267,24 @@ def refit_consumers(model: nn.Module, plan: PruningPlan, refit: Refit) -> None:
     def before(layer: str, module: nn.Module, given: Tensor) -> None:
         target = targets[layer]
         rows = input_rows(module, given, target.shape, target.rows)
-        if target.other is None:
-            fit(layer, module, rows)
-        else:
+        if target.summed:
             waiting[layer] = (given, rows)
+        else:
+            fit(layer, module, rows)
 
     def add(branch: _Branch, own: Tensor, other: Tensor) -> None:
         layer, module = branch.layer, branch.module
         if layer not in waiting:
             return
         given, rows = waiting.pop(layer)
-        expected = targets[layer].other
-        assert expected is not None
-        kept = plan.kept(layer, "out")
-        if kept is not None:
-            expected = expected[:, torch.tensor(kept)]
-        found = branch.in_own_units(
-            output_rows(module, other)[targets[layer].rows], targets[layer].scale
-        )
-        fit(layer, module, rows, expected - found)
-        # Past the hooks, which are for the network's own calls.
-        refitted = module.forward(given)
-        own.copy_(refitted if branch.norm is None else branch.norm.forward(refitted))
+        beside = output_rows(module, other)[targets[layer].rows]
+        fit(layer, module, rows, branch.in_own_units(beside, targets[layer].scale))
+        # Some samples at a time: the sum is where most maps are alive. Past the hooks, which are for the
+        # network's own calls.
+        parts = in_blocks(given)
+        for part, place in zip(parts, torch.split(own, len(parts[0])), strict=True):
+            refitted = module.forward(part)
+            place.copy_(refitted if branch.norm is None else branch.norm.forward(refitted))
 
     layers = [cut.layer for cut in plan if cut.side == "in" and cut.layer in targets]
     with (

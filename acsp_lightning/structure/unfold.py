@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from acsp_lightning.functional.precision import wide
+from acsp_lightning.functional.precision import in_blocks, wide
 from acsp_lightning.structure.layers import is_consumer
 
 # Share of its size by which an output may differ from the product, for half precision's sake.
@@ -86,8 +86,9 @@ def gives_rows(module: nn.Module, inputs: Tensor, output: Tensor, rows: Tensor) 
     """
     if isinstance(module, _ConvNd) and output.shape[2:] != _output_sizes(module, inputs):
         return False
-    weight, bias = wide(module.get_parameter("weight")), module._parameters.get("bias")
-    found = wide(input_rows(module, inputs, output.shape, rows)) @ weight.flatten(1).T
+    weight, bias = module.get_parameter("weight"), module._parameters.get("bias")
+    read = wide(input_rows(module, inputs, output.shape, rows))
+    found = torch.cat([read @ wide(part).flatten(1).T for part in in_blocks(weight)], 1)
     found = found if bias is None else found + wide(bias)
     wanted = wide(output_rows(module, output)[rows])
     return bool((found - wanted).norm() <= ROUNDING * wanted.norm())

@@ -61,7 +61,7 @@ class Weighed(ACSPPruningCallback):
         super().on_validation_end(trainer, pl_module)
         if self._captured is not None:
             found = self._captured.activations
-            tensors: list[Tensor] = [inputs.total for inputs in found.inputs.values()]
+            tensors: list[Tensor] = [inputs.held for inputs in found.inputs.values()]
             tensors += [t for s in found.outputs.values() for t in (s.origin, s.total, s.squares)]
             self.held = sum(tensor.nbytes for tensor in tensors)
         self._captured = None

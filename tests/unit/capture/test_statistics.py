@@ -67,3 +67,25 @@ def test_second_moments_against_numpy() -> None:
     values = rows.numpy()
     assert found.count == 40
     np.testing.assert_allclose(found.mean, values @ values.T / 40)
+
+
+@pytest.mark.parametrize("split", [[40], [3, 37], [3, 2, 20, 15], [20, 20], [1] * 40])
+@pytest.mark.parametrize("width", [5, 30, 160, 200])
+def test_few_vectors_are_held_and_many_are_summed(width: int, split: list[int]) -> None:
+    """A layer of 160 inputs holds 40 vectors, one of 30 only seven; parts are merged either way."""
+    generator = torch.Generator().manual_seed(width)
+    rows = torch.randn(width, 40, generator=generator, dtype=torch.float64)
+    products = rows.numpy() @ rows.numpy().T
+    none = InputMoments(0, rows[:, :0])
+    added = merged = none
+    for part in rows.split(split, 1):
+        added = added.with_rows(part)
+        merged = merged.merged(none.with_rows(part))
+    for found in (added, merged):
+        assert found.count == 40
+        assert (found.vectors is not None) is (width >= 160)
+        np.testing.assert_allclose(found.total, products)
+        np.testing.assert_allclose(found.mean, products / 40)
+        np.testing.assert_allclose(found.power, products.diagonal() / 40)
+    assert none.count == 0
+    assert none.held.shape == (width, 0)

@@ -93,8 +93,10 @@ def test_folding_a_convolution_equals_rebuilding_its_input(dtype):
     )
 
 
+@pytest.mark.parametrize("block", [10, 500, 2**22])
 @pytest.mark.parametrize("spread", [1, 9])
-def test_folding_a_linear_layer_after_flatten(spread):
+def test_folding_a_linear_layer_after_flatten(spread, block, monkeypatch):
+    monkeypatch.setattr("acsp_lightning.functional.precision.BLOCK", block)
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(5, 12 * spread, generator=generator, dtype=torch.float64)
     kept_maps = torch.randn(7, 4, spread, generator=generator, dtype=torch.float64)
@@ -184,6 +186,40 @@ def test_refit_is_ridge_regression_towards_the_old_weight(size, with_bias):
         torch.testing.assert_close(shift, expected_shift, rtol=1e-6, atol=1e-6)
     else:
         assert shift is None
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("size", [11, 12, 13])
+def test_fewer_samples_than_inputs_make_no_difference(size, with_bias, monkeypatch):
+    """On either side of as many samples as inputs, with dead and constant inputs, and in blocks."""
+    monkeypatch.setattr("acsp_lightning.functional.precision.BLOCK", 30)
+    x, y, weight, bias = problem(size)
+    x[:, 3] = 0.0
+    if with_bias:
+        x[:, 8] = 5.0
+    found, shift = refit_weight(x, y, weight, bias if with_bias else None)
+    expected, _ = ridge_by_lstsq(x, y, weight, bias if with_bias else None)
+    dead = [3, 8] if with_bias else [3]
+    alive = [place for place in range(12) if place not in dead]
+    units = x.square().mean(0).sqrt()
+    torch.testing.assert_close((found * units)[:, alive], (expected * units)[:, alive])
+    assert torch.equal(found[:, dead], weight[:, dead])
+    if with_bias:
+        torch.testing.assert_close(shift, y.mean(0) - found @ x.mean(0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_few_samples_of_a_wide_layer(dtype):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(20, 300, generator=generator).to(dtype)
+    weight, bias = torch.randn(9, 300, generator=generator).to(dtype), torch.zeros(9, dtype=dtype)
+    y = torch.randn(20, 9, generator=generator).to(dtype)
+    found, shift = refit_weight(x, y, weight, bias)
+    expected, expected_shift = ridge_by_lstsq(x, y, weight, bias)
+    assert found.dtype == shift.dtype == dtype
+    torch.testing.assert_close(found, expected.to(dtype))
+    # The bias goes with the weight before that was rounded.
+    torch.testing.assert_close(shift, expected_shift.to(dtype), rtol=0.02, atol=1e-3)
 
 
 def test_refit_comes_close_to_plain_least_squares():

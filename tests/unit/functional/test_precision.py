@@ -14,7 +14,7 @@ from acsp_lightning.functional import (
     refit_weight,
 )
 from acsp_lightning.functional.moments import ClassSums
-from acsp_lightning.functional.precision import alike, device_of_float64, has_float64, wide
+from acsp_lightning.functional.precision import alike, device_of_float64, has_float64, in_blocks, wide
 
 VALUES = torch.randn(30, 5, 4, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(30) % 3
@@ -115,3 +115,17 @@ def test_a_refit_gives_a_weight_on_the_device(biased: bool) -> None:
         if one is not None and other is not None:
             assert one.device == DEVICE
             close(one, other)
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+@pytest.mark.parametrize("block", [1, 35, 60, 10**6])
+def test_blocks_are_views_of_a_limited_size(
+    block: int, dim: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("acsp_lightning.functional.precision.BLOCK", block)
+    parts = in_blocks(VALUES, dim)
+    assert torch.equal(torch.cat(parts, dim), VALUES)
+    assert all(
+        part.untyped_storage().data_ptr() == VALUES.untyped_storage().data_ptr() for part in parts
+    )
+    assert all(part.numel() <= max(block, part.numel() // part.shape[dim]) for part in parts)

@@ -157,6 +157,19 @@ def test_scores_are_collected_in_batches_of_bounded_size(samples: int) -> None:
     torch.testing.assert_close(found, net.eval()(x, 2.0).detach())
 
 
+@pytest.mark.parametrize(("values", "most"), [(15, 3), (9, 1), (2, 1), (10_000, BATCH)])
+def test_of_large_inputs_fewer_are_run_at_once(
+    values: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five values a sample, in two arguments."""
+    monkeypatch.setattr("acsp_lightning.measure.fidelity.VALUES", values)
+    net, x = Net(), torch.randn(BATCH + 7, 4)
+    scale = torch.linspace(1, 2, len(x))[:, None]
+    found = collect_scores(net, (x, scale), torch.arange(len(x)) % 3)
+    assert max(net.sizes) == most
+    torch.testing.assert_close(found, net.eval()(x, scale).detach())
+
+
 def test_scores_are_found_in_outputs_and_their_absence_is_too() -> None:
     x, labels = torch.randn(9, 4), torch.arange(9) % 3
     plain = collect_scores(Net(), (x,), labels)

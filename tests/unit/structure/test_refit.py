@@ -185,10 +185,10 @@ def pruned(model, plan, groups, data=X, *, refit=True, fold=True, sums=True):
     """A copy that is cut; ``sums=False`` forgets what was added to the outputs."""
     targets = None
     if refit:
-        targets = prepare_refit(model, consumers(groups), (data,))
-    if targets is not None and not sums:
-        for target in targets.targets.values():
-            object.__setattr__(target, "other", None)
+        with pytest.MonkeyPatch.context() as patch:
+            if not sums:
+                patch.setattr("acsp_lightning.structure.refit.ADDITIONS", set())
+            targets = prepare_refit(model, consumers(groups), (data,))
     cut = copy.deepcopy(model)
     moments = moments_of(model, groups, data) if fold else None
     prune(cut, plan, (data[:2],), groups=groups, input_moments=moments, refit=targets)
@@ -327,6 +327,17 @@ def test_every_layer_is_the_best_one_on_what_the_cut_network_gives_it(name):
     build, residual, joins = FITTED[name]
     model, plan, groups, cut = cut_in_half(build, residual=residual)
     assert_fitted(model, plan, groups, cut, joins)
+
+
+@pytest.mark.parametrize("add", ["a + b", "a += b"])
+def test_sums_are_written_anew_in_parts(add, monkeypatch):
+    """What is added to is what the refitted layer gives, whatever the number of samples at a time."""
+    build = partial(two_blocks, add=ADD[add])
+    _, _, _, expected = cut_in_half(build)
+    monkeypatch.setattr("acsp_lightning.functional.precision.BLOCK", 3 * 6 * 64)
+    _, _, _, found = cut_in_half(build)
+    for (name, one), other in zip(found.named_parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(one, other, msg=name)
 
 
 def test_of_two_fitted_sides_of_a_sum_one_makes_up_for_the_other():
@@ -561,7 +572,7 @@ def test_the_way_of_adding_changes_no_target():
         targets.append(prepare_refit(model, ["3.conv2", "4.conv2"], (X,)).targets)
     for layer, target in targets[0].items():
         assert target.power == pytest.approx(targets[1][layer].power)
-        assert target.other is not None
+        assert target.summed
         assert (target.scale is None) == (targets[1][layer].scale is None)
 
 
@@ -578,9 +589,9 @@ def test_targets_are_what_the_uncut_network_gives():
     assert target.rows.tolist() == list(range(40 * 64))
     own = as_rows(model[3].conv2, seen["3.conv2"][1])
     other = as_rows(model[3].conv2, seen["3.join"][0][1])
-    torch.testing.assert_close(target.outputs, own)
+    assert target.summed
+    torch.testing.assert_close(target.outputs, own + other / scale)
     torch.testing.assert_close(target.scale, scale)
-    torch.testing.assert_close(target.other, other / scale)
     # Of the sum as it is in the network.
     assert target.power == pytest.approx(float((own * scale + other).var(0, correction=0).sum()))
 
@@ -873,10 +884,8 @@ def check_same_targets(found, expected):
         order, other = mine.rows.argsort(), target.rows.argsort()
         assert torch.equal(mine.rows[order], target.rows[other]), layer
         torch.testing.assert_close(mine.outputs[order], target.outputs[other])
-        for part in ("other", "scale"):
-            assert (getattr(mine, part) is None) is (getattr(target, part) is None), (layer, part)
-        if target.other is not None:
-            torch.testing.assert_close(mine.other[order], target.other[other])
+        assert mine.summed is target.summed, layer
+        assert (mine.scale is None) is (target.scale is None), layer
         if target.scale is not None:
             torch.testing.assert_close(mine.scale, target.scale)
 
@@ -890,7 +899,7 @@ def test_half_a_refit_is_one_of_every_other_sample(sums, samples):
     found = whole.halved()
     assert torch.equal(found.inputs[0], X[:samples:2])
     check_same_targets(found, prepare_refit(model, layers, (X[:samples:2],)))
-    assert any(target.other is not None for target in found.targets.values()) is sums
+    assert any(target.summed for target in found.targets.values()) is sums
     assert len(whole.inputs[0]) == samples, "the whole one stays"
 
 
