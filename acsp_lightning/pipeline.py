@@ -213,9 +213,10 @@ def decide_cut(
     Raises:
         ValueError: if classes are missing, or the volume asked for cannot be had.
     """
-    network = site.network
-    before = measure_complexity(network, example.counted)
-    refits = settings.recovery == "least_squares"
+    before, refits = (
+        measure_complexity(site.network, example.counted),
+        settings.recovery == "least_squares",
+    )
     measures = captured.held_back > 0 and captured.decisions is None
     outputs, samples = _looked_at(
         site, captured, settings, refits or settings.selection.is_global, measures
@@ -236,10 +237,10 @@ def decide_cut(
         if held is not None:
             timing, back = Timing(example.counted, settings.latency_batch_sizes), HeldBack(*held)
             trials = Trials(
-                network, captured.groups, before, recovery, back, settings.read_outputs, timing
+                site.network, captured.groups, before, recovery, back, settings.read_outputs, timing
             )
         return propose(
-            network,
+            site.network,
             captured,
             settings,
             before,
