@@ -213,15 +213,11 @@ def decide_cut(
     Raises:
         ValueError: if classes are missing, or the volume asked for cannot be had.
     """
-    before, refits = (
-        measure_complexity(site.network, example.counted),
-        settings.recovery == "least_squares",
-    )
+    before = measure_complexity(site.network, example.counted)
+    refits, folds = settings.recovery == "least_squares", settings.recovery != "none"
     measures = captured.held_back > 0 and captured.decisions is None
-    outputs, samples = _looked_at(
-        site, captured, settings, refits or settings.selection.is_global, measures
-    )
-    folds = settings.recovery != "none"
+    looks = refits or settings.selection.is_global
+    outputs, samples = _looked_at(site, captured, settings, looks, measures)
     recovery = Recovery(
         example=example.traced,
         input_moments=captured.activations.input_moments if folds else None,

@@ -132,7 +132,8 @@ def square_root(products: Tensor) -> Tensor:
 def _explained(system: Tensor, chosen: Tensor | slice, right: Tensor) -> Tensor:
     """Trace of B^T A^-1 B, with A and B the blocks of some rows and columns of a system and a matrix."""
     factor = torch.linalg.cholesky(system[chosen][:, chosen])
-    return torch.linalg.solve_triangular(factor, right[chosen], upper=False).square().sum()
+    solved: Tensor = torch.linalg.solve_triangular(factor, right[chosen], upper=False)
+    return solved.square().sum()
 
 
 def _marked(chosen: Tensor, weight: Tensor) -> Tensor:
