@@ -15,7 +15,7 @@ from acsp_lightning.selection.tradeoff import (
 )
 
 SPREAD = 6  # depths that are measured first, evenly spaced in FLOPs
-REFINED = 5  # depths that may be added around the decision
+REFINED = 6  # depths that may be added around the decision
 LONG_WAIT = 30.0  # seconds that warrant a message
 
 Trial = Callable[[Mapping[str, int]], Depth]

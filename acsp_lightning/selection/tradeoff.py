@@ -172,9 +172,9 @@ def _knee(depths: Sequence[Depth], heights: Sequence[float]) -> int | None:
 
 
 def _middles(depths: Sequence[Depth]) -> list[float]:
-    """Middles of the gaps in FLOPs that are wider than :data:`RESOLUTION`, the widest first."""
+    """Middles of the gaps in FLOPs whose ratio exceeds :data:`RESOLUTION`, the largest first."""
     gaps = [
-        (upper.flops - lower.flops, (upper.flops + lower.flops) / 2)
+        (upper.flops / lower.flops, (upper.flops + lower.flops) / 2)
         for upper, lower in pairwise(depths)
         if upper.flops > RESOLUTION * lower.flops
     ]

@@ -242,8 +242,9 @@ def measured(folder: Path, tolerance: str) -> None:
 
     acsp_lightning.pipeline.Trials = trials
     selection = SelectionConfig(tolerance=float(tolerance)) if tolerance else SelectionConfig()
-    pruning = callback(2, selection=selection)
-    fit(folder, Classifier(), pruning, val_loader(240), max_epochs=5)
+    # Recovered, so small a network would lose nothing at any depth, and have no knee.
+    pruning = callback(2, selection=selection, recovery="none")
+    fit(folder, Classifier(), pruning, val_loader(480), max_epochs=5)
     found = torch.load(folder / f"found{rank()}.pt")
     (step,) = pruning.steps
     found["trade_off"] = encode(step.trade_off)

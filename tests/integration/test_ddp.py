@@ -222,8 +222,8 @@ def test_the_first_process_measures_the_volume(tmp_path: Path, tolerance: str) -
     assert first["trade_off"] == second["trade_off"]
     assert first["kept"] == second["kept"]
     # Half of the samples of one of two processes.
-    assert first["trade_off"]["depths"][0]["fidelity"]["samples"] == 60
-    assert first["samples"] == [120]
+    assert first["trade_off"]["depths"][0]["fidelity"]["samples"] == 120
+    assert first["samples"] == [240]
     place = first["trade_off"]["tolerated" if tolerance else "knee"]
     assert place is not None
     chosen = first["trade_off"]["depths"][place]["widths"]

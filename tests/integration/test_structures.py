@@ -152,9 +152,11 @@ def test_depths_are_measured(name: str, residual: bool) -> None:
     case = STRUCTURES[name]
     model = built(case)
     batches = [batch(seed) for seed in range(16)]
-    step = preview(model, batches, SelectionConfig(tolerance=0.99), residual=residual)
-    assert step.trade_off is not None
-    depth = step.trade_off.depths[-1]
+    measured = preview(model, batches, SelectionConfig(flops=1.0), residual=residual, trade_off=True)
+    assert measured.trade_off is not None
+    uncut, *_, depth = measured.trade_off.depths
+    least = SelectionConfig(flops=depth.flops / uncut.flops)
+    step = preview(model, batches, least, residual=residual, trade_off=True)
     assert depth.widths == {group: len(found.kept) for group, found in step.selections.items()}
     assert depth.parameters == step.after.parameters
     apply_plan(model, step.plan)
