@@ -160,6 +160,7 @@ def next_for_tolerance(depths: Sequence[Depth], tolerance: float) -> list[float]
     left, lost = max(0.0, tolerance - drops[here]), drops[here + 1] - drops[here]
     share = left / lost if lost > 0 else 0.0
     reached = around[0].flops + share * (around[1].flops - around[0].flops)
+    reached = max(reached, CLOSE * around[1].flops)  # what lies closer to the deeper one is known
     # On a convex curve the line between two depths reaches a loss too early; hence the middle as well.
     return [reached] * (around[0].flops > CLOSE * reached) + _middles(around)
 

@@ -299,3 +299,12 @@ def test_nothing_is_asked_for_where_the_tolerance_is_met_at_the_ends() -> None:
     assert next_for_tolerance(depths, 0.5) == []  # the deepest is tolerated
     # The uncut one alone.
     assert next_for_tolerance(depths[:1] + depths[3:], -1.0) == [85]
+
+
+def test_no_depth_is_asked_for_beside_a_known_one() -> None:
+    """The loss is reached within two percent of the FLOPs of either neighbour."""
+    for flops in ([1000, 600, 590], [1000, 609, 600, 520, 500]):
+        depths = measured(flops, lambda share: 1 - share, nothing)
+        wanted = next_for_tolerance(depths, 0.399)
+        known = [depth.flops for depth in depths]
+        assert all(abs(one - other) > 0.01 * other for one in wanted for other in known)
