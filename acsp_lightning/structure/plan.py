@@ -80,9 +80,17 @@ class PruningPlan:
 
     def norms(self, groups: Iterable[ChannelGroup]) -> tuple[str, ...]:
         """Layers that use the statistics of fewer channels after the cut."""
-        touched = {cut.layer for cut in self.cuts}
-        layers = dict.fromkeys(norm.layer for group in groups for norm in group.norms)
-        return tuple(layer for layer in layers if layer in touched)
+        touched = {(cut.layer, cut.side != "out") for cut in self.cuts}
+        layers, read = dict[str, None](), set[str]()
+        for group in groups:
+            layers.update(dict.fromkeys(norm.layer for norm in group.norms))
+            read.update(side.layer for side in group.consumers)
+        # Filters that are standardised use statistics of what they read, norms of what they give.
+        return tuple(
+            layer
+            for layer in layers
+            if (layer, True) in touched or (layer not in read and (layer, False) in touched)
+        )
 
     def part(self, prefix: str) -> "PruningPlan":
         """The cuts of the layers whose names begin with ``prefix``, under the rest of their names."""

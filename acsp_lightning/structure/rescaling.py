@@ -17,6 +17,7 @@ from acsp_lightning.structure.groups import Norm
 from acsp_lightning.structure.layers import STANDARD, channel_dim, is_producer, normalises_all
 from acsp_lightning.structure.plan import PruningPlan
 from acsp_lightning.structure.probing import agrees, replaced
+from acsp_lightning.structure.sides import parsed
 
 # Channels of less than this share of the largest spread, in either network, keep their scale.
 LEAST_SPREAD = 1e-3
@@ -75,7 +76,7 @@ def rescaled(model: nn.Module, plan: PruningPlan, targets: Mapping[str, NormTarg
 
     def correct(layer: str, target: NormTarget) -> Callable[..., Tensor]:
         def hook(module: nn.Module, _arguments: object, output: Tensor) -> Tensor:
-            kept = plan.kept(layer, "out")
+            kept = _kept(plan, layer, target.scale)
             stay = slice(None) if kept is None else torch.tensor(kept, device=output.device)
             mean, spread = _moments(output, target.dim)
             factor, shift = _correction(mean, spread, target.mean[stay], target.spread[stay], target)
@@ -90,19 +91,32 @@ def rescaled(model: nn.Module, plan: PruningPlan, targets: Mapping[str, NormTarg
 
         return hook
 
-    cut = {cut.layer for cut in plan}
     with ExitStack() as stack:
-        for layer in targets.keys() & cut:
-            hook = correct(layer, targets[layer])
-            stack.callback(model.get_submodule(layer).register_forward_hook(hook).remove)
+        for module, layer in _corrected(model, plan):
+            if layer in targets:
+                hook = correct(layer, targets[layer])
+                stack.callback(module.register_forward_hook(hook).remove)
         yield
 
 
 def fitted_layers(model: nn.Module, plan: PruningPlan) -> list[nn.Module]:
     """The layers whose parameters recovery may change: those that lost inputs, and norms."""
+    return [module for module, _ in _corrected(model, plan)]
+
+
+def _corrected(model: nn.Module, plan: PruningPlan) -> list[tuple[nn.Module, str]]:
+    """Layers that lost inputs or parameters of their own, and norms of all channels, with names."""
     modules = {cut.layer: model.get_submodule(cut.layer) for cut in plan}
-    lost = {cut.layer for cut in plan if cut.side == "in"}
-    return [m for layer, m in modules.items() if layer in lost or normalises_all(m)]
+    lost = {cut.layer for cut in plan if cut.side == "in" or parsed(cut.side)[0] == "parameter"}
+    return [(m, layer) for layer, m in modules.items() if layer in lost or normalises_all(m)]
+
+
+def _kept(plan: PruningPlan, layer: str, scale: str) -> tuple[int, ...] | None:
+    """The channels of a layer's output that stay: those of its scale where it has no side of its own."""
+    for cut in plan:
+        if cut.layer == layer and (cut.side == "out" or parsed(cut.side)[:2] == ("parameter", scale)):
+            return cut.kept
+    return None
 
 
 def _moments(output: Tensor, dim: int) -> tuple[Tensor, Tensor]:
@@ -132,17 +146,31 @@ def _affine_parameters(module: nn.Module, given: Tensor, dim: int) -> tuple[str,
     few = given[:SAMPLES]
     before: Tensor = module.forward(few)
     width = before.shape[dim]
-    shift = "bias" if "bias" in own and own["bias"].numel() == width else None
-    for scale in ("weight",) if normalises_all(module) else own.keys() - STANDARD:
-        if scale in own and own[scale].numel() == width:
-            names = [scale] if shift is None else [scale, shift]
-            with ExitStack() as stack:
-                for name in names:
-                    stack.enter_context(replaced(own[name], 2 * own[name].data))
-                doubled = agrees(2 * before, module.forward(few))
-            if shift is not None and doubled:
-                with replaced(own[shift], own[shift].data + 1):
-                    doubled = agrees(before + 1, module.forward(few))
-            if doubled:
+    over_channels = [name for name, parameter in own.items() if parameter.numel() == width]
+    # The weight and the bias of a convolution are no scale and shift of what it normalises.
+    scales = [name for name in over_channels if not (is_producer(module) and name in STANDARD)]
+    for scale in scales:
+        # With a shift of 0 the scale alone doubles the output as well.
+        for shift in (*(name for name in over_channels if name != scale), None):
+            if _are_affine(module, few, before, own, scale, shift):
                 return scale, shift
     return None
+
+
+def _are_affine(
+    module: nn.Module,
+    few: Tensor,
+    before: Tensor,
+    own: Mapping[str, nn.Parameter],
+    scale: str,
+    shift: str | None,
+) -> bool:
+    """Whether two parameters multiply what a layer gives, and are added to it."""
+    with ExitStack() as stack:
+        for name in (scale,) if shift is None else (scale, shift):
+            stack.enter_context(replaced(own[name], 2 * own[name].data))
+        doubled = agrees(2 * before, module.forward(few))
+    if shift is None or not doubled:
+        return doubled
+    with replaced(own[shift], own[shift].data + 1):
+        return agrees(before + 1, module.forward(few))

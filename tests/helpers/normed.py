@@ -40,8 +40,32 @@ class MapNorm(nn.LayerNorm):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+class GammaNorm(nn.Module):
+    """A LayerNorm by hand, of maps, whose parameters have names of their own and whose shift is 0."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(width, 1, 1))
+        self.beta = nn.Parameter(torch.zeros(width, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        var, mean = torch.var_mean(x, 1, keepdim=True, correction=0)
+        return self.gamma * (x - mean) / (var + 1e-6).sqrt() + self.beta
+
+
+class RootNorm(nn.Module):
+    """An RMSNorm by hand, of maps."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(width, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gamma * x / (x.pow(2).mean(1, keepdim=True) + 1e-6).sqrt()
+
+
 class HandNorm(nn.Module):
-    """The LayerNorm in the code of the authors of ConvNeXt."""
+    """The LayerNorm of maps in the code of the authors of ConvNeXt."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -159,6 +183,8 @@ CONVNEXT = ("0", "2.1.layers.1", "4", "5.1.layers.1")
 NORMED: dict[str, Case] = {
     "layer norm": of_norms(lambda: convnext(MapNorm), *CONVNEXT),
     "layer norm by hand": of_norms(lambda: convnext(HandNorm), *CONVNEXT),
+    "layer norm of other names": of_norms(lambda: convnext(GammaNorm), *CONVNEXT),
+    "root mean square by hand": of_norms(lambda: convnext(RootNorm), *CONVNEXT),
     "global responses": of_norms(lambda: convnext(MapNorm, Responses), *CONVNEXT),
     "norm of all maps": of_norms(
         lambda: body(
@@ -195,9 +221,9 @@ def norms_over_kept(model: nn.Module, plan: PruningPlan) -> Iterator[None]:
 
 
 def is_norm(module: nn.Module) -> bool:
-    return isinstance(module, nn.LayerNorm | nn.RMSNorm | HandNorm | Responses) or (
-        isinstance(module, nn.GroupNorm) and module.num_groups == 1
-    )
+    return isinstance(
+        module, nn.LayerNorm | nn.RMSNorm | HandNorm | GammaNorm | RootNorm | Responses
+    ) or (isinstance(module, nn.GroupNorm) and module.num_groups == 1)
 
 
 def over(kept: Tensor) -> Callable[..., Tensor]:
@@ -205,7 +231,7 @@ def over(kept: Tensor) -> Callable[..., Tensor]:
         (x,) = arguments
         if isinstance(module, Standardised):
             return module._conv_forward(x[:, kept], module.filters(module.weight[:, kept]), module.bias)
-        first = isinstance(module, MapNorm | HandNorm | nn.GroupNorm)
+        first = isinstance(module, MapNorm | HandNorm | GammaNorm | RootNorm | nn.GroupNorm)
         x = (x.movedim(1, -1) if first else x)[..., kept]
         found = (output.movedim(1, -1) if first else output).clone()
         found[..., kept] = formula(module, x, kept)
@@ -223,6 +249,11 @@ def formula(module: nn.Module, x: Tensor, kept: Tensor) -> Tensor:
     if isinstance(module, nn.RMSNorm):
         eps = torch.finfo(x.dtype).eps if module.eps is None else module.eps
         return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * module.weight[kept]
+    if isinstance(module, RootNorm):
+        return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * module.gamma.flatten()[kept]
+    if isinstance(module, GammaNorm):
+        x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-6).sqrt()
+        return x * module.gamma.flatten()[kept] + module.beta.flatten()[kept]
     dims = tuple(range(1, x.ndim)) if isinstance(module, nn.GroupNorm) else (-1,)
     x = (x - x.mean(dims, keepdim=True)) / (x.var(dims, correction=0, keepdim=True) + module.eps).sqrt()
     if module.weight is not None:

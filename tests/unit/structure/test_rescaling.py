@@ -2,7 +2,16 @@ import copy
 
 import pytest
 import torch
-from helpers.normed import Gained, MapNorm, NormAct, Responses, Standardised
+from helpers.normed import (
+    Gained,
+    GammaNorm,
+    HandNorm,
+    MapNorm,
+    NormAct,
+    Responses,
+    RootNorm,
+    Standardised,
+)
 from torch import nn
 
 from acsp_lightning.structure.groups import Norm
@@ -21,13 +30,25 @@ def scaled(layer: nn.Module) -> nn.Module:
     return model
 
 
+@pytest.mark.parametrize("shifted", [False, True])
 @pytest.mark.parametrize(
-    ("layer", "side"), [(MapNorm(8), "out"), (nn.GroupNorm(1, 8), "out"), (Gained(8, 5, 3), "in")]
+    ("layer", "sides"),
+    [
+        (MapNorm(8), ["out"]),
+        (nn.GroupNorm(1, 8), ["out"]),
+        (HandNorm(8), ["weight:0", "bias:0"]),
+        (GammaNorm(8), ["gamma:0", "beta:0"]),
+        (Gained(8, 5, 3), ["in"]),
+    ],
 )
 @torch.no_grad()
-def test_channels_keep_mean_and_spread(layer: nn.Module, side: str) -> None:
-    model = scaled(layer)
-    plan = PruningPlan((SideCut("0", side, 8, KEPT),))
+def test_channels_keep_mean_and_spread(layer: nn.Module, sides: list[str], shifted: bool) -> None:
+    model = scaled(copy.deepcopy(layer))
+    for name, parameter in model.named_parameters():
+        if name in ("0.bias", "0.beta") and not shifted:
+            parameter.zero_()
+    side = sides[0]
+    plan = PruningPlan(tuple(SideCut("0", side, 8, KEPT) for side in sides))
     with noted(model, [Norm("0", 1)]) as targets:
         whole = model(X)
     places = torch.tensor(KEPT)
@@ -43,6 +64,31 @@ def test_channels_keep_mean_and_spread(layer: nn.Module, side: str) -> None:
     assert torch.allclose(found.mean(dims), wanted.mean(dims))
     assert torch.allclose(found.std(dims), wanted.std(dims))
     assert not torch.allclose(cut.std(dims), wanted.std(dims), rtol=1e-3)
+
+
+@torch.no_grad()
+def test_a_scale_of_another_name_without_a_shift() -> None:
+    model = scaled(RootNorm(8))
+    plan = PruningPlan((SideCut("0", "gamma:0", 8, KEPT),))
+    with noted(model, [Norm("0", 1)]) as targets:
+        wanted = model(X)[:, list(KEPT)].square().mean((0, 2, 3))
+    apply_plan(model, plan)
+    with rescaled(model, plan, targets):
+        model(X[:, list(KEPT)])
+    assert torch.allclose(model(X[:, list(KEPT)]).square().mean((0, 2, 3)), wanted)
+
+
+@torch.no_grad()
+def test_a_layer_that_only_makes_fewer_channels_stays() -> None:
+    """The filters that stay see what they saw."""
+    model = scaled(Gained(8, 5, 3))
+    plan = PruningPlan((SideCut("0", "out", 5, (0, 2)),))
+    with noted(model, [Norm("0", 1)]) as targets:
+        wanted = model(X)[:, [0, 2]]
+    apply_plan(model, plan)
+    with rescaled(model, plan, targets):
+        assert torch.allclose(model(X), wanted)
+    assert fitted_layers(model, plan) == []
 
 
 @torch.no_grad()
