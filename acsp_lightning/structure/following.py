@@ -164,7 +164,8 @@ class _Watcher:
             for leaf in tree_leaves((args, kwargs)):
                 marks = flow.marks(leaf)
                 if marks is not None:
-                    flow.channels.pin(marks, f"its channels run through {name!r}: {reason}")
+                    why = reason or "what it reads is no first argument or 'input'"
+                    flow.channels.pin(marks, f"its channels run through {name!r}: {why}")
             if reason is not None and is_producer(module):
                 made = self._make(name, module)
                 flow.channels.pin(made, reason)
