@@ -211,6 +211,7 @@ def scoring_modules(
                 with suppress(Exception):  # it reads outputs of forward, and these may be others
                     if torch.equal(class_scores(outputs[name], reader, largest), scores):  # type: ignore[arg-type]
                         found[name] = reader
+                        break  # the user's own, which may know outputs of train mode as well
     return found
 
 
