@@ -7,15 +7,18 @@ r"""Pruning methods compared on one network and data set: two tables and a plot.
     python recipes/bench.py ablation  ...the same...
     python recipes/bench.py volume  ...the same...
     python recipes/bench.py residual  ...the same...
+    python recipes/bench.py tuning  ...the same...  --epochs 0.25 1 --lr 0.01 0.05 [--teacher]
     python recipes/bench.py report --out OUT
 
 DIR holds train/CLASS/*.png and test/CLASS/*.png, all 32 x 32. "choice" cuts every layer to the same
 width by different criteria, with the same recovery. "whole" runs every method as its users do, at equal
 FLOPs. "ablation" removes single parts of the default. In "volume" the methods decide how much to cut;
 half of the test images, drawn by the seed, are its validation data, and the others judge. "residual"
-cuts only inside of residual blocks, or the streams between them as well. In the other tables test images
-are never used for selection. Every run appends a row to OUT/runs.csv; rows that exist are not run again.
-"report" prints means and standard deviations and draws OUT/bench.png.
+cuts only inside of residual blocks, or the streams between them as well. "tuning" tunes every cut
+network for several lengths, each on a cosine of its own over the steps, from several learning rates. In
+all tables but "volume" test images are never used for selection. Every run appends a row to
+OUT/runs.csv; rows that exist are not run again. "report" prints means and standard deviations and draws
+OUT/bench.png.
 
 The seconds are those of the cut in this package: all methods but group norm capture the images and
 record the outputs of the consumers, even those that use neither.
@@ -25,6 +28,7 @@ import argparse
 import copy
 import csv
 import importlib
+import itertools
 import platform
 import statistics
 import time
@@ -37,9 +41,17 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from acsp_lightning import Complexity, PruningSettings, SelectionConfig, measure_complexity
+from acsp_lightning import (
+    Complexity,
+    Distillation,
+    PruningSettings,
+    SelectionConfig,
+    measure_complexity,
+)
 from acsp_lightning.functional import WidthDecision, WidthReason
+from acsp_lightning.functional.distillation import distillation_loss, taught_loss
 from acsp_lightning.pipeline import Recovery, capture_network, decide_cut, prune_network
 from acsp_lightning.previewing import CopySite
 from acsp_lightning.selection.allocation import as_decisions
@@ -66,6 +78,7 @@ COLUMNS = [
 ]
 LEARNING_RATE = 0.01
 DEFAULT = SelectionConfig()
+TEACHER = Distillation()
 Batches = list[tuple[Tensor, Tensor]]
 Cut = Callable[[nn.Module], None]
 Cells = dict[tuple[str, ...], list[dict[str, str]]]
@@ -77,13 +90,16 @@ class Method:
 
     ``volume`` is ``SelectionConfig.flops``, or the same share of every layer, at equal FLOPs; or the
     widths of the default at these FLOPs; or what the settings decide, or a tenth fewer FLOPs than these.
-    ``residual`` lets channels go that run through residual sums.
+    ``residual`` lets channels go that run through residual sums. ``rescaled`` gives every refitted
+    filter with a BatchNorm behind it the norm that it has without the refit; that leaves the function as
+    it is.
     """
 
     selection: SelectionConfig
     recovery: Literal["least_squares", "fold", "none"] = "least_squares"
     volume: Literal["flops", "uniform", "default", "decided", "deeper"] = "flops"
     residual: bool = False
+    rescaled: bool = False
 
 
 CHOICE = {
@@ -126,6 +142,14 @@ VOLUME = {
         for volume, words in (("decided", ""), ("deeper", ", a tenth deeper"))
     },
 }
+TUNING = {
+    "default": WHOLE["default"],
+    "default, rescaled": Method(DEFAULT, rescaled=True),
+    "default, not recovered": Method(DEFAULT, "none"),
+    "l1": WHOLE["l1"],
+    "paper": WHOLE["paper"],
+    "random": WHOLE["random"],
+}
 RESIDUAL = {"inside only": Method(DEFAULT), "streams too": Method(DEFAULT, residual=True)}
 TABLES: dict[str, dict[str, Method]] = {
     "choice": CHOICE,
@@ -133,9 +157,66 @@ TABLES: dict[str, dict[str, Method]] = {
     "ablation": ABLATION,
     "volume": VOLUME,
     "residual": RESIDUAL,
+    "tuning": TUNING,
 }
-# Rows of the second table that are not methods of this package.
+# Rows that are not methods of this package.
 OTHERS = ["group norm", "control"]
+WITH_OTHERS = ("whole", "tuning")
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How networks are fine-tuned after a cut: not at all, after one cut, or after every few layers.
+
+    A schedule ``by_step`` is a cosine over the steps; else it is one over the epochs.
+    """
+
+    kind: Literal["none", "oneshot", "layerwise"]
+    epochs: float
+    lr: float
+    layers: int | None = None
+    teacher: bool = False
+    by_step: bool = False
+
+    def __str__(self) -> str:
+        if self.kind == "none":
+            return "none"
+        words = f"{self.kind} {self.layers or f'{self.epochs:g}'}"
+        words += "" if self.lr == LEARNING_RATE else f" lr {self.lr:g}"
+        return words + (" with teacher" if self.teacher else "")
+
+    @property
+    def spent(self) -> float:
+        """Epochs of one tuning: layerwise, two of a quarter of the images."""
+        return {"none": 0.0, "oneshot": self.epochs, "layerwise": 0.5}[self.kind]
+
+
+class Tuned(ImageClassifier):
+    """Learns from the labels, and from a teacher if there is one."""
+
+    teacher: nn.Module | None = None
+    by_step = False
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Mean loss of the batch."""
+        images, labels = batch
+        logits = self(images)
+        loss = functional.cross_entropy(logits, labels)
+        if self.teacher is None:
+            return loss
+        with torch.no_grad():
+            wanted = self.teacher(images)
+        return taught_loss(loss, distillation_loss(logits, wanted, TEACHER.temperature), TEACHER.weight)
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer and the schedule, by step or by epoch."""
+        optimizer = self.optimizer(self.network.parameters())
+        assert self.lr_scheduler is not None
+        scheduler = {
+            "scheduler": self.lr_scheduler(optimizer),
+            "interval": "step" if self.by_step else "epoch",
+        }
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
 
 @dataclass(frozen=True)
@@ -170,20 +251,26 @@ class Bench:
         """Top-1 on the test images, in percent."""
         return float(self.right(network).mean())
 
-    def tune(self, network: nn.Module, epochs: int, share: float, halved: bool) -> None:
-        """Fine-tune with SGD on a random share of the images per epoch; halved or cosine schedule."""
+    def tune(self, network: nn.Module, tuning: Tuning) -> None:
+        """Fine-tune with SGD."""
+        share = min(tuning.epochs, 1.0) if tuning.kind == "oneshot" else 0.25
+        epochs = max(1, round(tuning.epochs)) if tuning.kind == "oneshot" else 2
+        steps = epochs * int(share * len(self.data.train_dataloader())) if tuning.by_step else epochs
         schedule: Callable[[Any], Any] = (
-            partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5)
-            if halved
-            else partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=epochs)
+            partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=steps)
+            if tuning.kind == "oneshot"
+            else partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5)
         )
-        module = ImageClassifier(
+        module = Tuned(
             network.train(),
             num_classes=self.options.classes,
-            optimizer=partial(torch.optim.SGD, lr=self.options.lr, momentum=0.9, weight_decay=1e-4),
+            optimizer=partial(torch.optim.SGD, lr=tuning.lr, momentum=0.9, weight_decay=1e-4),
             lr_scheduler=schedule,
-            teacher=copy.deepcopy(self.network) if self.options.teacher else None,
         )
+        module.by_step = tuning.by_step
+        if tuning.teacher:
+            teacher = copy.deepcopy(self.network).eval().requires_grad_(False)
+            object.__setattr__(module, "teacher", teacher)  # no submodule: neither trained nor saved
         trainer = pl.Trainer(
             max_epochs=epochs,
             limit_train_batches=share,
@@ -241,9 +328,37 @@ def our_steps(bench: Bench, method: Method, target: float, layers: int | None) -
 
         def cut(network: nn.Module, start: int = start) -> None:
             made = decide(bench, network, settings, names[:start], initial, decisions)
+            plain = copy.deepcopy(network) if method.rescaled else None
             prune_network(network, *made)
+            if plain is not None:
+                prune_network(plain, made[0], replace(made[1], refit=None))
+                rescale(network, plain)
 
         yield cut
+
+
+@torch.no_grad()
+def rescale(network: nn.Module, plain: nn.Module) -> None:
+    """Give filters with a BatchNorm behind them the norm that they have in ``plain``.
+
+    Layers are taken to run in the order in which they are registered.
+    """
+    layers = [
+        pair
+        for pair in zip(network.modules(), plain.modules(), strict=True)
+        if not list(pair[0].children())
+    ]
+    for (layer, wanted), (norm, _) in itertools.pairwise(layers):
+        if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            assert isinstance(wanted, nn.Conv2d)
+            factors = wanted.weight.flatten(1).norm(dim=1) / layer.weight.flatten(1).norm(dim=1)
+            layer.weight.mul_(factors[:, None, None, None])
+            if layer.bias is not None:
+                layer.bias.mul_(factors)
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            norm.running_mean.mul_(factors)
+            norm.running_var.mul_(factors**2)
 
 
 def decide(
@@ -292,34 +407,49 @@ def group_norm_steps(bench: Bench, target: float, steps: int) -> Iterator[Cut]:
         yield cut
 
 
-def run_method(bench: Bench, name: str, target: float) -> dict[str, Any]:
-    """Results of one row: a cut by one method, and fine-tuning if requested."""
-    options, network = bench.options, copy.deepcopy(bench.network)
-    layers = options.layers if options.tuning == "layerwise" else None
+def cuts_of(bench: Bench, name: str, target: float, layers: int | None) -> Iterator[Cut]:
+    """The cuts of one row, in order; a single one without ``layers``."""
     steps = 1 if layers is None else -(-len(bench.groups()) // layers)
-    cuts: Iterator[Cut]
     if name == "control":
-        cuts = iter([lambda network: None] * steps)
-    elif name == "group norm":
-        cuts = group_norm_steps(bench, target, steps)
-    else:
-        cuts = our_steps(bench, TABLES[options.table][name], target, layers)
-    found: dict[str, Any] = {"seconds": 0.0, "epochs": 0}
-    for place, cut in enumerate(cuts):
+        return iter([lambda network: None] * steps)
+    if name == "group norm":
+        return group_norm_steps(bench, target, steps)
+    return our_steps(bench, TABLES[bench.options.table][name], target, layers)
+
+
+def run_method(
+    bench: Bench, name: str, target: float, tunings: Sequence[Tuning]
+) -> Iterator[tuple[Tuning, dict[str, Any]]]:
+    """Results of rows that differ in the tuning alone, so that they share their cut if there is one."""
+    network = copy.deepcopy(bench.network)
+    if tunings[0].kind == "layerwise":
+        (tuning,) = tunings
+        yield tuning, layerwise(bench, network, cuts_of(bench, name, target, tuning.layers), tuning)
+        return
+    (cut,) = cuts_of(bench, name, target, None)
+    start = time.perf_counter()
+    cut(network.eval())
+    found = {"seconds": time.perf_counter() - start, "cut": bench.accuracy(network)}
+    for tuning in tunings:
+        tuned, results = copy.deepcopy(network), {**found, "epochs": tuning.spent}
+        if tuning.kind != "none":
+            pl.seed_everything(bench.seed, verbose=False)
+            bench.tune(tuned, tuning)
+            results["tuned"] = bench.accuracy(tuned)
+        yield tuning, results | measured(bench, tuned)
+
+
+def layerwise(bench: Bench, network: nn.Module, cuts: Iterator[Cut], tuning: Tuning) -> dict[str, Any]:
+    """Results of cuts with a tuning after each."""
+    found: dict[str, Any] = {"seconds": 0.0, "epochs": 0.0}
+    for cut in cuts:
         start = time.perf_counter()
         cut(network.eval())
         found["seconds"] += time.perf_counter() - start
-        if place == steps - 1:
-            found["cut"] = bench.accuracy(network)
-        if options.tuning == "layerwise":
-            bench.tune(network, epochs=2, share=0.25, halved=True)
-            found["epochs"] += 0.5
-        if options.tuning == "oneshot":
-            bench.tune(network, options.epochs, share=1.0, halved=False)
-            found["epochs"] += options.epochs
-    if options.tuning != "none":
-        found["tuned"] = bench.accuracy(network)
-    return found | measured(bench, network)
+        found["cut"] = bench.accuracy(network)
+        bench.tune(network, tuning)
+        found["epochs"] += tuning.spent
+    return found | {"tuned": bench.accuracy(network)} | measured(bench, network)
 
 
 def measured(bench: Bench, network: nn.Module) -> dict[str, Any]:
@@ -380,19 +510,23 @@ def known(path: Path) -> list[dict[str, str]]:
 def methods_of(options: argparse.Namespace) -> list[str]:
     """The requested rows: by default all of the table, the control only with fine-tuning."""
     rows = list(TABLES[options.table])
-    if options.table == "whole":
-        rows += OTHERS if options.tuning != "none" else OTHERS[:1]
+    if options.table in WITH_OTHERS:
+        rows += OTHERS if options.table == "whole" and options.tuning != "none" else OTHERS[:1]
     return options.methods or rows
 
 
-def tuning_of(options: argparse.Namespace) -> str:
-    """How the networks are fine-tuned, in words."""
+def tunings_of(options: argparse.Namespace) -> list[Tuning]:
+    """The requested ways to fine-tune."""
     if options.tuning == "none":
-        return "none"
-    length = options.layers if options.tuning == "layerwise" else options.epochs
-    tuning = f"{options.tuning} {length}"
-    tuning += "" if options.lr == LEARNING_RATE else f" lr {options.lr:g}"
-    return tuning + (" with teacher" if options.teacher else "")
+        return [Tuning("none", 0, 0)]
+    if options.tuning == "layerwise":
+        return [Tuning("layerwise", 2, rate, options.layers, options.teacher) for rate in options.lr]
+    by_step = options.table == "tuning"
+    return [
+        Tuning("oneshot", epochs, rate, None, options.teacher, by_step)
+        for epochs in options.epochs
+        for rate in options.lr
+    ]
 
 
 def run(options: argparse.Namespace) -> None:
@@ -403,21 +537,24 @@ def run(options: argparse.Namespace) -> None:
         setting = {
             "table": options.table,
             "network": options.network.rpartition(".")[2],
-            "tuning": tuning_of(options),
             "precision": "bf16" if options.bf16 else "float32",
             "captured": str(sum(len(labels) for _, labels in bench.captured)),
             "seed": str(bench.seed),
         }
-        for target in options.flops:
-            for name in methods_of(options):
-                key = setting | {"target": f"{target:.3f}", "method": name}
-                if any(key.items() <= row.items() for row in known(path)):
-                    continue
-                pl.seed_everything(bench.seed, verbose=False)
-                found = run_method(bench, name, target)
+        for target, name in itertools.product(options.flops, methods_of(options)):
+            key = setting | {"target": f"{target:.3f}", "method": name}
+            missing = [
+                tuning
+                for tuning in tunings_of(options)
+                if not any((key | {"tuning": str(tuning)}).items() <= row.items() for row in known(path))
+            ]
+            if not missing:
+                continue
+            pl.seed_everything(bench.seed, verbose=False)
+            for tuning, found in run_method(bench, name, target, missing):
                 numbers = {k: f"{v:.3f}" if isinstance(v, float) else v for k, v in found.items()}
                 machine = f"{platform.machine()} x{torch.get_num_threads()} torch {torch.__version__}"
-                row = key | numbers | {"machine": machine}
+                row = key | {"tuning": str(tuning), "machine": machine} | numbers
                 write_row(path, row)
                 print(row, flush=True)
 
@@ -521,13 +658,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, help="folder of train/ and test/")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--captured-share", type=float, default=0.08, help="of the training images")
-    parser.add_argument("--flops", type=float, nargs="+", default=[1 / 1.4, 1 / 2.1, 1 / 3])
+    parser.add_argument("--flops", type=float, nargs="+", help="share that stays")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", help="rows; all by default")
     parser.add_argument("--tuning", choices=["none", "oneshot", "layerwise"], default="none")
-    parser.add_argument("--epochs", type=int, default=8, help="of one-shot tuning")
+    parser.add_argument("--epochs", type=float, nargs="+", help="of one-shot tuning, below 1 or whole")
     parser.add_argument("--layers", type=int, default=1, help="groups in a step of layerwise tuning")
-    parser.add_argument("--lr", type=float, default=LEARNING_RATE, help="of tuning, at its start")
+    parser.add_argument("--lr", type=float, nargs="+", help="of tuning, at its start")
     parser.add_argument("--teacher", action="store_true", help="tune with the uncut network as teacher")
     parser.add_argument("--bf16", action="store_true", help="train and test in bfloat16")
     options = parser.parse_args(arguments)
@@ -539,7 +676,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.error(f"--{needed} is needed for {options.table}")
     if options.table == "volume":
         options.flops = [1.0]  # the methods decide
-    allowed = [*TABLES[options.table], *(OTHERS if options.table == "whole" else [])]
+    if options.table == "tuning":
+        options.tuning = "oneshot"
+        options.flops = options.flops or [1 / 2.1, 1 / 3, 1 / 4]
+        options.epochs = options.epochs or [0.25, 1, 2, 4, 8]
+        options.lr = options.lr or [LEARNING_RATE, 0.05]
+    options.flops = options.flops or [1 / 1.4, 1 / 2.1, 1 / 3]
+    options.epochs = options.epochs or [8]
+    options.lr = options.lr or [LEARNING_RATE]
+    if any(epochs != round(epochs) and not 0 < epochs < 1 for epochs in options.epochs):
+        parser.error(f"--epochs is {options.epochs}; each must be between 0 and 1, or whole.")
+    allowed = [*TABLES[options.table], *(OTHERS if options.table in WITH_OTHERS else [])]
     for name in options.methods or []:
         if name not in allowed:
             parser.error(f"{options.table} has no row {name!r}, but: {', '.join(allowed)}")

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics.classification import MulticlassAccuracy
 
-from acsp_lightning.zoo.distillation import Teacher
 from acsp_lightning.zoo.weights import load_weights
 
 __all__ = ["ImageClassifier"]
@@ -25,10 +24,6 @@ class ImageClassifier(pl.LightningModule):
     ``train_loss`` at every step and, over the whole epoch, ``val_loss``, ``val_acc``, ``test_loss`` and
     ``test_acc``; accuracies are top-1, in [0, 1].
 
-    With a ``teacher`` the training loss is ``(1 - w) cross-entropy + w T^2 KL(teacher || network)``,
-    both outputs softened by the temperature T. The teacher is not a submodule: it is neither trained
-    nor pruned nor saved, and stays in eval mode.
-
     Args:
         network: maps images to logits of shape (B, num_classes).
         num_classes: number of classes, at least 2.
@@ -38,16 +33,10 @@ class ImageClassifier(pl.LightningModule):
             the learning rate. `lightning.pytorch.cli.ReduceLROnPlateau` names its own monitor.
         weights: file of a state dict or checkpoint to load into ``network``; None: keep its weights.
             See :func:`acsp_lightning.zoo.weights.load_weights`.
-        teacher: trained, uncut network that maps images to logits of shape (B, num_classes); None: no
-            teacher.
-        teacher_weights: file of a state dict or checkpoint for the teacher; None: keep its weights.
-        teacher_weight: w, in [0, 1].
-        temperature: T, above 0.
 
     Raises:
         FileNotFoundError: if a file of weights is missing.
-        ValueError: if a file of weights is of another network, there are weights but no teacher, or a
-            number is out of its range.
+        ValueError: if a file of weights is of another network.
     """
 
     def __init__(
@@ -59,26 +48,14 @@ class ImageClassifier(pl.LightningModule):
         ),
         lr_scheduler: LRSchedulerCallable | None = None,
         weights: str | Path | None = None,
-        teacher: nn.Module | None = None,
-        teacher_weights: str | Path | None = None,
-        teacher_weight: float = 0.9,
-        temperature: float = 4.0,
     ) -> None:
         super().__init__()
         if weights is not None:
             load_weights(network, weights)
-        if teacher is None and teacher_weights is not None:
-            raise ValueError(
-                f"teacher_weights is {str(teacher_weights)!r}, but there is no teacher. Pass the "
-                "network as teacher, or leave its weights out."
-            )
-        if teacher is not None and teacher_weights is not None:
-            load_weights(teacher, teacher_weights)
         self.network = network
         self.num_classes = num_classes
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
-        self.teacher = None if teacher is None else Teacher(teacher, teacher_weight, temperature)
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
 
@@ -113,8 +90,6 @@ class ImageClassifier(pl.LightningModule):
         images, labels = batch
         logits = self._logits(images)
         loss = functional.cross_entropy(logits, labels)
-        if self.teacher is not None:
-            loss = self.teacher.blend(loss, logits, images)
         self.log("train_loss", loss, prog_bar=True)
         return loss
 

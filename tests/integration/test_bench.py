@@ -1,5 +1,6 @@
 """The bench runs every method, meets the FLOPs it was given, and does nothing twice."""
 
+import copy
 import csv
 import importlib.util
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 from helpers import image_files
 from helpers.networks import resnet8
+from torch import nn
 
 SCRIPT = Path(__file__).parents[2] / "recipes" / "bench.py"
 TARGET = 0.6
@@ -83,9 +85,9 @@ def test_single_parts(bench: ModuleType, arguments: list[str], tmp_path: Path) -
 @pytest.mark.parametrize(
     ("options", "methods", "tuning", "epochs"),
     [
-        (["none"], ["default", "paper", "l1", "random"], "none", "0"),
-        (["oneshot", "--epochs", "1", "--lr", "0.02"], ["default"], "oneshot 1 lr 0.02", "1"),
-        (["oneshot", "--epochs", "1", "--teacher"], ["control"], "oneshot 1 with teacher", "1"),
+        (["none"], ["default", "paper", "l1", "random"], "none", "0.000"),
+        (["oneshot", "--epochs", "1", "--lr", "0.02"], ["default"], "oneshot 1 lr 0.02", "1.000"),
+        (["oneshot", "--epochs", "1", "--teacher"], ["control"], "oneshot 1 with teacher", "1.000"),
         (["layerwise", "--layers", "2"], ["default", "group norm"], "layerwise 2", "1.000"),
     ],
 )
@@ -127,6 +129,57 @@ def test_tuning_has_a_control(bench: ModuleType, arguments: list[str], tmp_path:
     bench.main(["whole", *arguments, "--tuning", "oneshot", "--epochs", "1"])
     names = [row["method"] for row in rows(tmp_path)]
     assert names == [*bench.WHOLE, "group norm", "control"]
+
+
+def test_lengths_and_rates_of_tuning_share_a_cut(
+    bench: ModuleType, arguments: list[str], tmp_path: Path
+) -> None:
+    command = ["tuning", *arguments, "--methods", "default", "default, rescaled", "--teacher"]
+    command += ["--epochs", "0.5", "2", "--lr", "0.01"]
+    bench.main(command)
+    bench.main([*command, "0.05"])  # the rates, of which one is known
+    found = rows(tmp_path)
+    for name in ("default", "default, rescaled"):
+        mine = [row for row in found if row["method"] == name]
+        assert [(row["tuning"], row["epochs"]) for row in mine] == [
+            ("oneshot 0.5 with teacher", "0.500"),
+            ("oneshot 2 with teacher", "2.000"),
+            ("oneshot 0.5 lr 0.05 with teacher", "0.500"),
+            ("oneshot 2 lr 0.05 with teacher", "2.000"),
+        ]
+        assert len({(row["cut"], row["flops"]) for row in mine}) == 1
+        assert all(row["tuned"] for row in mine)
+
+
+def test_a_length_that_cannot_be_had(
+    bench: ModuleType, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        bench.main(["tuning", *arguments, "--epochs", "1.5"])
+    assert "each must be between 0 and 1, or whole" in capsys.readouterr().err
+
+
+def test_rescaled_filters_give_the_same_outputs(bench: ModuleType) -> None:
+    torch.manual_seed(0)
+    plain = resnet8(num_classes=3).double().eval()
+    refitted = copy.deepcopy(plain)
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in refitted.parameters():
+            parameter.mul_(1 + torch.rand_like(parameter))
+    wanted = refitted(images)
+    bench.rescale(refitted, plain)
+    norms = [
+        [
+            layer.weight.flatten(1).norm(dim=1)
+            for layer in network.modules()
+            if isinstance(layer, nn.Conv2d)
+        ]
+        for network in (plain, refitted)
+    ]
+    assert all(torch.allclose(a, b) for a, b in zip(*norms, strict=True))
+    # The small constant of BatchNorm is not rescaled.
+    torch.testing.assert_close(refitted(images), wanted, rtol=1e-3, atol=1e-3)
 
 
 def test_an_unknown_row(

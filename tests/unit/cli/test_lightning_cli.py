@@ -109,20 +109,13 @@ def test_a_configuration_of_a_command_line_with_fixed_classes(
     acsp("fit", "--config", config, *named)
 
 
-@pytest.mark.parametrize(
-    ("argument", "message"),
-    [
-        ("--model.weights=nowhere.pt", "There is no file of weights at nowhere.pt"),
-        ("--model.teacher_weight=2", "must lie between 0 and 1"),
-    ],
-)
-def test_what_a_class_says_of_its_arguments_is_heard(acsp, argument, message, capfd) -> None:
-    teacher = ["--model.teacher=acsp_lightning.zoo.resnet20"]
+def test_what_a_class_says_of_its_arguments_is_heard(acsp, capfd) -> None:
     recipe = RECIPE.parent / "cifar10_resnet56.yaml"
     with pytest.raises(SystemExit) as end:
-        acsp("fit", "--config", recipe, *teacher, argument)
+        acsp("fit", "--config", recipe, "--model.weights=nowhere.pt")
     assert end.value.code == 2
-    assert message in capfd.readouterr().err.rpartition("acsp-lightning fit: error: ")[2]
+    error = capfd.readouterr().err.rpartition("acsp-lightning fit: error: ")[2]
+    assert "There is no file of weights at nowhere.pt" in error
 
 
 FIT = [
