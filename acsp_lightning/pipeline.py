@@ -35,7 +35,7 @@ from acsp_lightning.structure.groups import ChannelGroup, Tracing
 from acsp_lightning.structure.pruning import Recovery, prune
 from acsp_lightning.structure.refit import Refit, prepare_refit
 from acsp_lightning.structure.surgery import SlicedParameter
-from acsp_lightning.structure.verification import STREAMS, prunable_groups
+from acsp_lightning.structure.verification import prunable_groups
 
 LATENCY_FAILED = "The latency of the network could not be measured"
 LATENCY_ADVICE = "Pruning goes on without it; leave latency_batch_sizes empty to measure none."
@@ -162,7 +162,7 @@ def capture_network(
     share, unmeasured = share_to_hold_back(len(labels), scored, settings, anyway=measured)
     labels = captured_labels([labels], share)
     num_classes = count_classes(labels)
-    for concern in (unmeasured, rare_classes(labels), STREAMS if tracing.streams else None):
+    for concern in (unmeasured, rare_classes(labels)):
         if concern is not None:
             warnings.warn(concern, stacklevel=2)
     capture = ActivationCapture(model, groups, settings.selection.grid, num_classes, share)

@@ -19,7 +19,7 @@ from acsp_lightning.report import PruningStep
 from acsp_lightning.selection.proposal import Proposal
 from acsp_lightning.settings import PruningSettings, with_options
 from acsp_lightning.structure.forward import eager_copy, random_state_restored
-from acsp_lightning.structure.groups import summed_note
+from acsp_lightning.structure.groups import sums_note
 from acsp_lightning.structure.pruning import Recovery
 
 T = TypeVar("T")
@@ -105,7 +105,7 @@ def preview_cut(
         example, captured = capture_network(
             model, site.batches(), settings, measured=trade_off is not False
         )
-        note = summed_note(captured.left_whole)
+        note = sums_note(captured.groups, captured.left_whole, settings.residual)
         if note is not None:
             site.inform(note)
         if captured.held_back and is_shuffled(dataloader):

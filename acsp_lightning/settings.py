@@ -134,7 +134,8 @@ class PruningSettings:
         include: shell patterns on qualified layer names; only layers that match one are cut.
         exclude: shell patterns on qualified layer names; layers that match one stay whole.
         residual: also cut channels that run through residual sums; all layers that write into a sum
-            lose the same ones.
+            lose the same ones. None: where there is little to cut inside of residual blocks
+            (torchvision's ResNet-18, RepVGG).
         norms: "exact" leaves channels whole whose statistics a LayerNorm or a standardised filter uses;
             "refit" cuts them, with the norm over those that stay, which is an approximation.
         selection: how many channels stay, and which; a dict of its fields will do.
@@ -180,7 +181,7 @@ class PruningSettings:
     layers_per_epoch: int | None = None
     include: Sequence[str] = ("*",)
     exclude: Sequence[str] = ()
-    residual: bool = False
+    residual: bool | None = None
     norms: Norms = "exact"
     selection: SelectionConfig = SelectionConfig()  # noqa: RUF009 - frozen, hence safe to share
     recovery: Literal["least_squares", "fold", "none"] = "least_squares"
@@ -212,9 +213,11 @@ class PruningSettings:
             ("round_to", 1),
         ):
             _check_count(name, getattr(self, name), at_least=least)
-        for name in ("residual", "report_plots", "reset_monitors"):
+        for name in ("report_plots", "reset_monitors"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be True or False.")
+        if not (self.residual is None or isinstance(self.residual, bool)):
+            raise ValueError(f"residual is {self.residual!r}; it must be True, False or None.")
         for name in ("norms", "recovery"):
             allowed = get_args(get_type_hints(PruningSettings)[name])
             if getattr(self, name) not in allowed:

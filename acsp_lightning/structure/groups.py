@@ -1,7 +1,7 @@
 """Groups of channels that exist together, as plain data."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import gcd
 from typing import Literal
@@ -94,15 +94,12 @@ class Tracing:
     Attributes:
         groups: the groups that can be cut, in order of execution of their first layer.
         left_whole: name of every group that was asked for but cannot be cut, and the reason.
-        summed: layers whose channels run through residual sums, for which nobody has asked.
-        streams: whether residual sums are offered, although they were not asked for, since there is
-            nothing else.
+        summed: layers whose channels run through residual sums, which are not offered.
     """
 
     groups: tuple[ChannelGroup, ...]
     left_whole: Mapping[str, str]
     summed: tuple[str, ...] = ()
-    streams: bool = False
 
     @property
     def whole(self) -> dict[str, str]:
@@ -111,6 +108,27 @@ class Tracing:
 
 
 SUMMED = "it writes into a residual sum; residual=True cuts it too"
+
+
+STREAMS = (
+    "Residual sums are cut too, since there is little to cut inside of residual blocks. Set "
+    "residual=True to say so yourself, or residual=False to leave them whole."
+)
+
+
+def sums_note(
+    groups: Iterable[ChannelGroup], whole: Mapping[str, str], residual: bool | None
+) -> str | None:
+    """What was decided about residual sums, or residual=True would add, as a sentence; None if nothing.
+
+    Args:
+        groups: what can be cut.
+        whole: why layers stay whole.
+        residual: what was asked for.
+    """
+    if residual is None and any(group.residual for group in groups):
+        return STREAMS
+    return summed_note(whole)
 
 
 def summed_note(whole: Mapping[str, str]) -> str | None:

@@ -29,11 +29,6 @@ from acsp_lightning.structure.replay import part_of_forward, record_forward
 from acsp_lightning.structure.tracing import trace_groups
 from acsp_lightning.structure.trial import Difference, trial_difference
 
-STREAMS = (
-    "Every layer that can be cut writes into a residual sum, so the sums are cut, as with "
-    "residual=True. Set residual=True to say so yourself, or leave layers whole with exclude."
-)
-
 # Of a forward that skips layers at random, in which each of them is likely to be called.
 TRAINING_PASSES = 16
 
@@ -44,12 +39,12 @@ def prunable_groups(
     *,
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
-    residual: bool = False,
+    residual: bool | None = None,
     norms: Norms = "exact",
 ) -> Tracing:
     """Trace ``model`` and keep what can be cut: :func:`trace_groups`, then :func:`verify_groups`.
 
-    Where every layer writes into a residual sum (RepVGG), the sums are offered all the same.
+    With ``residual=None`` the residual sums are offered too if nothing else can be cut.
 
     Raises:
         UnsupportedStructureError: if nothing is left, with the reasons, or as :func:`trace_groups`.
@@ -58,10 +53,8 @@ def prunable_groups(
     look = partial(trace_groups, model, inputs, include=include, exclude=exclude, norms=norms)
     tracing = look(residual=residual)
     tracing = verify_groups(model, inputs, tracing)
-    if not tracing.groups and not residual:
-        sums = look(residual=True)
-        sums = verify_groups(model, inputs, sums)
-        tracing = replace(sums, streams=bool(sums.groups))
+    if not tracing.groups and residual is None:
+        tracing = verify_groups(model, inputs, look(residual=True))
     if not tracing.groups:
         reasons = by_reason(tracing.left_whole)
         raise UnsupportedStructureError(

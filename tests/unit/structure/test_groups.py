@@ -3,12 +3,14 @@ from helpers.networks import CUT
 from helpers.oracle import built, inputs_of, offered
 
 from acsp_lightning.structure.groups import (
+    STREAMS,
     SUMMED,
     ChannelGroup,
     LayerSide,
     Tracing,
     by_reason,
     summed_note,
+    sums_note,
 )
 
 
@@ -47,6 +49,16 @@ def test_every_reason_is_said_once() -> None:
     assert by_reason({}) == ""
 
 
+def test_sums_that_are_cut_unasked_are_mentioned() -> None:
+    inside, stream = (
+        ChannelGroup(name, 4, (LayerSide(name, "out", 4, (0, 1, 2, 3), (0, 1, 2, 3)),), (), (), residual)
+        for name, residual in (("a", False), ("b", True))
+    )
+    assert sums_note([inside, stream], {}, None) == STREAMS
+    assert sums_note([inside, stream], {}, True) is None
+    assert sums_note([inside], {"b": SUMMED}, None) == summed_note({"b": SUMMED})
+
+
 def test_what_residual_would_add_is_counted() -> None:
     assert summed_note({"a": "it is odd"}) is None
     tracing = Tracing((), {"a": "it is odd"}, ("b", "c"))
@@ -62,7 +74,7 @@ def test_what_residual_would_add_is_counted() -> None:
 @pytest.mark.parametrize("name", [name for name, case in CUT.items() if case.residual])
 def test_what_writes_into_sums_is_what_residual_cuts(name: str) -> None:
     case = CUT[name]
-    without = offered(built(case), inputs_of(case))
+    without = offered(built(case), inputs_of(case), residual=False)
     groups = offered(built(case), inputs_of(case), residual=True).groups
     summed = {side.layer for group in groups if group.residual for side in group.producers}
     assert set(without.summed) == summed

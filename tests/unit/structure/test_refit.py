@@ -712,7 +712,7 @@ def test_preparing_leaves_no_trace():
 
 def test_only_the_cut_consumers_change():
     model = trained()
-    groups = offered(model, (X[:4],)).groups
+    groups = offered(model, (X[:4],), residual=False).groups
     refit = prepare_refit(model, consumers(groups), (X,))
     kept_inputs = refit.inputs[0].clone()
     plan = halves(groups)

@@ -2,13 +2,15 @@ import copy
 
 import pytest
 import torch
-from helpers.networks import CUT, Wired, plain, residual, squeeze_excitation
+from helpers.networks import CUT, BasicBlock, Wired, plain, residual, squeeze_excitation
 from helpers.oracle import offered, portrait
 from torch import nn
 from torch.nn import functional
+from torchvision.models import resnet18, resnet50
 
 from acsp_lightning import UnsupportedStructureError
 from acsp_lightning.structure.tracing import trace_groups
+from acsp_lightning.zoo import mobilenet_v2, resnet20, resnet56
 
 X = (torch.randn(2, 3, 8, 8),)
 
@@ -186,13 +188,43 @@ def test_order_is_that_of_execution_not_of_definition():
     assert names(model) == ["z", "y"]
 
 
-def test_streams_are_offered_on_request_only():
-    assert names(residual()) == ["1.conv1", "2.conv1"]
+def test_streams_are_offered_on_request():
+    assert names(residual(), residual=False) == ["1.conv1", "2.conv1"]
     stream = {g.name: g for g in offered(residual(), X, residual=True).groups}
     assert [side.layer for side in stream["0"].producers] == ["0", "1.conv2"]
     assert [side.layer for side in stream["2.conv2"].producers] == ["2.conv2", "2.shortcut.0"]
     assert [side.layer for side in stream["0"].consumers] == ["1.conv1", "2.conv1", "2.shortcut.0"]
     assert [g.residual for g in stream.values()] == [True, False, False, True]
+
+
+class Stages(nn.Sequential):
+    """A stem, blocks of two layers in two stages, and a classifier."""
+
+    def __init__(self, blocks, stride):
+        block = [BasicBlock(6, 6) for _ in range(blocks)]
+        later = [BasicBlock(6, 6, stride=stride), *(BasicBlock(6, 6) for _ in range(blocks))]
+        head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)]
+        super().__init__(nn.Conv2d(3, 6, 3, padding=1), *block, *later, *head)
+
+
+# Blocks of two layers lose half of each. Stem and shortcut lose nothing.
+@pytest.mark.parametrize(
+    ("blocks", "stride", "inside"),
+    [(2, 1, 10 / 11), (4, 2, 18 / 20), (3, 2, 14 / 16), (2, 2, 10 / 12), (1, 1, 6 / 7)],
+)
+def test_streams_are_offered_where_half_of_the_insides_takes_too_little(blocks, stride, inside):
+    groups = offered(Stages(blocks, stride), X).groups
+    assert any(group.residual for group in groups) is (inside / 2 < 0.45)
+    assert not any(g.residual for g in offered(Stages(blocks, stride), X, residual=False).groups)
+
+
+def test_which_known_networks_have_streams_to_offer():
+    images = (torch.randn(1, 3, 32, 32),)
+    found = {
+        build.__name__: any(group.residual for group in trace_groups(build(), images).groups)
+        for build in (resnet56, resnet20, resnet18, resnet50, mobilenet_v2)
+    }
+    assert [name for name, streams in found.items() if streams] == ["resnet18"]
 
 
 def test_gates_belong_to_what_they_gate():
