@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,8 @@ KINDS = (
     *(nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention),
 )
 
+
+Found = TypeVar("Found")
 
 IS_OUTPUT = "its channels are also part of the network's output"
 
@@ -138,8 +140,8 @@ class _Watcher:
         flow = self._flow
         if not isinstance(output, Tensor):
             flow.channels.pin(made, f"{name!r} gives a {type(output).__name__}")
-        elif len(made) and output.shape[channel_dim(module) % output.ndim] == len(made):
-            flow.mark(output, along(made, channel_dim(module) % output.ndim, output.shape))
+        elif len(made) and output.shape[self._dim(module, output)] == len(made):
+            flow.mark(output, along(made, self._dim(module, output), output.shape))
         elif len(made):
             flow.channels.pin(made, f"{name!r} gives another number of channels")
         elif args and isinstance(args[0], Tensor) and args[0].shape == output.shape:
@@ -150,7 +152,7 @@ class _Watcher:
         given = args[0] if args else kwargs.get("input")
         if self._running and isinstance(given, Tensor):  # a layer in a layer
             outer = self._running[-1]
-            dim = channel_dim(module) % given.ndim
+            dim = self._dim(module, given)
             if len(outer) == given.shape[dim]:
                 flow.mark(given, along(outer, dim, given.shape))
         flow.suspended = True
@@ -174,14 +176,14 @@ class _Watcher:
             probed = not read.any() or not has_own_forward(module)
             probed = probed or self._probe(lambda: can_lose_inputs(module, given))
             if normalises_all(module) and read.any():
-                dim = channel_dim(module)
+                dim = self._dim(module)
                 own = has_own_forward(module)
                 if own and not self._probe(lambda: normalises(module, given, dim)):
                     flow.channels.pin(read, f"{name!r} is a norm with a forward of its own")
                 self._note_norm(name, module, dim, read)
             elif not probed and not is_grouped(module):
                 if self._probe(lambda: standardises_filters(module, given)):
-                    self._note_norm(name, module, channel_dim(module), read)
+                    self._note_norm(name, module, self._dim(module), read)
                 else:
                     reason = f"{name!r} does not give the same without some of its inputs"
                     flow.channels.pin(read, reason)
@@ -217,8 +219,13 @@ class _Watcher:
             reason = f"{who} standardises its filters over all that it reads"
         self._flow.channels.pin(read, f"{reason}; {REFIT}")
 
-    def _probe(self, tried: Callable[[], bool]) -> bool:
-        """Try a layer with a forward of its own alone."""
+    def _dim(self, module: nn.Module, of: Tensor | None = None) -> int:
+        """Dimension of a layer's channels: of a tensor, from its first, else from its last."""
+        dim = self._probe(lambda: channel_dim(module))
+        return dim if of is None else dim % of.ndim
+
+    def _probe(self, tried: Callable[[], Found]) -> Found:
+        """Try a layer alone, its children included."""
         self._probing = True
         try:
             return tried()
@@ -260,7 +267,7 @@ class _Watcher:
 
     def _read(self, name: str, module: nn.Module, given: Tensor) -> Tensor:
         """The marks along the channels of what a layer is given."""
-        dim = channel_dim(module) % given.ndim
+        dim = self._dim(module, given)
         marks = self._flow.marks_or_none(given)
         if varying(marks) and dim not in varying(marks):
             self._flow.channels.pin(marks, f"{name!r} mixes neighbours, as a convolution over channels")

@@ -124,6 +124,17 @@ class NormAct(nn.GroupNorm):
         return self.act(super().forward(x))
 
 
+class MapNormAct(MapNorm):
+    """The same of the maps of a position."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.act = nn.PReLU(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(super().forward(x))
+
+
 class Pooled(nn.Module):
     """Mixes neighbouring positions without weights (PoolFormer)."""
 
@@ -186,6 +197,7 @@ NORMED: dict[str, Case] = {
     "layer norm of other names": of_norms(lambda: convnext(GammaNorm), *CONVNEXT),
     "root mean square by hand": of_norms(lambda: convnext(RootNorm), *CONVNEXT),
     "global responses": of_norms(lambda: convnext(MapNorm, Responses), *CONVNEXT),
+    "layer norm and activation": of_norms(lambda: convnext(MapNormAct), *CONVNEXT),
     "norm of all maps": of_norms(
         lambda: body(
             Residual(nn.GroupNorm(1, 8), Pooled()),
@@ -258,6 +270,6 @@ def formula(module: nn.Module, x: Tensor, kept: Tensor) -> Tensor:
     x = (x - x.mean(dims, keepdim=True)) / (x.var(dims, correction=0, keepdim=True) + module.eps).sqrt()
     if module.weight is not None:
         x = x * module.weight[kept] + module.bias[kept]
-    if isinstance(module, NormAct):
+    if isinstance(module, NormAct | MapNormAct):
         x = torch.where(x > 0, x, x * module.act.weight[kept])
     return x

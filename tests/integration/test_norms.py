@@ -1,5 +1,6 @@
 """Norms that take all channels together: whole by default, and over fewer channels where asked for."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,9 +9,12 @@ from helpers.fits import Classifier, Fit, callback, val_loader
 from helpers.normed import NORMED, normed_net
 from helpers.oracle import built, inputs_of, offered
 from lightning.pytorch.callbacks import EMAWeightAveraging
-from torch import nn
+from torch import Tensor, nn
 
-from acsp_lightning import PruningStep, SelectionConfig, preview, step_table
+from acsp_lightning import PruningSettings, PruningStep, SelectionConfig, preview, step_table
+from acsp_lightning.pipeline import capture_network, decide_cut
+from acsp_lightning.previewing import CopySite
+from acsp_lightning.report.page import step_page
 from acsp_lightning.serialization import decode, encode
 from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.verification import prunable_groups
@@ -50,8 +54,9 @@ def test_records_and_tables_name_them() -> None:
     options = {"norms": "refit", "residual": True}
     step = preview(normed_net(), val_loader(), SelectionConfig(keep=0.5), **options)
     assert step.norms == ("1.0", "2")
-    said = " ".join(step_table(step).split())
-    assert "approximate, with the norm over the kept channels: 1.0, 2" in said
+    words = "approximate, with the norm over the kept channels: 1.0, 2"
+    assert words in " ".join(step_table(step).split())
+    assert words in step_page(step, {})
     assert PruningStep.from_dict(step.to_dict()).norms == ("1.0", "2")
     exact = preview(normed_net(), val_loader(), SelectionConfig(keep=0.5), residual=True)
     assert exact.norms == ()
@@ -62,6 +67,30 @@ def test_groups_with_norms_are_plain_data() -> None:
     case = NORMED["tokens"]
     for group in offered(built(case), inputs_of(case), residual=True, norms="refit").groups:
         assert decode(ChannelGroup, encode(group, json=True)) == group
+
+
+def test_a_cut_gives_what_norms_give_the_moments_that_it_had() -> None:
+    torch.manual_seed(0)
+    network = normed_net().eval()
+    site, settings = CopySite(network, list(val_loader())), PruningSettings(norms="refit", residual=True)
+    settings = replace(settings, selection=SelectionConfig(keep=0.5))
+    example, captured = capture_network(network, site.batches(), settings)
+    proposal, recovery = decide_cut(site, captured, settings, example)
+    kept = torch.tensor(proposal.plan.kept("2", "out"))
+    (samples,) = recovery.refit.inputs
+    wanted = moments(network, samples)
+    cut = site.prune(proposal, recovery)
+    for found, before in zip(moments(cut, samples), wanted, strict=True):
+        torch.testing.assert_close(found, before[kept], rtol=1e-4, atol=1e-5)
+    plain = site.prune(proposal, replace(recovery, refit=None))
+    assert not torch.allclose(moments(plain, samples)[1], wanted[1][kept], rtol=1e-2)
+
+
+def moments(network: nn.Module, samples: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the channels that the last norm gives."""
+    with torch.no_grad():
+        maps = network[:3](samples).transpose(0, 1).flatten(1)
+    return maps.mean(1), maps.std(1, correction=0)
 
 
 @pytest.mark.parametrize("copies", [True, False])
