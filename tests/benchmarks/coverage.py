@@ -137,7 +137,7 @@ class RefusedError(Exception):
 
 
 def cut_by_ours(
-    network: nn.Module, inputs: Tensor, *, residual: bool, norms: str = "exact"
+    network: nn.Module, inputs: Tensor, *, residual: bool | None, norms: str = "exact"
 ) -> tuple[Dropped, dict[str, Any]]:
     """Cut in place; what was dropped, how many groups were cut and left, and norms over fewer."""
     from acsp_lightning import UnsupportedStructureError, apply_plan
@@ -225,7 +225,7 @@ def in_width(layer: nn.Module) -> int:
 
 
 TOOLS: dict[str, Callable[[nn.Module, Tensor], tuple[Dropped, dict[str, Any]]]] = {
-    "default": lambda network, inputs: cut_by_ours(network, inputs, residual=False),
+    "default": lambda network, inputs: cut_by_ours(network, inputs, residual=None),
     "residual": lambda network, inputs: cut_by_ours(network, inputs, residual=True),
     "refit": lambda network, inputs: cut_by_ours(network, inputs, residual=True, norms="refit"),
     "torch-pruning": cut_by_torch_pruning,
