@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.hooks import RemovableHandle
 
 from acsp_lightning.capture.hooks import ActivationCapture
-from acsp_lightning.capture.statistics import Captured, merge_activations
+from acsp_lightning.capture.statistics import Captured
 from acsp_lightning.checkpoint import resize_on_load
 from acsp_lightning.measure.complexity import Complexity
 from acsp_lightning.pipeline import make_cut
@@ -31,6 +31,7 @@ from acsp_lightning.trainer.cut import FitSite
 from acsp_lightning.trainer.distillation import Teaching
 from acsp_lightning.trainer.guard import GuardMonitor, check_judged
 from acsp_lightning.trainer.loaders import expect_batch
+from acsp_lightning.trainer.merging import merge_over_ranks
 from acsp_lightning.trainer.monitors import spare_stopping
 from acsp_lightning.trainer.progress_bars import display_of
 from acsp_lightning.trainer.ranks import check_ranks_agree, run_on_all_ranks
@@ -220,7 +221,7 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
         if capture is None:
             return
         self._stop_capture()
-        activations = merge_activations(run_on_all_ranks(capture.finish)).to(pl_module.device)
+        activations = merge_over_ranks(capture.finish, pl_module.device)
         epoch, whole = trainer.current_epoch, self._survey.look.tracing.whole
         groups, held_back = capture.groups, capture.held_back
         self._captured = Captured(epoch, groups, activations, metric, None, whole, held_back)

@@ -5,15 +5,14 @@ copy of a network; :class:`acsp_lightning.site.Site` is what the pipeline needs 
 """
 
 import warnings
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from acsp_lightning.capture.batches import BatchReader, count_classes, rare_classes, read_labelled
-from acsp_lightning.capture.holdout import held_back
+from acsp_lightning.capture.batches import count_classes, rare_classes, read_labelled, survey
+from acsp_lightning.capture.holdout import captured_labels, held_back
 from acsp_lightning.capture.hooks import ActivationCapture
 from acsp_lightning.capture.samples import SampleCollector, Samples, collect_samples
 from acsp_lightning.capture.statistics import Captured
@@ -24,9 +23,11 @@ from acsp_lightning.progress import tracked, warn_on_error
 from acsp_lightning.report import PruningStep
 from acsp_lightning.report.concerns import concerns
 from acsp_lightning.selection.allocation import check_reachable, flops_budget
+from acsp_lightning.selection.damage import OutputSize, output_sizes
 from acsp_lightning.selection.holdback import enough_to_measure, share_to_hold_back
 from acsp_lightning.selection.proposal import Proposal, propose
 from acsp_lightning.selection.trials import HeldBack, Timing, Trials
+from acsp_lightning.selection.weighing import announce_wait, weigh_groups
 from acsp_lightning.settings import PruningSettings
 from acsp_lightning.site import Site
 from acsp_lightning.structure.example import Example, as_arguments
@@ -53,24 +54,6 @@ class Examination:
 
     tracing: Tracing
     complexity: Complexity
-
-
-def survey(
-    model: nn.Module, batches: Iterable[Any], read_batch: BatchReader
-) -> tuple[Example | None, Tensor]:
-    """An example from the first of the batches to be captured, if there is any, and all labels.
-
-    Raises:
-        ValueError: if labels are not classes, or a batch cannot be read.
-    """
-    example: Example | None = None
-    labels = [torch.empty(0, dtype=torch.int64)]
-    with random_state_restored():
-        for batch in batches:
-            inputs, found = read_labelled(read_batch, batch)
-            labels.append(found.cpu())
-            example = example or Example.of(model, inputs)
-    return example, torch.cat(labels)
 
 
 def trace(model: nn.Module, example: Example, settings: PruningSettings) -> Tracing:
@@ -179,16 +162,6 @@ def capture_network(
     return example, Captured(None, groups, activations, left_whole=tracing.whole, held_back=share)
 
 
-def captured_labels(labels: Iterable[Tensor], share: float) -> Tensor:
-    """Labels of the samples that are not held back.
-
-    Args:
-        labels: of all samples, by process.
-        share: share of them that is held back.
-    """
-    return torch.cat([found[~held_back(0, len(found), share)] for found in labels])
-
-
 def decide_cut(
     site: Site,
     captured: Captured,
@@ -225,6 +198,22 @@ def decide_cut(
         refits=refits,
     )
 
+    def prepare() -> Mapping[str, OutputSize] | None:
+        groups, activations, config = captured.groups, captured.activations, settings.selection
+        announce_wait(groups, activations, config, site.processes, site.inform)
+        return None if outputs is None else output_sizes(outputs.targets)
+
+    weighed = weigh_groups(
+        site.network,
+        captured.groups,
+        captured.activations,
+        settings.selection,
+        sizes=site.on_rank_zero(prepare),
+        round_to=settings.round_to,
+        decisions=captured.decisions,
+        spread=site.spread,
+    )
+
     def decide() -> Proposal:
         trials = None
         held, concern = enough_to_measure(samples, settings) if measures else (None, None)
@@ -236,11 +225,10 @@ def decide_cut(
                 site.network, captured.groups, before, recovery, back, settings.read_outputs, timing
             )
         return propose(
-            site.network,
             captured,
+            weighed,
             settings,
             before,
-            outputs=outputs,
             initial=initial,
             trials=trials,
             reference=reference,
@@ -254,31 +242,40 @@ def decide_cut(
 def _looked_at(
     site: Site, captured: Captured, settings: PruningSettings, refits: bool, measures: bool
 ) -> tuple[Refit | None, Samples | None]:
-    """Captured samples with the outputs of all consumers, and samples held back, where it is decided."""
-    found: list[tuple[Refit | None, Samples | None]] = [(None, None)]
+    """Captured samples with the outputs of all consumers, and samples held back, where it is decided.
 
-    def prepare() -> None:
-        if not site.is_rank_zero or not (refits or measures):
-            return
-        share = captured.held_back
-        fitted = SampleCollector(
-            settings.recovery_samples, lambda start, count: ~held_back(start, count, share)
-        )
-        measured = SampleCollector(
-            settings.measured_samples, lambda start, count: held_back(start, count, share)
-        )
-        collectors = [fitted] * refits + [measured] * measures
-        with random_state_restored():
-            collect_samples(site.network, site.batches(), settings.read_batch, *collectors)
-        refit = None
-        if fitted.samples is not None:
-            layers = dict.fromkeys(side.layer for group in captured.groups for side in group.consumers)
-            norms = dict.fromkeys(norm for group in captured.groups for norm in group.norms)
-            refit = prepare_refit(site.network, layers, fitted.samples[0], norms=norms)
-        found.append((refit, measured.samples))
+    Every process reads samples for the outputs from its own share: one share may lack classes.
+    """
+    share, most = captured.held_back, settings.recovery_samples
+    fitted = SampleCollector(
+        -(-most // site.processes), lambda start, count: ~held_back(start, count, share)
+    )
+    measured = SampleCollector(
+        settings.measured_samples, lambda start, count: held_back(start, count, share)
+    )
+    collectors = [fitted] * refits + [measured] * (measures and site.is_rank_zero)
 
-    site.on_all_ranks(prepare)
-    return found[-1]
+    def read() -> None:
+        if collectors:
+            with random_state_restored():
+                collect_samples(site.network, site.batches(), settings.read_batch, *collectors)
+
+    site.on_all_ranks(read)
+    joined = SampleCollector(most)
+    for samples in site.to_rank_zero(fitted.samples):
+        if samples is not None:
+            joined.add(*samples)
+
+    def prepare() -> Refit | None:
+        if joined.samples is None:
+            return None
+        layers = dict.fromkeys(side.layer for group in captured.groups for side in group.consumers)
+        norms = dict.fromkeys(norm for group in captured.groups for norm in group.norms)
+        return prepare_refit(site.network, layers, joined.samples[0], norms=norms)
+
+    found: list[Refit | None] = []
+    site.on_all_ranks(lambda: found.append(prepare()))
+    return found[0], measured.samples
 
 
 def prune_network(

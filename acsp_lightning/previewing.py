@@ -17,6 +17,7 @@ from acsp_lightning.functional import SelectionConfig
 from acsp_lightning.pipeline import capture_network, make_cut, prune_network
 from acsp_lightning.report import PruningStep
 from acsp_lightning.selection.proposal import Proposal
+from acsp_lightning.selection.weighing import in_turn
 from acsp_lightning.settings import PruningSettings, with_options
 from acsp_lightning.structure.forward import eager_copy, random_state_restored
 from acsp_lightning.structure.groups import sums_note
@@ -154,6 +155,7 @@ class CopySite:
 
     is_averaged = False
     is_rank_zero = True
+    processes = 1
 
     def __init__(self, network: nn.Module, captured: Iterable[Any], names: Sequence[str] = ()) -> None:
         self.network = network
@@ -167,6 +169,14 @@ class CopySite:
     def on_rank_zero(self, work: Callable[[], T]) -> T:
         """The result of ``work``."""
         return work()
+
+    def to_rank_zero(self, value: T) -> list[T]:
+        """The value, alone."""
+        return [value]
+
+    def spread(self, name: str, works: Sequence[Callable[[], T]], costs: Sequence[float]) -> list[T]:
+        """The results of works, one after the other."""
+        return in_turn(name, works, costs)
 
     def batches(self) -> Iterable[Any]:
         """All batches."""

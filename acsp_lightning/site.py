@@ -26,11 +26,28 @@ class Site(Protocol):
     def is_rank_zero(self) -> bool:
         """Whether this process decides."""
 
+    @property
+    def processes(self) -> int:
+        """Number of processes that cut the same network."""
+
     def on_all_ranks(self, work: Callable[[], T]) -> list[T]:
         """Results of ``work`` on every process; where it fails on one, it fails on all."""
 
     def on_rank_zero(self, work: Callable[[], T]) -> T:
         """The result of ``work`` on the process that decides, on every process."""
+
+    def to_rank_zero(self, value: T) -> list[T]:
+        """``value`` of every process on the one that decides, and nothing on the others.
+
+        Tensors arrive on the device of the network.
+        """
+
+    def spread(self, name: str, works: Sequence[Callable[[], T]], costs: Sequence[float]) -> list[T]:
+        """The results of works, in order, on the process that decides, and nothing on the others.
+
+        Each is done on one process, which all have the same works; ``costs`` say about how much each
+        takes, and ``name`` what they are.
+        """
 
     def batches(self) -> Iterable[Any]:
         """This process's share of the captured validation batches, on the device of the network."""

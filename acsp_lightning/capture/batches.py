@@ -1,10 +1,13 @@
 """From a batch of the user's data loader to inputs and class labels."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from acsp_lightning.structure.example import Example
+from acsp_lightning.structure.forward import random_state_restored
 
 BatchReader = Callable[[Any], tuple[Any, Tensor]]
 
@@ -183,6 +186,24 @@ def rare_classes(labels: Tensor) -> str | None:
         f"variance needs two: class {names}{more}. Validate on more of the data, or raise max_batches, "
         "to have them compared."
     )
+
+
+def survey(
+    model: nn.Module, batches: Iterable[Any], read_batch: BatchReader
+) -> tuple[Example | None, Tensor]:
+    """An example from the first of the batches to be captured, if there is any, and all labels.
+
+    Raises:
+        ValueError: if labels are not classes, or a batch cannot be read.
+    """
+    example: Example | None = None
+    labels = [torch.empty(0, dtype=torch.int64)]
+    with random_state_restored():
+        for batch in batches:
+            inputs, found = read_labelled(read_batch, batch)
+            labels.append(found.cpu())
+            example = example or Example.of(model, inputs)
+    return example, torch.cat(labels)
 
 
 def _describe(batch: Any) -> str:

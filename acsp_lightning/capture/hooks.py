@@ -217,7 +217,7 @@ class ActivationCapture:
             return
         if layer not in self._outputs:
             self._outputs[layer] = ClassSums.about(values, self._num_classes)
-        check_positions(layer, self._outputs[layer], values.shape[2])
+        check_positions(layer, self._outputs[layer].origin.shape[1], values.shape[2])
         self._outputs[layer] = self._outputs[layer].widened(self._num_classes)
         self._outputs[layer].add_(values, labels)
 

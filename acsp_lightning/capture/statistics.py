@@ -1,6 +1,6 @@
 """Statistics of a capture: sums by class over outputs, and second moments of inputs."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -59,12 +59,6 @@ class InputMoments:
             return InputMoments(count, self.held.addmm_(rows, rows.T))
         held = torch.cat([self.held, rows], 1)
         return InputMoments(count, held if count <= FEW * len(rows) else held @ held.T)
-
-    def merged(self, other: "InputMoments") -> "InputMoments":
-        """The moments of both sets of vectors."""
-        if self.vectors is not None and other.vectors is not None:
-            return self.with_rows(other.vectors)
-        return InputMoments(self.count + other.count, self.total + other.total)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,37 +134,11 @@ class Captured:
     held_back: float = 0.0
 
 
-def merge_activations(parts: Iterable[Activations]) -> Activations:
-    """Merge the statistics of captures of the same layers on disjoint samples.
-
-    Parts without samples (a process whose share of the data was empty) are skipped.
-
-    Raises:
-        ValueError: if no part has samples, or the maps of a layer are of several sizes.
-    """
-    seen = [part for part in parts if part.samples]
-    if not seen:
-        raise ValueError("No validation batch was captured; pruning needs at least one.")
-    merged, *others = seen
-    for part in others:
-        merged = Activations(
-            {layer: _merged(layer, sums, part.outputs[layer]) for layer, sums in merged.outputs.items()},
-            {layer: m.merged(part.inputs[layer]) for layer, m in merged.inputs.items()},
-            merged.samples + part.samples,
-        )
-    return merged
-
-
-def _merged(layer: str, known: ClassSums, more: ClassSums) -> ClassSums:
-    check_positions(layer, known, more.origin.shape[1])
-    return known.merged(more)
-
-
-def check_positions(layer: str, known: ClassSums, found: int) -> None:
-    """Raise ``ValueError`` if earlier maps of a layer had another number of positions."""
-    if known.origin.shape[1] != found:
+def check_positions(layer: str, known: int, found: int) -> None:
+    """Raise ``ValueError`` if maps of a layer have several numbers of positions."""
+    if known != found:
         raise ValueError(
-            f"Layer {layer!r} gave maps of {known.origin.shape[1]} and of {found} "
+            f"Layer {layer!r} gave maps of {known} and of {found} "
             "positions. Separation compares position with position: validate on inputs of one "
             "size, or set a smaller selection.grid."
         )

@@ -58,7 +58,7 @@ class ClassMoments:
 
 @dataclass(frozen=True, slots=True)
 class ClassSums:
-    """Running sums over the samples of every class, to which batches are added and ranks merged.
+    """Running sums over the samples of every class, to which batches are added.
 
     Values are shifted by an origin, a typical value of every component, so that a small variance on a
     large mean keeps its precision. Float32 activations are summed in float32, in half the memory of
@@ -112,26 +112,24 @@ class ClassSums:
         self.total.index_add_(0, labels, deviations)
         self.squares.index_add_(0, labels, deviations.square_())
 
-    def merged(self, other: "ClassSums") -> "ClassSums":
-        """Merge with the sums of disjoint samples, over the larger number of classes.
+    def whole(self) -> Tensor:
+        """Sum of the values of all samples, float64, (N, P)."""
+        return wide(self.total).sum(0) + wide(self.count).sum() * wide(self.origin)
 
-        Raises:
-            ValueError: if N or P differs.
+    def move_(self, origin: Tensor) -> None:
+        """Sum about another origin, in place; sums about one origin can be added.
+
+        Args:
+            origin: shape (N, P); a value near the mean of the samples, or the variances lose digits.
         """
-        _check_same(self.origin.shape, other.origin.shape)
-        classes = max(len(self.count), len(other.count))
-        self, other = self.widened(classes), other.widened(classes)
+        origin = alike(origin, self.origin)
         # In double, because the origins may be far apart.
-        count, total = wide(other.count)[:, None, None], wide(other.total)
-        offset = wide(other.origin) - wide(self.origin)
-        moved = total + count * offset
-        squares = wide(other.squares) + 2 * offset * total + count * offset.square()
-        return ClassSums(
-            self.count + other.count,
-            self.origin,
-            alike(wide(self.total) + moved, self.total),
-            alike(wide(self.squares) + squares, self.squares),
-        )
+        total, count = wide(self.total), wide(self.count)[:, None, None]
+        offset = wide(self.origin) - wide(origin)
+        squares = wide(self.squares).addcmul(offset, total, value=2).addcmul_(count, offset.square())
+        self.squares.copy_(squares)
+        self.total.copy_(torch.addcmul(total, count, offset))
+        self.origin.copy_(origin)
 
     def widened(self, num_classes: int) -> "ClassSums":
         """The same sums over at least ``num_classes`` classes."""

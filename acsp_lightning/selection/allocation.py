@@ -3,35 +3,25 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from torch import nn
-
-from acsp_lightning.capture.statistics import Activations
 from acsp_lightning.functional import (
     ChannelCurves,
     ChannelSelection,
     SelectionConfig,
     WidthDecision,
     WidthReason,
-    expected_seconds,
     select_channels,
-    trace_curves,
     width_at_level,
     width_of_share,
 )
 from acsp_lightning.measure.complexity import Complexity
-from acsp_lightning.progress import tracked
 from acsp_lightning.selection.cost import FlopsModel
-from acsp_lightning.selection.damage import candidate_widths, damage_curve
 from acsp_lightning.selection.path import DamagePath, NetworkCurve
-from acsp_lightning.selection.scores import ChannelScores, Comparison, score_channels
+from acsp_lightning.selection.scores import ChannelScores, Comparison
 from acsp_lightning.selection.tradeoff import TradeOff
+from acsp_lightning.selection.weighing import Weighed
 from acsp_lightning.structure.groups import ChannelGroup
-from acsp_lightning.structure.refit import Target
 
 BISECTION_STEPS = 40
-
-# Fewer classes are compared within seconds, and an estimate would take longer.
-MANY_CLASSES = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +52,11 @@ Measure = Callable[[DamagePath, Select], TradeOff]
 
 
 def select_groups(
-    model: nn.Module,
     groups: Sequence[ChannelGroup],
-    activations: Activations,
+    weighed: Mapping[str, Weighed],
     config: SelectionConfig,
     *,
     layer_flops: Mapping[str, int],
-    targets: Mapping[str, Target] | None = None,
     round_to: int = 1,
     budget: float | None = None,
     decisions: Mapping[str, WidthDecision] | None = None,
@@ -77,13 +65,10 @@ def select_groups(
     """Select the channels of every group to keep.
 
     Args:
-        model: the uncut network.
         groups: the groups to decide on.
-        activations: captured activations of their layers.
+        weighed: what is known of each, by name, with the same configuration, rounding and decisions.
         config: how to decide; a FLOPs target needs a ``budget``.
         layer_flops: FLOPs of every layer, as ``Complexity.by_layer``.
-        targets: outputs of consumers, by layer, which weight the errors in them; None: every output is
-            weighted by its own energy.
         round_to: every width is rounded up to a multiple of this, in positions of a layer.
         budget: maximum FLOPs of all layers after the cut; None: a knee decides.
         decisions: widths of at least these groups, by name, as from :func:`as_decisions`; None: decide
@@ -94,33 +79,14 @@ def select_groups(
         The selections, with the curve of the network where ``config.by_damage``.
 
     Raises:
-        ValueError: if the budget cannot be met even at the smallest widths, or as
-            :func:`acsp_lightning.selection.scores.score_channels`.
+        ValueError: if the budget cannot be met even at the smallest widths.
     """
-    scores = {
-        group.name: score_channels(model, group, activations, config)
-        for group in tracked(groups, "Comparing channels")
-    }
+    scores = {group.name: weighed[group.name].scores for group in groups}
+    curves = {group.name: weighed[group.name].curves for group in groups}
     steps = {group.name: group.step(round_to) for group in groups}
     widths: Mapping[str, WidthDecision] | None = decisions
     if decisions is None and config.keep is not None:
         widths = {g.name: width_of_share(g.width, config, round_to=steps[g.name]) for g in groups}
-    weighted = config.weighting == "contribution"
-    candidates = {
-        group.name: candidate_widths(group.width, config.min_channels, steps[group.name])
-        for group in groups
-    }
-    by_damage = widths is None and config.by_damage
-    # A layer's own knee needs its whole curve.
-    ks: dict[str, list[int] | None] = dict.fromkeys(scores)
-    if by_damage:
-        ks.update(candidates)
-    if widths is not None:
-        ks.update({g.name: sorted({*candidates[g.name], widths[g.name].k} - {g.width}) for g in groups})
-    curves = {
-        name: trace_curves(found.distances, found.contributions if weighted else None, ks[name])
-        for name, found in tracked(scores.items(), "Clustering channels")
-    }
 
     def select(chosen: Mapping[str, WidthDecision]) -> dict[str, ChannelSelection]:
         return {
@@ -142,13 +108,9 @@ def select_groups(
     trade_off: TradeOff | None = None
     if widths is not None:
         chosen = widths
-    elif by_damage:
-        damage = {
-            group.name: damage_curve(
-                model, group, activations, curves[group.name], targets or {}, candidates[group.name]
-            )
-            for group in tracked(groups, "Weighing widths")
-        }
+    elif config.by_damage:
+        found = {group.name: weighed[group.name].damage for group in groups}
+        damage = {name: curve for name, curve in found.items() if curve is not None}
         path = DamagePath.of(damage, FlopsModel(groups, layer_flops))
         network = NetworkCurve.of(path.stages)
         if measure is not None:
@@ -161,22 +123,6 @@ def select_groups(
     nothing = Comparison(classes=0, unseen=0, class_pairs=0, sampling_error=0.0)
     worst = max(comparisons, key=lambda comparison: comparison.sampling_error, default=nothing)
     return Allocation(selections, scores, worst, network, trade_off)
-
-
-def expected_wait(
-    groups: Iterable[ChannelGroup], activations: Activations, config: SelectionConfig
-) -> float:
-    """Estimate the seconds of comparing channels in :func:`select_groups`, by a short trial.
-
-    0, without a trial, if there are too few classes for it to matter.
-    """
-    layers = {side.layer for group in groups for side in group.producers}
-    if all(len(activations.outputs[layer].count) < MANY_CLASSES for layer in layers):
-        return 0.0
-    try:
-        return sum(expected_seconds(activations.moments(layer), config.class_pairs) for layer in layers)
-    except ValueError:
-        return 0.0  # invalid moments are reported where the layer is known
 
 
 def decide_on_path(

@@ -40,12 +40,30 @@ class DamageCurve:
     damage: tuple[float, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class OutputSize:
+    """What errors in the output of a consumer are measured by.
+
+    Attributes:
+        scale: what the BatchNorm that reads it, if one does, multiplies it by, (O,).
+        power: its variance, together with what is added to it; 0: unknown.
+    """
+
+    scale: Tensor | None
+    power: float
+
+
+def output_sizes(targets: Mapping[str, Target]) -> dict[str, OutputSize]:
+    """Sizes of the outputs of consumers, by layer, from what they gave before the cut."""
+    return {layer: OutputSize(target.scale, target.power) for layer, target in targets.items()}
+
+
 def damage_curve(
     model: nn.Module,
     group: ChannelGroup,
     activations: Activations,
     curves: ChannelCurves,
-    targets: Mapping[str, Target],
+    sizes: Mapping[str, OutputSize],
     ks: Sequence[int],
 ) -> DamageCurve:
     """Compute the damage at some widths of one group, with all other channels kept.
@@ -55,7 +73,8 @@ def damage_curve(
         group: the group.
         activations: captured activations.
         curves: the clusterings of the group's channels.
-        targets: outputs of consumers, by layer; without one, an output is weighted by its own energy.
+        sizes: of the outputs of consumers, by layer; without one, an output is weighted by its own
+            energy.
         ks: numbers of channels, ascending, each one of those that ``curves`` were traced at.
     """
     known = curves.ks.tolist()
@@ -63,7 +82,7 @@ def damage_curve(
     # One reader after the other: of a wide layer each takes several matrices.
     damage = torch.zeros(len(kept), dtype=torch.float64)
     for side in group.consumers:
-        reader = _Reader.of(model, side, activations, targets.get(side.layer))
+        reader = _Reader.of(model, side, activations, sizes.get(side.layer))
         damage += torch.tensor(reader.unexplained(kept), dtype=torch.float64)
     # Medoids of fewer clusters may by chance explain more; fewer channels are then the better choice.
     falling = torch.cat([damage, damage.new_zeros(1)]).cummin(0).values
@@ -95,12 +114,12 @@ class _Reader:
 
     @classmethod
     def of(
-        cls, model: nn.Module, side: LayerSide, activations: Activations, target: Target | None
+        cls, model: nn.Module, side: LayerSide, activations: Activations, output: OutputSize | None
     ) -> "_Reader":
         module = model.get_submodule(side.layer)
         inputs = activations.inputs[side.layer]
         size = inputs.power.sqrt()
-        weight = _reading(module, None if target is None else target.scale, size)
+        weight = _reading(module, None if output is None else output.scale, size)
         inverse_size = torch.where(size > 0, size.reciprocal(), 0.0)[:, None]
         lost: Unexplained
         # A convolution in groups cannot take over from one to another.
@@ -113,7 +132,7 @@ class _Reader:
             if grouped:
                 moments *= same_group(module, len(size)).to(size.device)
             lost = UnexplainedByMoments.of(moments, weight)
-        power = 0.0 if target is None else target.power
+        power = 0.0 if output is None else output.power
         return cls(side, lost, power or max(0.0, lost.whole) or 1.0)
 
     def unexplained(self, choices: Sequence[Tensor]) -> list[float]:

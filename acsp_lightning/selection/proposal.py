@@ -3,8 +3,6 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import nn
-
 from acsp_lightning.capture.statistics import Activations, Captured
 from acsp_lightning.functional import ChannelSelection
 from acsp_lightning.measure.complexity import Complexity
@@ -12,7 +10,6 @@ from acsp_lightning.progress import warn_on_error
 from acsp_lightning.selection.allocation import (
     Allocation,
     Select,
-    expected_wait,
     flops_budget,
     select_groups,
 )
@@ -22,12 +19,10 @@ from acsp_lightning.selection.path import DamagePath, NetworkCurve
 from acsp_lightning.selection.scores import Comparison
 from acsp_lightning.selection.tradeoff import TradeOff
 from acsp_lightning.selection.trials import Trials
+from acsp_lightning.selection.weighing import Weighed
 from acsp_lightning.settings import PruningSettings
 from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.plan import PruningPlan, build_plan
-from acsp_lightning.structure.refit import Refit
-
-LONG_WAIT = 30.0  # seconds that warrant a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +51,11 @@ class Proposal:
 
 
 def propose(
-    model: nn.Module,
     captured: Captured,
+    weighed: Mapping[str, Weighed],
     settings: PruningSettings,
     before: Complexity,
     *,
-    outputs: Refit | None = None,
     initial: Complexity | None = None,
     trials: Trials | None = None,
     reference: float | None = None,
@@ -71,12 +65,10 @@ def propose(
     """Decide which channels to keep; changes nothing.
 
     Args:
-        model: the uncut network.
-        captured: its captured groups and activations.
+        captured: the captured groups and activations of the uncut network.
+        weighed: what is known of each group, by name.
         settings: how to decide.
-        before: complexity of ``model``.
-        outputs: outputs of the consumers before the cut, which weight the errors in them; None: every
-            output is weighted by its own energy.
+        before: complexity of the network.
         initial: the complexity that ``selection.flops`` is a share of; None: ``before``.
         trials: measures cuts on a copy; None: nothing is measured.
         reference: accuracy of the network before the first cut, which ``selection.tolerance`` counts
@@ -85,16 +77,9 @@ def propose(
         inform: called with a message if deciding will take long.
 
     Raises:
-        ValueError: if classes are missing, or the requested FLOPs cannot be reached.
+        ValueError: if the requested FLOPs or the tolerance cannot be had.
     """
     selection = settings.selection
-    wait = expected_wait(captured.groups, captured.activations, selection)
-    if wait > LONG_WAIT:
-        advice = "fewer" if selection.class_pairs else "only N pairs of classes, drawn at random"
-        inform(
-            f"Comparing the channels of all layers will take about {wait:.0f} s; "
-            f"selection.class_pairs=N compares {advice}."
-        )
 
     def measure(path: DamagePath, select: Select) -> TradeOff:
         assert trials is not None
@@ -121,12 +106,10 @@ def propose(
         )
 
     allocation = select_groups(
-        model,
         captured.groups,
-        captured.activations,
+        weighed,
         selection,
         layer_flops=before.by_layer,
-        targets=None if outputs is None else outputs.targets,
         round_to=settings.round_to,
         budget=flops_budget(selection, initial or before, before),
         decisions=captured.decisions,

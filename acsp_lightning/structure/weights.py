@@ -15,7 +15,7 @@ def weight_by_input(module: nn.Module, scale: Tensor | None = None) -> Tensor:
 
     Args:
         module: a convolution or a linear layer with I inputs, O outputs and G groups.
-        scale: multiplies the outputs, (O,); None: 1.
+        scale: multiplies the outputs, (O,), on any device; None: 1.
 
     Returns:
         (I, O / G, kernel).
@@ -25,7 +25,7 @@ def weight_by_input(module: nn.Module, scale: Tensor | None = None) -> Tensor:
         weight = _sides_changed(weight, groups)
     if scale is None:
         return weight
-    shares = scale.view(groups, 1, -1).expand(-1, len(weight) // groups, -1)
+    shares = scale.to(weight.device).view(groups, 1, -1).expand(-1, len(weight) // groups, -1)
     return weight * shares.reshape(*weight.shape[:2], *[1] * (weight.ndim - 2))
 
 

@@ -37,7 +37,15 @@ from acsp_lightning.trainer.averaging import (
 from acsp_lightning.trainer.checks import callbacks_of
 from acsp_lightning.trainer.loaders import training_batches, validation_batches
 from acsp_lightning.trainer.monitors import reset_monitors
-from acsp_lightning.trainer.ranks import broadcast_, is_rank_zero, on_rank_zero, run_on_all_ranks
+from acsp_lightning.trainer.ranks import (
+    broadcast_,
+    is_rank_zero,
+    number_of_ranks,
+    on_rank_zero,
+    run_on_all_ranks,
+    spread,
+    to_rank_zero,
+)
 from acsp_lightning.trainer.snapshot import Snapshot, restore_snapshot, take_snapshot
 
 
@@ -95,6 +103,11 @@ class FitSite:
         """Whether this is the first process."""
         return is_rank_zero()
 
+    @property
+    def processes(self) -> int:
+        """Number of processes of the fit."""
+        return number_of_ranks()
+
     def on_all_ranks(self, work: Callable[[], T]) -> list[T]:
         """Results of ``work`` on every process; where it fails on one, it fails on all."""
         return run_on_all_ranks(work)
@@ -102,6 +115,14 @@ class FitSite:
     def on_rank_zero(self, work: Callable[[], T]) -> T:
         """The result of ``work`` on the first process, on every process."""
         return on_rank_zero(work)
+
+    def to_rank_zero(self, value: T) -> list[T]:
+        """``value`` of every process on the first, and nothing on the others."""
+        return to_rank_zero(value, self._trainer.lightning_module.device)
+
+    def spread(self, name: str, works: Sequence[Callable[[], T]], costs: Sequence[float]) -> list[T]:
+        """Results of works that are shared out among the processes, on the first."""
+        return spread(name, works, costs)
 
     def batches(self) -> Iterable[Any]:
         """The validation batches of this process that are captured."""

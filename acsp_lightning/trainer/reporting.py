@@ -28,6 +28,7 @@ from acsp_lightning.structure.example import Example
 from acsp_lightning.trainer.averaging import ends_averaged
 from acsp_lightning.trainer.cut import FitSite
 from acsp_lightning.trainer.loggers import log_cut, log_rolled_back, takes_plots
+from acsp_lightning.trainer.ranks import run_on_all_ranks
 
 T = TypeVar("T")
 
@@ -51,10 +52,13 @@ def announce_cut(trainer: pl.Trainer, step: PruningStep, settings: PruningSettin
             "selection.keep or selection.flops to say how much to cut."
         )
     write_cut_report(trainer, step, settings)
-    if trainer.is_global_zero:
-        wanted = settings.report_plots and takes_plots(trainer)
-        figures = _guarded(lambda: dict(summary_figures(step)), "drawn") if wanted else None
-        log_cut(trainer, step, figures or {})
+    run_on_all_ranks(lambda: _log(trainer, step, settings) if trainer.is_global_zero else None)
+
+
+def _log(trainer: pl.Trainer, step: PruningStep, settings: PruningSettings) -> None:
+    wanted = settings.report_plots and takes_plots(trainer)
+    figures = _guarded(lambda: dict(summary_figures(step)), "drawn") if wanted else None
+    log_cut(trainer, step, figures or {})
 
 
 def announce_verdict(trainer: pl.Trainer, step: PruningStep, settings: PruningSettings) -> None:
@@ -147,12 +151,18 @@ def write_cut_report(
 ) -> None:
     """Write the record of a cut, its plots and its page; a fit goes on without what fails.
 
+    One process writes, and the others wait for it here: in training they would in a collective.
+
     Args:
         trainer: in a fit.
         step: the record.
         settings: say where, and what.
         again: over what was written before, for a step with the same plots; nothing is said then.
     """
+    run_on_all_ranks(lambda: _write(trainer, step, settings, again))
+
+
+def _write(trainer: pl.Trainer, step: PruningStep, settings: PruningSettings, again: bool) -> None:
     folder = _report_dir(trainer, settings)
     if folder is None:
         return

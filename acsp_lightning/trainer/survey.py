@@ -9,11 +9,11 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
-from acsp_lightning.capture.batches import count_classes, rare_classes
-from acsp_lightning.capture.holdout import SHUFFLED, is_shuffled
+from acsp_lightning.capture.batches import count_classes, rare_classes, survey
+from acsp_lightning.capture.holdout import SHUFFLED, captured_labels, is_shuffled
 from acsp_lightning.measure.accuracy import check_outputs
 from acsp_lightning.measure.complexity import Complexity
-from acsp_lightning.pipeline import NO_BATCH, captured_labels, examine, groups_due, survey, trace
+from acsp_lightning.pipeline import NO_BATCH, examine, groups_due, trace
 from acsp_lightning.selection.holdback import share_to_hold_back
 from acsp_lightning.settings import PruningSettings
 from acsp_lightning.structure.example import Example
@@ -28,7 +28,7 @@ from acsp_lightning.trainer.averaging import (
     without_copies,
 )
 from acsp_lightning.trainer.loaders import validation_batches
-from acsp_lightning.trainer.ranks import check_ranks_agree, run_on_all_ranks
+from acsp_lightning.trainer.ranks import check_ranks_agree, from_rank, run_on_all_ranks
 
 # What Lightning notes in a module while it trains.
 BOOKKEEPING = vars(pl.LightningModule()).keys() - vars(nn.Module()).keys()
@@ -131,14 +131,23 @@ def survey_fit(trainer: pl.Trainer, settings: PruningSettings, initial: Complexi
     """
     module = trainer.lightning_module
     run_on_all_ranks(lambda: check_averages(trainer))
-    shares = run_on_all_ranks(lambda: _share(trainer, settings))
+    own: list[Example | None] = []
+
+    def read() -> tuple[bool, Tensor]:
+        found, labels = _share(trainer, settings)
+        own.append(found)
+        return found is not None, labels
+
+    shares = run_on_all_ranks(read)
     by_rank = [found for _, found in shares]
     labels = torch.cat(by_rank)
     count_classes(labels)
-    # One example for all ranks: a network traced with another one may look different.
-    first = next((example for example, _ in shares if example is not None), None)
-    if first is None:
+    having = [rank for rank, (has_one, _) in enumerate(shares) if has_one]
+    if not having:
         raise ValueError(NO_BATCH)
+    # One example for all ranks: a network traced with another one may look different.
+    first = from_rank(own[0], having[0])
+    assert first is not None, "it is that of a rank that has one"
     example = first.to(module.device)
 
     def look() -> FitSurvey:

@@ -23,7 +23,8 @@ from torchvision.models import resnet50
 from acsp_lightning import SelectionConfig, measure_complexity
 from acsp_lightning.capture.statistics import Activations, InputMoments
 from acsp_lightning.functional import ClassSums
-from acsp_lightning.selection import allocation
+from acsp_lightning.selection import allocation, weighing
+from acsp_lightning.selection.damage import output_sizes
 from acsp_lightning.selection.maps import map_groups
 from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.plan import build_plan
@@ -89,13 +90,12 @@ def case(grid: int, class_pairs: int | None, recover: int, residual: bool) -> di
         watch(part, seconds)
     config = SelectionConfig(flops=0.5, grid=grid, class_pairs=class_pairs)
     with timed(seconds, "selection"):
+        sizes = None if refit is None else output_sizes(refit.targets)
         chosen = allocation.select_groups(
-            model,
             groups,
-            activations,
+            weighing.weigh_groups(model, groups, activations, config, sizes=sizes),
             config,
             layer_flops=before.by_layer,
-            targets=None if refit is None else refit.targets,
             budget=allocation.flops_budget(config, before, before),
         )
     with timed(seconds, "looking"):
@@ -126,13 +126,13 @@ def case(grid: int, class_pairs: int | None, recover: int, residual: bool) -> di
 
 def watch(part: str, seconds: dict[str, float]) -> None:
     """Time all calls of a function that the selection uses."""
-    work = getattr(allocation, part)
+    work = getattr(weighing, part)
 
     def timed_work(*arguments: Any) -> Any:
         with timed(seconds, part):
             return work(*arguments)
 
-    setattr(allocation, part, timed_work)
+    setattr(weighing, part, timed_work)
 
 
 def main() -> None:

@@ -2,7 +2,9 @@
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,9 @@ from torch.utils.data import DataLoader, IterableDataset, Subset
 import acsp_lightning.capture.hooks
 import acsp_lightning.pipeline
 import acsp_lightning.selection.proposal
+import acsp_lightning.selection.weighing
+import acsp_lightning.structure.refit
+import acsp_lightning.trainer.reporting
 from acsp_lightning import ACSPPruningCallback, Distillation, Guard, SelectionConfig
 from acsp_lightning.capture.batches import read_batch
 from acsp_lightning.serialization import encode
@@ -42,6 +47,8 @@ SHARES: dict[str, tuple[Sequence[int], Sequence[int]]] = {
     "uneven": ([i for i in range(SAMPLES) if i not in CLASS_0], CLASS_0),
     "none": (range(SAMPLES), ()),
 }
+
+RULES = {"keep": callback().selection, "damage": SelectionConfig(flops=0.5)}
 
 
 class Stream(IterableDataset[Any]):
@@ -152,19 +159,29 @@ def several(folder: Path, optimizer: str = "sgd") -> None:
     fit(folder, module, pruning, max_epochs=5)
 
 
-def shares(folder: Path, kind: str) -> None:
+def shares(folder: Path, kind: str, rule: str = "keep") -> None:
     """Capture where validation batches are spread over the ranks in a certain way."""
-    acsp_lightning.capture.hooks.INPUT_POSITIONS = 64  # all, as in the process that it is compared with
+    # All, as in the process that it is compared with.
+    acsp_lightning.capture.hooks.INPUT_POSITIONS = acsp_lightning.structure.refit.POSITIONS = 64
+    weighed, weigh = [], acsp_lightning.selection.weighing.weigh_group
+
+    def noted(model: nn.Module, group: Any, *arguments: Any, **options: Any) -> Any:
+        weighed.append(group.name)
+        return weigh(model, group, *arguments, **options)
+
+    acsp_lightning.selection.weighing.weigh_group = noted
     mine = SHARES[kind][rank()]
     loaders = {
         "sampler": None,
         "uneven": DataLoader(Subset(noisy_images(SAMPLES, seed=2), mine), batch_size=4),
         "none": DataLoader(Stream(mine), batch_size=6),
     }
-    pruning = Counting((0,), selection=callback().selection)
+    pruning = Counting((0,), selection=RULES[rule])
     sampler = kind == "sampler"
     module = Classifier(bare_net(), configure=still)
     fit(folder, module, pruning, loaders[kind], use_distributed_sampler=sampler)
+    found = torch.load(folder / f"found{rank()}.pt")
+    torch.save({**found, "weighed": weighed}, folder / f"found{rank()}.pt")
 
 
 def option(folder: Path, name: str) -> None:
@@ -282,6 +299,31 @@ def taught_again(folder: Path) -> None:
     run(folder / "epoch=3.ckpt")
 
 
+def patient(folder: Path, limit: str) -> None:
+    """Rank 0 decides and reports for longer than any collective of this fit may take."""
+    real = acsp_lightning.selection.proposal.select_groups
+    write = acsp_lightning.trainer.reporting.write_step
+
+    class Limited(ACSPPruningCallback):
+        def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            time_limit = timedelta(seconds=float(limit))
+            dist.distributed_c10d._set_pg_timeout(time_limit, dist.group.WORLD)
+            super().on_fit_start(trainer, pl_module)
+
+    def slowly(*arguments: Any, **options: Any) -> Any:
+        time.sleep(1.5 * float(limit))
+        return real(*arguments, **options)
+
+    def slow_report(*arguments: Any) -> Any:
+        time.sleep(1.5 * float(limit))
+        return write(*arguments)
+
+    acsp_lightning.selection.proposal.select_groups = slowly
+    acsp_lightning.trainer.reporting.write_step = slow_report
+    pruning = Limited((0,), selection=callback().selection, report_dir=folder / "records")
+    fit(folder, Classifier(), pruning, max_epochs=2)
+
+
 def failure(folder: Path, name: str) -> None:
     """Something is wrong on one rank only."""
     width, options, val = 8, {}, None
@@ -346,6 +388,7 @@ JOBS: dict[str, Callable[..., None]] = {
     "measured": measured,
     "taught": taught,
     "taught_again": taught_again,
+    "patient": patient,
     "failure": failure,
 }
 
@@ -355,13 +398,9 @@ def rank() -> int:
 
 
 def join(job: str, folder: Path, *arguments: str, process: int, port: int) -> None:
-    """Do ``job`` as one of two processes that somebody else started; all output goes to a file."""
+    """Do ``job`` as one of two processes that somebody else started."""
     os.environ.update(LOCAL_RANK=str(process), NODE_RANK="0")
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    output = os.open(folder / f"output{process}.txt", os.O_WRONLY | os.O_CREAT)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    torch.set_num_threads(1)
     JOBS[job](folder, *arguments)
 
 

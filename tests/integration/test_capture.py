@@ -11,21 +11,20 @@ from helpers.saved import Saved, check_moments, positions, uneven
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-import acsp_lightning.selection.proposal as proposal
-from acsp_lightning import SelectionConfig
+from acsp_lightning import SelectionConfig, pipeline
 from acsp_lightning.capture.statistics import Activations
 
 
 def spied(fit: Fit, monkeypatch: pytest.MonkeyPatch, module: Any, pruning: Any, **options: Any) -> Any:
     """What the callback captured, and the state of the module that it captured."""
     caught: dict[str, Any] = {}
-    select = proposal.select_groups
+    weigh = pipeline.weigh_groups
 
     def spy(model: nn.Module, groups: Any, activations: Activations, *args: Any, **kwargs: Any) -> Any:
         caught.update(activations=activations, state=snapshot(model))
-        return select(model, groups, activations, *args, **kwargs)
+        return weigh(model, groups, activations, *args, **kwargs)
 
-    monkeypatch.setattr(proposal, "select_groups", spy)
+    monkeypatch.setattr(pipeline, "weigh_groups", spy)
     fit(module, [pruning], **options)
     return caught["activations"], caught["state"]
 

@@ -3,13 +3,10 @@
 SyncBatchNorm trains on GPUs only, so here it is only cut, in eval mode.
 """
 
-import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +16,7 @@ import pytest
 import torch
 from helpers import ddp_job
 from helpers.fits import ALL_HALVED, Classifier, Fit, callback, conv_net, noisy_images, widths
+from helpers.processes import LIMIT, exit_codes
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
@@ -26,38 +24,10 @@ from acsp_lightning.structure.plan import build_plan
 from acsp_lightning.structure.pruning import prune
 from acsp_lightning.structure.tracing import trace_groups
 
-LIMIT = 120.0  # seconds
-# Processes are forked from a clean one that has imported everything once: two imports at a time
-# would take longer than the training.
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["lightning.pytorch", "acsp_lightning.callback"])
-
 
 def launch(job: str, folder: Path, *arguments: str) -> tuple[list[int | None], list[str]]:
     """Exit codes and outputs of both ranks, none of which may outlive the limit."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = [
-        CONTEXT.Process(
-            target=ddp_job.join, args=(job, folder, *arguments), kwargs={"process": rank, "port": port}
-        )
-        for rank in range(2)
-    ]
-    deadline = time.monotonic() + LIMIT
-    try:
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join(max(0.0, deadline - time.monotonic()))
-        hung = [rank for rank, process in enumerate(processes) if process.exitcode is None]
-    finally:
-        for process in processes:
-            process.kill()
-            process.join()
-    outputs = [(folder / f"output{rank}.txt").read_text() for rank in range(2)]
-    assert not hung, f"ranks {hung} hang:\n" + "\n".join(outputs)
-    return [process.exitcode for process in processes], outputs
+    return exit_codes(2, ddp_job.join, folder, job, folder, *arguments)
 
 
 def succeed(job: str, folder: Path, *arguments: str) -> tuple[list[dict[str, Any]], list[str]]:
@@ -123,20 +93,39 @@ def test_lightning_launches_the_processes(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("every_position")  # which ones are looked at depends on the batches
-@pytest.mark.parametrize("kind", ["sampler", "uneven", "none"])
-def test_ranks_decide_as_one_process_over_all_samples(tmp_path: Path, fit: Fit, kind: str) -> None:
-    (first, second), _ = succeed("shares", tmp_path, kind)
-    assert_same({**first, "collectives": None}, {**second, "collectives": None})
+@pytest.mark.parametrize(
+    ("kind", "rule"), [("sampler", "keep"), ("uneven", "keep"), ("none", "keep"), ("uneven", "damage")]
+)
+def test_ranks_decide_as_one_process_over_all_samples(
+    tmp_path: Path, fit: Fit, kind: str, rule: str
+) -> None:
+    (first, second), _ = succeed("shares", tmp_path, kind, rule)
+    own = {"collectives": None, "weighed": None}
+    assert_same({**first, **own}, {**second, **own})
+    # Each group was compared and clustered by one of them.
+    assert sorted(first["weighed"] + second["weighed"]) == ["net.conv1", "net.conv2", "net.fc1"]
+    assert first["weighed"]
+    assert second["weighed"]
 
     indices = [*ddp_job.SHARES[kind][0], *ddp_job.SHARES[kind][1]]
-    alone = callback()
+    alone = callback(selection=ddp_job.RULES[rule], recovery="least_squares")
     samples = Subset(noisy_images(ddp_job.SAMPLES, seed=2), indices)
-    fit(Classifier(ddp_job.bare_net(), ddp_job.still), [alone], val=DataLoader(samples, batch_size=6))
+    module = Classifier(ddp_job.bare_net(), ddp_job.still)
+    fit(module, [alone], val=DataLoader(samples, batch_size=6))
     expected = ddp_job.evidence(alone)
 
     for name in ("kept", "samples", "accuracies"):
         assert first[name] == expected[name]
     torch.testing.assert_close(first["curves"], expected["curves"])
+    # Refitted on samples of both ranks.
+    torch.testing.assert_close(first["state"], dict(module.state_dict()), rtol=1e-4, atol=1e-5)
+
+
+def test_a_decision_may_take_longer_than_a_collective(tmp_path: Path) -> None:
+    (first, second), _ = succeed("patient", tmp_path, "4")
+    assert_same(first["state"], second["state"])
+    assert widths_of(first).items() >= ALL_HALVED.items()
+    assert len(list((tmp_path / "records").iterdir())) == 1
 
 
 def test_a_capture_takes_one_collective(tmp_path: Path) -> None:

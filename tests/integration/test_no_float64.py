@@ -13,7 +13,9 @@ from acsp_lightning import PruningSettings, SelectionConfig, apply_plan, measure
 from acsp_lightning.capture.hooks import ActivationCapture
 from acsp_lightning.capture.statistics import Captured
 from acsp_lightning.measure.accuracy import count_correct
+from acsp_lightning.selection.damage import output_sizes
 from acsp_lightning.selection.proposal import Proposal, propose
+from acsp_lightning.selection.weighing import weigh_groups
 from acsp_lightning.structure.batchnorm import recalibrate_batchnorm
 from acsp_lightning.structure.fold import recover_consumers
 from acsp_lightning.structure.groups import ChannelGroup
@@ -52,7 +54,9 @@ def looked_at(
     layers = dict.fromkeys(side.layer for group in groups for side in group.consumers)
     outputs = prepare_refit(model, layers, (IMAGES.to(device),))
     settings = PruningSettings(selection=selection)
-    return Found(captured, outputs, propose(model, captured, settings, BEFORE, outputs=outputs))
+    sizes = output_sizes(outputs.targets)
+    weighed = weigh_groups(model, groups, captured.activations, selection, sizes=sizes)
+    return Found(captured, outputs, propose(captured, weighed, settings, BEFORE))
 
 
 @pytest.fixture

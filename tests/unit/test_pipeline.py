@@ -1,25 +1,23 @@
 """The steps of a cut, one by one, on networks that no Trainer runs."""
 
 import copy
-import random
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from helpers.captured import IMAGES, LABELS, captured
+from helpers.captured import IMAGES, captured
 from helpers.fits import CLASSES, conv_net, same_state, snapshot, val_loader
 from helpers.networks import plain, randomized
 from helpers.oracle import masked_outputs
 from torch import nn
 
 from acsp_lightning import PruningSettings, SelectionConfig, pipeline
-from acsp_lightning.capture.batches import read_batch
 from acsp_lightning.measure.accuracy import ClassCounts
 from acsp_lightning.measure.complexity import measure_complexity
 from acsp_lightning.selection.proposal import propose
+from acsp_lightning.selection.weighing import weigh_groups
 from acsp_lightning.structure.example import Example
 
 HALF = PruningSettings(selection=SelectionConfig(keep=0.5), recovery="none")
@@ -46,33 +44,6 @@ def test_groups_that_are_due(options: dict[str, Any], visited: tuple[str, ...], 
     settings = PruningSettings(**{"selection": SelectionConfig(keep=0.5), **options})
     found = pipeline.groups_due(groups("a", "b", "c"), settings, visited)
     assert "".join(group.name for group in found) == due
-
-
-def test_a_survey_has_all_labels_and_the_first_batch() -> None:
-    example, labels = pipeline.survey(conv_net(), val_loader(17, batch_size=5), read_batch)
-    assert torch.equal(labels, LABELS[:17])
-    assert example is not None
-    (traced,) = example.traced
-    assert torch.equal(traced, IMAGES[: len(traced)])
-
-
-def test_a_survey_of_nothing() -> None:
-    example, labels = pipeline.survey(conv_net(), [], read_batch)
-    assert example is None
-    assert len(labels) == 0
-
-
-def test_a_survey_draws_no_random_number() -> None:
-    def augmented() -> Any:
-        for images, labels in val_loader():
-            noise = random.random() + np.random.rand() + torch.rand(1)
-            yield images + noise, labels
-
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    pipeline.survey(conv_net(), augmented(), read_batch)
-    assert random.getstate() == before[0]
-    assert all(np.array_equal(a, b) for a, b in zip(np.random.get_state(), before[1], strict=True))
-    assert torch.equal(torch.get_rng_state(), before[2])
 
 
 @pytest.mark.usefixtures("every_position")
@@ -118,7 +89,8 @@ def test_without_recovery_the_cut_is_the_network_with_zeros_where_channels_were(
     images = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     batch = (images, torch.arange(6) % CLASSES)
     example, found = pipeline.capture_network(model, [batch], HALF)
-    proposal = propose(model, found, HALF, measure_complexity(model, example.counted))
+    weighed = weigh_groups(model, found.groups, found.activations, HALF.selection)
+    proposal = propose(found, weighed, HALF, measure_complexity(model, example.counted))
     expected = masked_outputs(model, proposal.plan, (images,))
     recovery = pipeline.Recovery(example.traced, None, None, False)
     sliced = pipeline.prune_network(model, proposal, recovery)

@@ -64,6 +64,9 @@ def test_the_pipeline_does_the_same_at_both(fit: Fit) -> None:
             assert not site.is_averaged
             assert site.on_all_ranks(lambda: 3) == [3]
             assert site.on_rank_zero(lambda: 4) == 4
+            assert site.processes == 1
+            assert site.to_rank_zero(7) == [7]
+            assert site.spread("Counting", [lambda: 5, lambda: 6], [1.0, 2.0]) == [5, 6]
             assert len(list(site.batches())) == 3
         seen.append((step.to_dict(), preview.to_dict()))
 

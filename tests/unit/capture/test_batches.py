@@ -1,8 +1,12 @@
+import random
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from helpers import captured
+from helpers.fits import conv_net, val_loader
 
 from acsp_lightning.capture.batches import (
     check_labels,
@@ -10,6 +14,7 @@ from acsp_lightning.capture.batches import (
     rare_classes,
     read_batch,
     read_labelled,
+    survey,
 )
 
 X, Y = torch.rand(4, 2), torch.arange(4)
@@ -176,3 +181,30 @@ def test_a_reader_that_returns_a_list() -> None:
     assert inputs.shape == (2, 3)
     assert labels.tolist() == [1, 0]
     assert labels.dtype == torch.int64
+
+
+def test_a_survey_has_all_labels_and_the_first_batch() -> None:
+    example, labels = survey(conv_net(), val_loader(17, batch_size=5), read_batch)
+    assert torch.equal(labels, captured.LABELS[:17])
+    assert example is not None
+    (traced,) = example.traced
+    assert torch.equal(traced, captured.IMAGES[: len(traced)])
+
+
+def test_a_survey_of_nothing() -> None:
+    example, labels = survey(conv_net(), [], read_batch)
+    assert example is None
+    assert len(labels) == 0
+
+
+def test_a_survey_draws_no_random_number() -> None:
+    def augmented() -> Any:
+        for images, labels in val_loader():
+            noise = random.random() + np.random.rand() + torch.rand(1)
+            yield images + noise, labels
+
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    survey(conv_net(), augmented(), read_batch)
+    assert random.getstate() == before[0]
+    assert all(np.array_equal(a, b) for a, b in zip(np.random.get_state(), before[1], strict=True))
+    assert torch.equal(torch.get_rng_state(), before[2])

@@ -47,6 +47,19 @@ def summed(batches, num_classes):
     return sums
 
 
+def merged(parts):
+    """Sums of several ranks, added up about the mean of all samples."""
+    classes = max(len(part.count) for part in parts)
+    parts = [part.widened(classes) for part in parts]
+    origin = sum(part.whole() for part in parts) / sum(part.count.sum() for part in parts)
+    for part in parts:
+        part.move_(origin)
+    count, total, squares = (
+        sum(getattr(part, name) for part in parts) for name in ("count", "total", "squares")
+    )
+    return ClassSums(count, parts[0].origin, total, squares)
+
+
 def parts_of(values, labels, seed):
     cuts = torch.randperm(299, generator=torch.Generator().manual_seed(seed))[:9] + 1
     sizes = torch.diff(torch.cat([torch.tensor([0]), cuts.sort().values, torch.tensor([300])])).tolist()
@@ -62,8 +75,7 @@ def test_any_split_and_any_merge_equal_one_pass(seed, dtype, rtol):
     assert in_batches.total.dtype == in_batches.squares.dtype == dtype
     # Three ranks, each with an origin of its own.
     ranks = [summed(part, 5) for part in (parts[:2], parts[2:7], parts[7:])]
-    merged = ranks[0].merged(ranks[1]).merged(ranks[2])
-    for sums in (in_batches, merged):
+    for sums in (in_batches, merged(ranks)):
         moments = sums.moments()
         count, mean, variance = numpy_moments(values, labels, 5)
         assert moments.count.tolist() == count.tolist()
@@ -78,7 +90,7 @@ def test_large_mean_keeps_the_digits_of_a_small_variance(dtype, rtol):
     labels = torch.randint(2, (6400,), generator=generator)
     batches = list(zip(values.split(16), labels.split(16), strict=True))
     halves = [summed(half, 2) for half in (batches[:200], batches[200:])]
-    for sums in (summed(batches, 2), halves[0].merged(halves[1])):
+    for sums in (summed(batches, 2), merged(halves)):
         assert_matches(sums.moments(), values, labels, 2, rtol=rtol)
 
 
@@ -132,14 +144,31 @@ def test_wrong_batches(values, labels, num_classes, message):
 
 
 @pytest.mark.parametrize("shape", [(3, 2, 1), (3, 4, 5)])
-def test_different_layers_do_not_merge(shape):
+def test_different_layers_do_not_add_up(shape):
     sums = summed([batch(0)], 5)
     other, labels = torch.zeros(shape), torch.zeros(3, dtype=torch.int64)
     found = f"{shape[1]} channels at {shape[2]} positions"
     with pytest.raises(ValueError, match=f"4 channels at 3 positions .* {re.escape(found)}"):
-        sums.merged(summed([(other, labels)], 5))
-    with pytest.raises(ValueError, match=f"4 channels at 3 positions .* {re.escape(found)}"):
         sums.add_(other, labels)
+
+
+def test_the_sum_of_all_values_is_that_of_the_values():
+    values, labels = batch(4)
+    sums = summed(parts_of(values, labels, 4), 5)
+    np.testing.assert_allclose(sums.whole(), values.double().sum(0), rtol=1e-4, atol=1e-4)
+
+
+def test_an_origin_far_away_is_left_behind():
+    """Sums about zero of values around 1000 move to their mean; the new origin itself is no sum."""
+    values, labels = batch(5)
+    values = values.double() + 1000
+    sums = ClassSums.about(torch.zeros_like(values), 5)
+    sums.add_(values, labels)
+    origin = values.mean(0)
+    sums.move_(origin)
+    assert_matches(sums.moments(), values, labels, 5, rtol=1e-7)
+    np.testing.assert_array_equal(sums.origin, origin)
+    np.testing.assert_allclose(sums.total.sum(0), torch.zeros(4, 3), atol=1e-6)
 
 
 @pytest.mark.parametrize("swapped", [False, True])
@@ -148,7 +177,7 @@ def test_sides_may_know_different_classes(swapped):
     values = torch.arange(8 * 2.0, dtype=torch.float64).reshape(8, 2, 1) ** 1.5
     parts = [summed([(values[:4], few)], 2), summed([(values[4:], many)], 4)]
     one, other = parts[::-1] if swapped else parts
-    assert_matches(one.merged(other).moments(), values, torch.cat([few, many]), 4)
+    assert_matches(merged([one, other]).moments(), values, torch.cat([few, many]), 4)
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,12 @@ def test_sums_stay_on_the_device_until_their_moments_are_asked_for() -> None:
         first, second = ClassSums.about(VALUES[:20].to(device), 3), ClassSums.about(VALUES[20:], 3)
         first.add_(VALUES[:20].to(device), LABELS[:20].to(device))
         second.add_(VALUES[20:], LABELS[20:])
-        merged = first.merged(second.to(device))
+        second = second.to(device)
+        origin = (first.whole() + second.whole()) / len(LABELS)
+        for part in (first, second):
+            part.move_(origin)
+        totals = (first.count + second.count, first.origin)
+        merged = ClassSums(*totals, first.total + second.total, first.squares + second.squares)
         assert merged.total.device == DEVICE
         close(merged.moments().mean, expected.mean)
         close(merged.moments().m2, expected.m2)

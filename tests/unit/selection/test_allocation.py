@@ -12,6 +12,7 @@ from torch import nn
 from acsp_lightning import SelectionConfig, apply_plan, measure_complexity
 from acsp_lightning.functional import select_channels
 from acsp_lightning.selection.allocation import check_reachable, halved_widths, select_groups
+from acsp_lightning.selection.weighing import weigh_groups
 from acsp_lightning.structure.plan import build_plan
 from acsp_lightning.structure.tracing import trace_groups
 
@@ -41,11 +42,11 @@ def test_a_budget_is_met_by_the_network_that_comes_out(share: float, curve: Any)
     model = conv_net()
     groups, activations = captured(model)
     whole = flops(model)
+    config = SelectionConfig(flops=share, curve=curve)
     allocation = select_groups(
-        model,
         tuple(groups.values()),
-        activations,
-        SelectionConfig(flops=share, curve=curve),
+        weigh_groups(model, tuple(groups.values()), activations, config),
+        config,
         layer_flops=measure_complexity(model, IMAGES[:1]).by_layer,
         budget=share * whole,
     )
@@ -61,12 +62,13 @@ def test_a_budget_is_met_by_the_network_that_comes_out(share: float, curve: Any)
 def test_a_budget_out_of_reach(curve: Any) -> None:
     model = conv_net()
     groups, activations = captured(model)
+    config = SelectionConfig(flops=0.5, curve=curve)
+    weighed = weigh_groups(model, tuple(groups.values()), activations, config)
     with pytest.raises(ValueError, match=r"flops=0\.5 asks for at most 10 FLOPs, .* Raise flops"):
         select_groups(
-            model,
             tuple(groups.values()),
-            activations,
-            SelectionConfig(flops=0.5, curve=curve),
+            weighed,
+            config,
             layer_flops=measure_complexity(model, IMAGES[:1]).by_layer,
             budget=10,
         )
@@ -77,7 +79,8 @@ def test_weighting_none_counts_all_channels_alike() -> None:
     groups, activations = captured(model)
     for weighting, alike in (("none", True), ("contribution", False)):
         config = SelectionConfig(keep=0.5, weighting=weighting)
-        found = select_groups(model, (groups["conv1"],), activations, config, layer_flops={})
+        weighed = weigh_groups(model, (groups["conv1"],), activations, config)
+        found = select_groups((groups["conv1"],), weighed, config, layer_flops={})
         weights = found.selections["conv1"].weights
         assert bool((weights == weights[0]).all()) is alike
 

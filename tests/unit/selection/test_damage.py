@@ -20,6 +20,7 @@ from acsp_lightning.selection.damage import (
     candidate_widths,
     damage_curve,
     lower_hull,
+    output_sizes,
     total_damage,
 )
 from acsp_lightning.selection.scores import score_channels
@@ -148,7 +149,7 @@ def looked_at(model: nn.Module, **options: Any) -> Found:
         evidence = score_channels(model, group, activations)
         curves[name] = trace_curves(evidence.distances, evidence.contributions)
     layers = dict.fromkeys(side.layer for group in groups.values() for side in group.consumers)
-    return groups, activations, curves, prepare_refit(model, layers, (X,)).targets
+    return groups, activations, curves, output_sizes(prepare_refit(model, layers, (X,)).targets)
 
 
 def seen(model: nn.Module, layer: str) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from acsp_lightning.functional import class_separation, select_channels, separab
 from acsp_lightning.selection import maps
 from acsp_lightning.selection.allocation import Allocation, select_groups
 from acsp_lightning.selection.maps import GroupMap, map_groups
+from acsp_lightning.selection.weighing import weigh_groups
 from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.tracing import trace_groups
 
@@ -43,7 +44,9 @@ def looked_at(model: nn.Module, keep: float) -> tuple[tuple[ChannelGroup, ...], 
     model(IMAGES)
     capture.detach()
     activations = capture.finish()
-    found = select_groups(model, groups, activations, SelectionConfig(keep=keep), layer_flops={})
+    config = SelectionConfig(keep=keep)
+    weighed = weigh_groups(model, groups, activations, config)
+    found = select_groups(groups, weighed, config, layer_flops={})
     return groups, activations, found
 
 

@@ -13,6 +13,7 @@ from acsp_lightning.capture.statistics import Captured
 from acsp_lightning.functional import WidthDecision, WidthReason
 from acsp_lightning.selection import proposal
 from acsp_lightning.selection.proposal import Proposal, propose
+from acsp_lightning.selection.weighing import weigh_groups
 
 
 def proposed(model: nn.Module, options: dict[str, Any], **arguments: Any) -> Proposal:
@@ -20,7 +21,8 @@ def proposed(model: nn.Module, options: dict[str, Any], **arguments: Any) -> Pro
     decisions = arguments.pop("decisions", None)
     found = Captured(0, tuple(groups.values()), activations, decisions=decisions)
     settings = PruningSettings(**options)
-    return propose(model, found, settings, measure_complexity(model, IMAGES[:1]), **arguments)
+    weighed = weigh_groups(model, found.groups, activations, settings.selection, decisions=decisions)
+    return propose(found, weighed, settings, measure_complexity(model, IMAGES[:1]), **arguments)
 
 
 KEEP = {"selection": SelectionConfig(keep=0.5)}
@@ -82,12 +84,3 @@ def test_maps_that_fail_cost_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
         found = proposed(conv_net(), KEEP)
     assert found.maps == {}
     assert len(found.selections) == 3
-
-
-@pytest.mark.parametrize(("seconds", "told"), [(31.0, 1), (29.0, 0)])
-def test_a_long_wait_is_announced(monkeypatch: pytest.MonkeyPatch, seconds: float, told: int) -> None:
-    messages: list[str] = []
-    monkeypatch.setattr(proposal, "expected_wait", lambda *_: seconds)
-    proposed(conv_net(), KEEP, inform=messages.append)
-    assert len(messages) == told
-    assert all("selection.class_pairs=N compares" in message for message in messages)

@@ -13,8 +13,7 @@ from lightning.pytorch.callbacks import ProgressBar, RichProgressBar, TQDMProgre
 from acsp_lightning.trainer.progress_bars import display_of
 
 STEPS = {
-    "Comparing channels": 3,
-    "Clustering channels": 3,
+    "Weighing channels": 3,
     "Looking at channels": 3,
     "Refitting layers": 3,
 }
