@@ -96,7 +96,7 @@ class Meeting:
                 missing = [r for r in range(self.ranks) if self.store.add(_turn(r), 0) < turn]
                 raise RuntimeError(
                     f"Rank {', '.join(map(str, missing))} gave no sign of life for {SILENCE:.0f} s "
-                    f"while rank {self.rank} waited. Its process was killed or hangs: look at its output "
+                    f"while rank {self.rank} waited. Its process was killed or hangs: see its output "
                     "and start the job again from the last checkpoint."
                 )
 

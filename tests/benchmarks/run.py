@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-NAMES = ["separation", "sweep", "capturing", "cutting", "deciding", "wide", "speed"]
+NAMES = ["separation", "sweep", "capturing", "cutting", "deciding", "wide", "ranks", "speed"]
 
 
 def main() -> None:

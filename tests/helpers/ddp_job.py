@@ -1,4 +1,7 @@
-"""What each of two processes does for test_ddp.py. Run as a program, Lightning launches the second."""
+"""What each of two processes does for test_ddp.py.
+
+Run as a program, Lightning launches the second, unless torchrun or SLURM has launched both.
+"""
 
 import os
 import sys
@@ -49,6 +52,10 @@ SHARES: dict[str, tuple[Sequence[int], Sequence[int]]] = {
 }
 
 RULES = {"keep": callback().selection, "damage": SelectionConfig(flops=0.5)}
+
+
+# Whoever launches processes on two nodes, as torchrun and SLURM do, says how many each has.
+DEVICES = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or 2)
 
 
 class Stream(IterableDataset[Any]):
@@ -126,7 +133,8 @@ def fit(
         callbacks=[pruning, *others],
         default_root_dir=folder,
         strategy=DDPStrategy(**(wrapper or {})),
-        devices=2,
+        devices=DEVICES,
+        num_nodes=2 // DEVICES,
         accelerator="cpu",
         logger=False,
         enable_progress_bar=False,
@@ -394,7 +402,8 @@ JOBS: dict[str, Callable[..., None]] = {
 
 
 def rank() -> int:
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    names = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
+    return next((int(os.environ[name]) for name in names if name in os.environ), 0)
 
 
 def join(job: str, folder: Path, *arguments: str, process: int, port: int) -> None:

@@ -16,13 +16,16 @@ import pytest
 import torch
 from helpers import ddp_job
 from helpers.fits import ALL_HALVED, Classifier, Fit, callback, conv_net, noisy_images, widths
-from helpers.processes import LIMIT, exit_codes
+from helpers.processes import LIMIT, exit_codes, free_port
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
 from acsp_lightning.structure.plan import build_plan
 from acsp_lightning.structure.pruning import prune
 from acsp_lightning.structure.tracing import trace_groups
+
+# Where processes of their own find the helpers, and the package.
+TESTS = os.pathsep.join([str(Path(ddp_job.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
 
 
 def launch(job: str, folder: Path, *arguments: str) -> tuple[list[int | None], list[str]]:
@@ -71,8 +74,7 @@ def test_rank_0_decides_and_all_ranks_go_on_alike(tmp_path: Path, optimizer: str
 
 
 def test_lightning_launches_the_processes(tmp_path: Path) -> None:
-    tests = str(Path(ddp_job.__file__).parents[1])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": tests}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": TESTS}
     command = [sys.executable, "-m", "helpers.ddp_job", "several", str(tmp_path)]
     process = subprocess.Popen(
         command,
@@ -90,6 +92,51 @@ def test_lightning_launches_the_processes(tmp_path: Path) -> None:
     assert process.returncode == 0, output
     check_several(found_in(tmp_path), tmp_path)
     assert output.count("Cut after epoch") == 3
+
+
+def torchrun(node: int, port: int) -> tuple[list[str], dict[str, str]]:
+    """A command and an environment, as docs/many_gpus.md has them."""
+    options = ["--nnodes=2", "--nproc-per-node=1", f"--node-rank={node}"]
+    options += ["--master-addr=127.0.0.1", f"--master-port={port}"]
+    return [sys.executable, "-m", "torch.distributed.run", *options], {}
+
+
+def srun(node: int, port: int) -> tuple[list[str], dict[str, str]]:
+    """What srun sets for the first process of a node, of one each."""
+    variables = {"JOB_ID": "7", "JOB_NAME": "prune", "NTASKS": "2", "NTASKS_PER_NODE": "1"}
+    variables |= {"PROCID": str(node), "LOCALID": "0", "NODEID": str(node), "NODELIST": "127.0.0.1"}
+    environment = {f"SLURM_{name}": value for name, value in variables.items()}
+    return [sys.executable], {**environment, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+
+@pytest.mark.parametrize("launcher", [torchrun, srun])
+def test_processes_on_two_nodes(tmp_path: Path, launcher: Any) -> None:
+    """Both nodes are this machine."""
+    port, running = free_port(), []
+    for node in range(2):
+        command, variables = launcher(node, port)
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": TESTS, **variables}
+        work = ["-m", "helpers.ddp_job", "several", str(tmp_path)]
+        with (tmp_path / f"output{node}.txt").open("w") as output:
+            running.append(
+                subprocess.Popen(
+                    [*command, *work],
+                    env=environment,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            )
+    try:
+        codes = [process.wait(LIMIT) for process in running]
+    finally:
+        for process in running:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    outputs = [(tmp_path / f"output{node}.txt").read_text() for node in range(2)]
+    assert codes == [0, 0], "\n".join(outputs)
+    check_several(found_in(tmp_path), tmp_path)
+    assert [output.count("Cut after epoch") for output in outputs] == [3, 0]
 
 
 @pytest.mark.usefixtures("every_position")  # which ones are looked at depends on the batches
