@@ -26,6 +26,7 @@ from acsp_lightning.selection.allocation import check_reachable, flops_budget
 from acsp_lightning.selection.damage import OutputSize, output_sizes
 from acsp_lightning.selection.holdback import enough_to_measure, share_to_hold_back
 from acsp_lightning.selection.proposal import Proposal, propose
+from acsp_lightning.selection.sensitivity import with_sensitivity
 from acsp_lightning.selection.trials import HeldBack, Timing, Trials
 from acsp_lightning.selection.weighing import announce_wait, weigh_groups
 from acsp_lightning.settings import PruningSettings
@@ -216,6 +217,7 @@ def decide_cut(
 
     def decide() -> Proposal:
         trials = None
+        known = with_sensitivity(site.network, captured, weighed, outputs, settings.read_outputs)
         held, concern = enough_to_measure(samples, settings) if measures else (None, None)
         if concern is not None:
             site.warn(concern)
@@ -226,7 +228,7 @@ def decide_cut(
             )
         return propose(
             captured,
-            weighed,
+            known,
             settings,
             before,
             initial=initial,

@@ -3,7 +3,7 @@
 import random
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from copy import deepcopy
 from dataclasses import fields, is_dataclass
@@ -248,12 +248,21 @@ def of_batch_size(inputs: tuple[Any, ...], size: int) -> tuple[Any, ...]:
         ValueError: as :func:`sample_count`.
     """
     samples = sample_count(inputs)
-    rows = torch.arange(size) % samples
+    return samples_at(inputs, [place % samples for place in range(size)])
 
-    def resize(leaf: Any) -> Any:
+
+def samples_at(inputs: tuple[Any, ...], places: Sequence[int]) -> tuple[Any, ...]:
+    """Some samples of arguments of forward, in the order of their places.
+
+    Raises:
+        ValueError: as :func:`sample_count`.
+    """
+    samples, rows = sample_count(inputs), torch.tensor(places)
+
+    def taken(leaf: Any) -> Any:
         return leaf.detach()[rows.to(leaf.device)] if is_batched(leaf, samples) else leaf
 
-    batch: tuple[Any, ...] = tree_map(resize, inputs)
+    batch: tuple[Any, ...] = tree_map(taken, inputs)
     return batch
 
 

@@ -1,0 +1,119 @@
+"""How much an error in each group of channels changes the class scores: measured, group by group."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from statistics import median
+from typing import Any
+
+from torch import Tensor, nn
+
+from acsp_lightning.capture.statistics import Captured
+from acsp_lightning.measure.accuracy import OutputReader, class_scores
+from acsp_lightning.measure.fidelity import compare_scores
+from acsp_lightning.progress import tracked
+from acsp_lightning.selection.weighing import Weighed
+from acsp_lightning.structure.forward import (
+    eager_copy,
+    evaluation_state,
+    run_forward,
+    sample_count,
+    samples_at,
+)
+from acsp_lightning.structure.plan import build_plan
+from acsp_lightning.structure.pruning import prune
+from acsp_lightning.structure.refit import Refit
+
+# Samples that each group is measured on; fewer in a network of many groups, so that all of them together
+# take no more than the capture of a small validation set.
+MOST_SAMPLES, LEAST_SAMPLES = 256, 8
+PASSES = 2000  # of one sample
+
+# A few samples may miss what a layer is for, or hit it: no group counts this many times more, or less,
+# than the median.
+BOUND = 30.0
+
+
+def with_sensitivity(
+    model: nn.Module,
+    captured: Captured,
+    weighed: Mapping[str, Weighed],
+    outputs: Refit | None,
+    read_outputs: OutputReader | None,
+) -> Mapping[str, Weighed]:
+    """Damage of every group in units of what it does to the class scores.
+
+    Each group alone is cut to about half on a copy, the consumers make up for what the kept channels
+    predict of the others, and the change of the scores is divided by the damage at that width. Damage of
+    several groups then adds up to the change that the whole cut is expected to make, as a share of the
+    variation of the scores.
+
+    Args:
+        model: the uncut network; left as it was.
+        captured: its groups and activations.
+        weighed: what is known of each group.
+        outputs: samples; None: there are none.
+        read_outputs: finds class scores in the outputs of forward.
+
+    Returns:
+        The same as ``weighed``, with other damage. The same damage, if it does not decide, or there are
+        no samples or no class scores.
+    """
+    if outputs is None or any(one.damage is None for one in weighed.values()):
+        return weighed
+    found = _sensitivities(model, captured, weighed, outputs.inputs, read_outputs)
+    if not found:
+        return weighed
+    usual = median(found.values())
+    scaled = {}
+    for name, one in weighed.items():
+        factor = min(max(found.get(name, usual), usual / BOUND), usual * BOUND)
+        assert one.damage is not None
+        damage = replace(one.damage, damage=tuple(factor * value for value in one.damage.damage))
+        scaled[name] = replace(one, damage=damage)
+    return scaled
+
+
+def _sensitivities(
+    model: nn.Module,
+    captured: Captured,
+    weighed: Mapping[str, Weighed],
+    inputs: tuple[Any, ...],
+    read_outputs: OutputReader | None,
+) -> dict[str, float]:
+    """Change of the scores for a damage of 1, by group; of groups without damage at half, nothing."""
+    samples, most = sample_count(inputs), max(LEAST_SAMPLES, PASSES // len(weighed))
+    # Evenly, since a loader may give one class after the other.
+    few = samples_at(inputs, range(0, samples, -(-samples // min(MOST_SAMPLES, most))))
+
+    def scores(network: nn.Module) -> Tensor | None:
+        with evaluation_state(network):
+            return class_scores(run_forward(network, few), read_outputs)
+
+    uncut, found = scores(model), {}
+    if uncut is None:
+        return {}
+    moments = captured.activations.input_moments
+    for group in tracked(captured.groups, "Measuring groups"):
+        kept, damage = _about_half(weighed[group.name])
+        if damage <= 0:
+            continue
+        smaller = eager_copy(model)
+        plan = build_plan([group], {group.name: kept})
+        prune(smaller, plan, None, groups=[group], input_moments=moments)
+        cut = scores(smaller)
+        assert cut is not None
+        change = compare_scores(uncut, cut, uncut.argmax(1)).score_error.mean
+        if change > 0:
+            found[group.name] = change / damage
+    return found
+
+
+def _about_half(one: Weighed) -> tuple[list[int], float]:
+    """Channels to keep at the width of a curve that is nearest to half, and the damage there."""
+    assert one.damage is not None
+    *ks, whole = one.damage.ks
+    if not ks:
+        return list(range(whole)), 0.0
+    k = min(ks, key=lambda k: abs(k - whole / 2))
+    place = one.curves.ks.tolist().index(k)
+    return one.curves.sweep.medoids[place].tolist(), one.damage.damage[one.damage.ks.index(k)]
