@@ -1,6 +1,6 @@
-"""Samples from validation batches, joined into one batch of arguments of forward and labels."""
+"""Samples from validation batches: arguments of forward, in batches of the same size, and labels."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +12,43 @@ from acsp_lightning.capture.batches import BatchReader
 from acsp_lightning.structure.example import as_arguments
 from acsp_lightning.structure.forward import is_batched
 
-Samples = tuple[tuple[Any, ...], Tensor]
-"""Arguments of forward, for all samples at once, and their labels."""
+Samples = tuple[Sequence[tuple[Any, ...]], Tensor]
+"""Arguments of forward, by batch, and the labels of all samples."""
+
+
+class SampleBatches(Sequence[tuple[Any, ...]]):
+    """Arguments of forward, by batch: they rest in the memory of the CPU, and are moved one at a time.
+
+    Args:
+        batches: on the CPU.
+        devices: where the leaves of each are needed; None: the leaf is no tensor.
+    """
+
+    def __init__(
+        self, batches: Sequence[tuple[Any, ...]], devices: Sequence[torch.device | None]
+    ) -> None:
+        self._batches = batches
+        self._devices = devices
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return SampleBatches(self._batches[place], self._devices)
+        leaves, structure = tree_flatten(self._batches[place])
+        moved = [
+            leaf if device is None else leaf.to(device)
+            for leaf, device in zip(leaves, self._devices, strict=True)
+        ]
+        return tree_unflatten(moved, structure)
 
 
 class SampleCollector:
     """Collects evenly spaced samples from batches.
 
-    Evenly spaced, because loaders are often sorted by class.
+    Evenly spaced, because loaders are often sorted by class. In the memory of the CPU, whatever the
+    device: they may be many, and are needed a batch at a time.
 
     Args:
         samples: at most this many, at least 1.
@@ -30,9 +59,11 @@ class SampleCollector:
     def __init__(self, samples: int, among: Callable[[int, int], Tensor] | None = None) -> None:
         self._most = samples
         self._among = among
-        self._leaves: list[Any] = []  # of the samples kept, arguments and labels
+        self._parts: list[list[Any]] = []  # leaves of the samples kept, by batch; never joined
+        self._counts: list[int] = []
         self._kind: _Kind | None = None
-        self._count = 0
+        self._devices: list[torch.device | None] = []
+        self._largest = 0  # batch
         self._before = 0
         self._seen = 0
         self._stride = 1
@@ -45,33 +76,62 @@ class SampleCollector:
         self._before += len(labels)
         leaves, structure = tree_flatten((arguments, labels))
         kind = _Kind.of(leaves, structure, len(labels))
-        if self._kind is not None and kind != self._kind:
+        if self._kind is None:
+            self._kind = kind
+            self._devices = [leaf.device if isinstance(leaf, Tensor) else None for leaf in leaves]
+        if kind != self._kind:
             return
+        self._largest = max(self._largest, len(labels))
         chosen = rows[-self._seen % self._stride :: self._stride]
         self._seen += len(rows)
-        found = _rows(leaves, kind, chosen)
-        if self._kind is None:
-            self._kind, self._leaves = kind, found
-        else:
-            self._leaves = [
-                old if size is None else torch.cat([old, new])
-                for old, new, size in zip(self._leaves, found, kind.sizes, strict=True)
-            ]
-        self._count += len(chosen)
-        while self._count >= 2 * self._most:
-            self._leaves = _rows(self._leaves, kind, torch.arange(0, self._count, 2))
+        if not len(chosen):
+            return
+        self._parts.append(_rows(leaves, kind, chosen))
+        self._counts.append(len(chosen))
+        while sum(self._counts) >= 2 * self._most:
+            self._keep(torch.arange(0, sum(self._counts), 2))
             self._stride *= 2
-            self._count = (self._count + 1) // 2
 
     @property
     def samples(self) -> Samples | None:
-        """The samples; None if there are none."""
-        if self._kind is None or not self._count:
+        """The samples, in batches of the size of the largest that was seen; None if there are none."""
+        if self._kind is None or not self._counts:
             return None
-        spaced = torch.linspace(0, self._count - 1, min(self._count, self._most))
-        found = _rows(self._leaves, self._kind, spaced.round().long())
-        joined: Samples = tree_unflatten(found, self._kind.structure)
-        return joined
+        count = sum(self._counts)
+        if count > self._most:
+            self._keep(torch.linspace(0, count - 1, self._most).round().long())
+        batches, labels = zip(*self._joined(self._kind), strict=True)
+        return SampleBatches(batches, self._devices[:-1]), torch.cat(labels).to(self._devices[-1])
+
+    def _keep(self, rows: Tensor) -> None:
+        """Keep some of the samples, in ascending order."""
+        kind, parts, counts, start = self._kind, [], [], 0
+        assert kind is not None
+        for place, count in enumerate(self._counts):
+            mine = rows[(rows >= start) & (rows < start + count)] - start
+            if len(mine):
+                parts.append(_rows(self._parts[place], kind, mine))
+                counts.append(len(mine))
+            self._parts[place] = []  # both at once would take twice the memory
+            start += count
+        self._parts, self._counts = parts, counts
+
+    def _joined(self, kind: "_Kind") -> Iterator[tuple[tuple[Any, ...], Tensor]]:
+        """Arguments and labels in batches of one size, but for the last."""
+        parts, rest = iter(self._parts), list[list[Any]]()
+        waiting = 0
+        for part, count in zip(parts, self._counts, strict=True):
+            rest.append(part)
+            waiting += count
+            while waiting >= self._largest:
+                whole = _cat(rest, kind)
+                rest = [_rows(whole, kind, torch.arange(self._largest, waiting))]
+                yield tree_unflatten(
+                    _rows(whole, kind, torch.arange(self._largest)), kind.structure
+                )
+                waiting -= self._largest
+        if waiting:
+            yield tree_unflatten(_cat(rest, kind), kind.structure)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +175,18 @@ def collect_samples(
 
 
 def _rows(leaves: Iterable[Any], kind: _Kind, rows: Tensor) -> list[Any]:
-    """Some samples of all leaves that have samples."""
+    """Some samples of all leaves that have samples, and the others, on the CPU."""
     return [
-        leaf if size is None else leaf[rows.to(leaf.device)]
+        (leaf.cpu() if isinstance(leaf, Tensor) else leaf)
+        if size is None
+        else leaf[rows.to(leaf.device)].cpu()
         for leaf, size in zip(leaves, kind.sizes, strict=True)
+    ]
+
+
+def _cat(parts: Sequence[list[Any]], kind: _Kind) -> list[Any]:
+    """The samples of several parts, of all leaves that have samples."""
+    return [
+        found[0] if size is None else torch.cat(found)
+        for *found, size in zip(*parts, kind.sizes, strict=True)
     ]

@@ -26,7 +26,7 @@ from acsp_lightning.selection.path import DamagePath, NetworkCurve
 from acsp_lightning.selection.scores import ChannelScores, Comparison, score_channels
 from acsp_lightning.selection.tradeoff import TradeOff
 from acsp_lightning.structure.groups import ChannelGroup
-from acsp_lightning.structure.refit import Target
+from acsp_lightning.structure.targets import Target
 
 BISECTION_STEPS = 40
 

@@ -27,14 +27,19 @@ def output_rows(module: nn.Module, output: Tensor) -> Tensor:
     return channels_last.flatten(0, -2)
 
 
-def random_rows(module: nn.Module, output: Tensor, per_sample: int, seed: int) -> Tensor:
-    """Distinct rows of :func:`output_rows`, at most ``per_sample`` of every sample: int64, (S,)."""
+def random_rows(
+    module: nn.Module, output: Tensor, per_sample: int, generator: torch.Generator
+) -> Tensor:
+    """Distinct rows of :func:`output_rows`, at most ``per_sample`` of every sample: int64, (S,).
+
+    Of samples in several batches the same are drawn as of all at once.
+    """
     samples = len(output)
     positions = len(output_rows(module, output)) // samples
     if positions <= per_sample:
         return torch.arange(samples * positions, device=output.device)
     # Drawn on the CPU, so that every device draws the same.
-    noise = torch.rand(samples, positions, generator=torch.Generator().manual_seed(seed))
+    noise = torch.rand(samples, positions, generator=generator)
     chosen = noise.topk(per_sample, dim=1).indices + positions * torch.arange(samples)[:, None]
     return chosen.flatten().to(output.device)
 

@@ -50,7 +50,7 @@ def looked_at(
     capture.detach()
     captured = Captured(None, groups, capture.finish().to(device))
     layers = dict.fromkeys(side.layer for group in groups for side in group.consumers)
-    outputs = prepare_refit(model, layers, (IMAGES.to(device),))
+    outputs = prepare_refit(model, layers, [(IMAGES.to(device),)])
     settings = PruningSettings(selection=selection)
     return Found(captured, outputs, propose(model, captured, settings, BEFORE, outputs=outputs))
 
