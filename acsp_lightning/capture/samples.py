@@ -1,6 +1,6 @@
 """Samples from validation batches: arguments of forward, in batches of the same size, and labels."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,7 +59,7 @@ class SampleCollector:
     def __init__(self, samples: int, among: Callable[[int, int], Tensor] | None = None) -> None:
         self._most = samples
         self._among = among
-        self._parts: list[list[Any]] = []  # leaves of the samples kept, by batch; never joined
+        self._parts: list[list[Any]] = []  # leaves of the samples kept, by batch
         self._counts: list[int] = []
         self._kind: _Kind | None = None
         self._devices: list[torch.device | None] = []
@@ -92,15 +92,20 @@ class SampleCollector:
             self._keep(torch.arange(0, sum(self._counts), 2))
             self._stride *= 2
 
+    def finish(self) -> None:
+        """No batch will come: leave what there is too much of."""
+        count = sum(self._counts)
+        if count > self._most:
+            self._keep(torch.linspace(0, count - 1, self._most).round().long())
+        self._join()
+
     @property
     def samples(self) -> Samples | None:
         """The samples, in batches of the size of the largest that was seen; None if there are none."""
         if self._kind is None or not self._counts:
             return None
-        count = sum(self._counts)
-        if count > self._most:
-            self._keep(torch.linspace(0, count - 1, self._most).round().long())
-        batches, labels = zip(*self._joined(self._kind), strict=True)
+        found = [tree_unflatten(part, self._kind.structure) for part in self._parts]
+        batches, labels = zip(*found, strict=True)
         return SampleBatches(batches, self._devices[:-1]), torch.cat(labels).to(self._devices[-1])
 
     def _keep(self, rows: Tensor) -> None:
@@ -116,22 +121,27 @@ class SampleCollector:
             start += count
         self._parts, self._counts = parts, counts
 
-    def _joined(self, kind: "_Kind") -> Iterator[tuple[tuple[Any, ...], Tensor]]:
-        """Arguments and labels in batches of one size, but for the last."""
-        parts, rest = iter(self._parts), list[list[Any]]()
-        waiting = 0
-        for part, count in zip(parts, self._counts, strict=True):
-            rest.append(part)
-            waiting += count
-            while waiting >= self._largest:
-                whole = _cat(rest, kind)
-                rest = [_rows(whole, kind, torch.arange(self._largest, waiting))]
-                yield tree_unflatten(
-                    _rows(whole, kind, torch.arange(self._largest)), kind.structure
-                )
-                waiting -= self._largest
-        if waiting:
-            yield tree_unflatten(_cat(rest, kind), kind.structure)
+    def _join(self) -> None:
+        """Let all parts but the last be as large as the largest batch."""
+        if all(count == self._largest for count in self._counts[:-1]):
+            return
+        kind, old, counts = self._kind, self._parts, self._counts
+        assert kind is not None
+        self._parts, self._counts = [], []
+        waiting: list[list[Any]] = []
+        missing = self._largest
+        for place, count in enumerate(counts):
+            part, start = old[place], 0
+            old[place] = []  # both at once would take twice the memory
+            while start < count:
+                end = min(count, start + missing)
+                waiting.append(_rows(part, kind, torch.arange(start, end)))
+                missing -= end - start
+                start = end
+                if not missing or (start == count and place == len(counts) - 1):
+                    self._parts.append(_cat(waiting, kind))
+                    self._counts.append(self._largest - missing)
+                    waiting, missing = [], self._largest
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +182,8 @@ def collect_samples(
         arguments = as_arguments(model, inputs)
         for collector in collectors:
             collector.add(arguments, labels)
+    for collector in collectors:
+        collector.finish()
 
 
 def _rows(leaves: Iterable[Any], kind: _Kind, rows: Tensor) -> list[Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from greenlet import getcurrent, greenlet
-from torch import nn
+from torch import Tensor, nn
 
 # Bytes of what waiting passes hold. Of 512 pictures of 224 px about half a ResNet-50's passes begin anew
 # at its first stages, and none at its last.
@@ -148,5 +148,9 @@ def _is_same(one: object, other: object) -> bool:
         return True
     if isinstance(one, bool | int | float | str):
         return type(one) is type(other) and one == other
-    is_random_state = isinstance(one, torch.Tensor) and one.dtype == torch.uint8
-    return is_random_state and isinstance(other, torch.Tensor) and torch.equal(one, other)
+    # The random state.
+    return isinstance(one, Tensor) and isinstance(other, Tensor) and _equal_bytes(one, other)
+
+
+def _equal_bytes(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype == torch.uint8 and torch.equal(one, other)

@@ -74,9 +74,7 @@ class Refit:
         return Refit(
             tuple(_from(self.inputs[place], firsts[place]) for place in left),
             {
-                layer: replace(
-                    target, parts=tuple(target.parts[p].every_other(firsts[p]) for p in left)
-                )
+                layer: replace(target, parts=tuple(target.parts[p].every_other(firsts[p]) for p in left))
                 for layer, target in self.targets.items()
             },
             self.norms,
@@ -182,7 +180,7 @@ class _Fitting:
             # Nobody holds the rows while the pass waits.
             _, rows = waiting.pop(layer)
             target = self._refit.targets[layer]
-            beside = output_rows(module, other)[target.parts[self.passes.current].rows]
+            beside = output_rows(module, other, target.parts[self.passes.current].rows)
             self._tell(layer, module, rows, branch.in_own_units(beside, target.scale))
 
         # While torch hands a function to a mode, the mode is not in force.

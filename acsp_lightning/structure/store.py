@@ -92,4 +92,4 @@ class Kept:
 
 def _bytes(tensor: Tensor) -> memoryview:
     """The memory of a contiguous tensor of the CPU."""
-    return memoryview(tensor.flatten().view(torch.uint8).numpy())
+    return tensor.flatten().view(torch.uint8).numpy().data

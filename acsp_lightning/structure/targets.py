@@ -134,8 +134,8 @@ class Targets:
         noted = self._noted[branch.layer]
         rows = random_rows(branch.module, output, self._positions, noted.generator)
         noted.open, noted.added = None, False
-        if gives_rows(branch.module, given, output, rows[:self._positions]):
-            noted.open = (output.shape, rows, output_rows(branch.module, output)[rows])
+        if gives_rows(branch.module, given, output, rows[: self._positions]):
+            noted.open = (output.shape, rows, output_rows(branch.module, output, rows))
 
     def add(self, branch: Branch, own: Tensor, other: Tensor) -> None:
         """What is added to the output of a consumer."""
@@ -143,7 +143,7 @@ class Targets:
         if noted is None or noted.open is None or noted.added or own.shape != noted.open[0]:
             return
         shape, rows, outputs = noted.open
-        beside = branch.in_own_units(output_rows(branch.module, other)[rows])
+        beside = branch.in_own_units(output_rows(branch.module, other, rows))
         # In half precision the sum would lose what the fit is about.
         total = beside.to(torch.promote_types(beside.dtype, torch.float32)) + outputs
         noted.open, noted.added = (shape, rows, total), True

@@ -42,7 +42,9 @@ def test_all_tell_before_anything_is_settled() -> None:
     passes = Passes(3, held=0)
     passes.steps.run(PLACES)
     found = [entry for entry in passes.log if "tells" in entry or "settled" in entry]
-    expected = [[*(f"{index} tells {place}" for index in range(3)), f"{place} is settled"] for place in PLACES]
+    expected = [
+        [*(f"{index} tells {place}" for index in range(3)), f"{place} is settled"] for place in PLACES
+    ]
     assert found == sum(expected, [])
     assert passes.begun() == 3
     assert all(passes.steps.is_settled(place) for place in PLACES)
@@ -121,13 +123,17 @@ def test_passes_that_come_by_different_places() -> None:
 
     def one(*places: str) -> None:
         for place in places:
-            steps.meet(place, partial(log.append, f"tell {place}"), partial(log.append, f"settle {place}"))
+            steps.meet(
+                place, partial(log.append, f"tell {place}"), partial(log.append, f"settle {place}")
+            )
 
     ways = [("a", "c"), ("b", "c"), ("a", "b")]
     steps = Lockstep(nn.Identity(), [partial(one, *way) for way in ways], lambda: 0)
     steps.run(PLACES)
     assert {place: log.count(f"tell {place}") for place in PLACES} == {"a": 2, "b": 2, "c": 1}
-    assert sorted(entry for entry in log if entry.startswith("settle")) == [f"settle {p}" for p in PLACES]
+    assert sorted(entry for entry in log if entry.startswith("settle")) == [
+        f"settle {p}" for p in PLACES
+    ]
 
 
 def test_what_is_in_force_meanwhile() -> None:

@@ -377,7 +377,12 @@ def test_fewer_samples_than_inputs_in_batches():
 
     def build():
         return nn.Sequential(
-            nn.Conv2d(3, 96, 1), nn.ReLU(), nn.Flatten(), nn.Linear(6144, 16), nn.ReLU(), nn.Linear(16, 4)
+            nn.Conv2d(3, 96, 1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(6144, 16),
+            nn.ReLU(),
+            nn.Linear(16, 4),
         )
 
     _, _, _, expected = cut_in_half(build, fold=False)
@@ -682,9 +687,7 @@ def test_large_maps_are_compared_at_64_positions_of_each_image():
     first, second = (prepare_refit(model, ["3", "5"], [(images,)], seed).targets for seed in (0, 1))
     for layer in ("3", "5"):
         (one,), (other,) = first[layer].parts, second[layer].parts
-        assert (
-            one.rows // (one.shape[2] * one.shape[3])
-        ).bincount().tolist() == [64] * 3
+        assert (one.rows // (one.shape[2] * one.shape[3])).bincount().tolist() == [64] * 3
         assert not torch.equal(one.rows, other.rows)
 
 

@@ -10,6 +10,25 @@ from acsp_lightning.structure.unfold import has_rows, input_rows, output_rows, r
 SIDES = {1: (11,), 2: (9, 11), 3: (6, 7, 8)}
 
 
+def every_row(layer, output):
+    channels_last = output if isinstance(layer, nn.Linear) else output.movedim(1, -1)
+    return channels_last.reshape(-1, channels_last.shape[-1])
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Conv2d(4, 5, 3), nn.Conv3d(4, 5, 1), nn.Conv1d(4, 5, 2), nn.Linear(4, 5)]
+)
+def test_rows_of_outputs(layer):
+    dims = getattr(layer, "kernel_size", (1,))
+    inputs = torch.randn(3, 4, *[6, 5, 4][: len(dims)]) if len(dims) > 1 or hasattr(layer, "stride") else (
+        torch.randn(3, 6, 4)
+    )  # fmt: skip
+    output = layer(inputs).detach()
+    expected = every_row(layer, output)
+    rows = torch.randperm(len(expected))[:7]
+    assert torch.equal(output_rows(layer, output, rows), expected[rows])
+
+
 def seeded(seed):
     return torch.Generator().manual_seed(seed)
 
@@ -55,7 +74,7 @@ CONVOLUTIONS = {
 def assert_rows_give_the_output(layer, inputs, rows=None):
     with torch.no_grad():
         output = layer(inputs)
-        expected = output_rows(layer, output)
+        expected = every_row(layer, output)
         rows = torch.arange(len(expected)) if rows is None else rows
         found = input_rows(layer, inputs, output.shape, rows) @ layer.weight.flatten(1).T
     found = found if layer.bias is None else found + layer.bias
