@@ -14,7 +14,13 @@ from torch import nn
 from acsp_lightning.capture.batches import count_classes, rare_classes, read_labelled, survey
 from acsp_lightning.capture.holdout import captured_labels, held_back
 from acsp_lightning.capture.hooks import ActivationCapture
-from acsp_lightning.capture.samples import SampleCollector, Samples, collect_samples
+from acsp_lightning.capture.samples import (
+    SampleCollector,
+    Samples,
+    by_batch,
+    collect_samples,
+    join_samples,
+)
 from acsp_lightning.capture.statistics import Captured
 from acsp_lightning.measure.accuracy import ClassCounts, check_outputs, count_by_class
 from acsp_lightning.measure.complexity import Complexity, measure_complexity
@@ -258,22 +264,19 @@ def _looked_at(
     collectors = [fitted] * refits + [measured] * (measures and site.is_rank_zero)
 
     def read() -> None:
-        if collectors:
-            with random_state_restored():
-                collect_samples(site.network, site.batches(), settings.read_batch, *collectors)
+        collect_samples(site.network, site.batches(), settings.read_batch, *collectors)
 
     site.on_all_ranks(read)
-    joined = SampleCollector(most)
-    for samples in site.to_rank_zero(fitted.samples):
-        if samples is not None:
-            joined.add(*samples)
+    samples = fitted.samples
+    if site.processes > 1:
+        samples = join_samples(site.to_rank_zero(by_batch(samples)), most)
 
     def prepare() -> Refit | None:
-        if joined.samples is None:
+        if samples is None:
             return None
         layers = dict.fromkeys(side.layer for group in captured.groups for side in group.consumers)
         norms = dict.fromkeys(norm for group in captured.groups for norm in group.norms)
-        return prepare_refit(site.network, layers, joined.samples[0], norms=norms)
+        return prepare_refit(site.network, layers, samples[0], norms=norms)
 
     found: list[Refit | None] = []
     site.on_all_ranks(lambda: found.append(prepare()))

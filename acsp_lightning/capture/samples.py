@@ -1,6 +1,6 @@
-"""Samples from validation batches, joined into one batch of arguments of forward and labels."""
+"""Samples from validation batches: arguments of forward, in batches of the same size, and labels."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,16 +10,45 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from acsp_lightning.capture.batches import BatchReader
 from acsp_lightning.structure.example import as_arguments
-from acsp_lightning.structure.forward import is_batched
+from acsp_lightning.structure.forward import is_batched, random_state_restored, sample_count
 
-Samples = tuple[tuple[Any, ...], Tensor]
-"""Arguments of forward, for all samples at once, and their labels."""
+Samples = tuple[Sequence[tuple[Any, ...]], Tensor]
+"""Arguments of forward, by batch, and the labels of all samples."""
+
+
+class SampleBatches(Sequence[tuple[Any, ...]]):
+    """Arguments of forward, by batch: they rest in the memory of the CPU, and are moved one at a time.
+
+    Args:
+        batches: on the CPU.
+        devices: where the leaves of each are needed; None: the leaf is no tensor.
+    """
+
+    def __init__(
+        self, batches: Sequence[tuple[Any, ...]], devices: Sequence[torch.device | None]
+    ) -> None:
+        self._batches = batches
+        self._devices = devices
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return SampleBatches(self._batches[place], self._devices)
+        leaves, structure = tree_flatten(self._batches[place])
+        moved = [
+            leaf if device is None else leaf.to(device)
+            for leaf, device in zip(leaves, self._devices, strict=True)
+        ]
+        return tree_unflatten(moved, structure)
 
 
 class SampleCollector:
     """Collects evenly spaced samples from batches.
 
-    Evenly spaced, because loaders are often sorted by class.
+    Evenly spaced, because loaders are often sorted by class. In the memory of the CPU, whatever the
+    device: they may be many, and are needed a batch at a time.
 
     Args:
         samples: at most this many, at least 1.
@@ -30,9 +59,11 @@ class SampleCollector:
     def __init__(self, samples: int, among: Callable[[int, int], Tensor] | None = None) -> None:
         self._most = samples
         self._among = among
-        self._leaves: list[Any] = []  # of the samples kept, arguments and labels
+        self._parts: list[list[Any]] = []  # leaves of the samples kept, by batch
+        self._counts: list[int] = []
         self._kind: _Kind | None = None
-        self._count = 0
+        self._devices: list[torch.device | None] = []
+        self._largest = 0  # batch
         self._before = 0
         self._seen = 0
         self._stride = 1
@@ -45,33 +76,72 @@ class SampleCollector:
         self._before += len(labels)
         leaves, structure = tree_flatten((arguments, labels))
         kind = _Kind.of(leaves, structure, len(labels))
-        if self._kind is not None and kind != self._kind:
+        if self._kind is None:
+            self._kind = kind
+            self._devices = [leaf.device if isinstance(leaf, Tensor) else None for leaf in leaves]
+        if kind != self._kind:
             return
+        self._largest = max(self._largest, len(labels))
         chosen = rows[-self._seen % self._stride :: self._stride]
         self._seen += len(rows)
-        found = _rows(leaves, kind, chosen)
-        if self._kind is None:
-            self._kind, self._leaves = kind, found
-        else:
-            self._leaves = [
-                old if size is None else torch.cat([old, new])
-                for old, new, size in zip(self._leaves, found, kind.sizes, strict=True)
-            ]
-        self._count += len(chosen)
-        while self._count >= 2 * self._most:
-            self._leaves = _rows(self._leaves, kind, torch.arange(0, self._count, 2))
+        if not len(chosen):
+            return
+        self._parts.append(_rows(leaves, kind, chosen))
+        self._counts.append(len(chosen))
+        while sum(self._counts) >= 2 * self._most:
+            self._keep(torch.arange(0, sum(self._counts), 2))
             self._stride *= 2
-            self._count = (self._count + 1) // 2
+
+    def finish(self) -> None:
+        """No batch will come: leave what there is too much of."""
+        count = sum(self._counts)
+        if count > self._most:
+            self._keep(torch.linspace(0, count - 1, self._most).round().long())
+        self._join()
 
     @property
     def samples(self) -> Samples | None:
-        """The samples; None if there are none."""
-        if self._kind is None or not self._count:
+        """The samples, in batches of the size of the largest that was seen; None if there are none."""
+        if self._kind is None or not self._counts:
             return None
-        spaced = torch.linspace(0, self._count - 1, min(self._count, self._most))
-        found = _rows(self._leaves, self._kind, spaced.round().long())
-        joined: Samples = tree_unflatten(found, self._kind.structure)
-        return joined
+        found = [tree_unflatten(part, self._kind.structure) for part in self._parts]
+        batches, labels = zip(*found, strict=True)
+        return SampleBatches(batches, self._devices[:-1]), torch.cat(labels).to(self._devices[-1])
+
+    def _keep(self, rows: Tensor) -> None:
+        """Keep some of the samples, in ascending order."""
+        kind, parts, counts, start = self._kind, [], [], 0
+        assert kind is not None
+        for place, count in enumerate(self._counts):
+            mine = rows[(rows >= start) & (rows < start + count)] - start
+            if len(mine):
+                parts.append(_rows(self._parts[place], kind, mine))
+                counts.append(len(mine))
+            self._parts[place] = []  # both at once would take twice the memory
+            start += count
+        self._parts, self._counts = parts, counts
+
+    def _join(self) -> None:
+        """Let all parts but the last be as large as the largest batch."""
+        if all(count == self._largest for count in self._counts[:-1]):
+            return
+        kind, old, counts = self._kind, self._parts, self._counts
+        assert kind is not None
+        self._parts, self._counts = [], []
+        waiting: list[list[Any]] = []
+        missing = self._largest
+        for place, count in enumerate(counts):
+            part, start = old[place], 0
+            old[place] = []  # both at once would take twice the memory
+            while start < count:
+                end = min(count, start + missing)
+                waiting.append(_rows(part, kind, torch.arange(start, end)))
+                missing -= end - start
+                start = end
+                if not missing or (start == count and place == len(counts) - 1):
+                    self._parts.append(_cat(waiting, kind))
+                    self._counts.append(self._largest - missing)
+                    waiting, missing = [], self._largest
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,24 +169,68 @@ def collect_samples(
     read_batch: BatchReader,
     *collectors: SampleCollector,
 ) -> None:
-    """Let collectors take their samples of the same batches.
+    """Let collectors take their samples of the same batches; the random state stays as it was.
 
     Args:
         model: network that takes the inputs.
-        batches: read to the end.
+        batches: read to the end, unless there is no collector.
         read_batch: splits a batch into inputs and labels.
         collectors: take the samples.
     """
-    for batch in batches:
-        inputs, labels = read_batch(batch)
-        arguments = as_arguments(model, inputs)
-        for collector in collectors:
+    if not collectors:
+        return
+    with random_state_restored():
+        for batch in batches:
+            inputs, labels = read_batch(batch)
+            arguments = as_arguments(model, inputs)
+            for collector in collectors:
+                collector.add(arguments, labels)
+    for collector in collectors:
+        collector.finish()
+
+
+def by_batch(samples: Samples | None) -> list[tuple[tuple[Any, ...], Tensor]]:
+    """Arguments of forward and labels of every batch, on the devices where they are needed."""
+    if samples is None:
+        return []
+    batches, labels = samples
+    found = list(batches)
+    return list(zip(found, torch.split(labels, [sample_count(b) for b in found]), strict=True))
+
+
+def join_samples(
+    parts: Iterable[Iterable[tuple[tuple[Any, ...], Tensor]]], samples: int
+) -> Samples | None:
+    """Samples that several processes have read, as :func:`by_batch` gives those of each.
+
+    Args:
+        parts: of every process.
+        samples: at most this many, evenly spaced.
+
+    Returns:
+        The samples; None if there are none.
+    """
+    collector = SampleCollector(samples)
+    for part in parts:
+        for arguments, labels in part:
             collector.add(arguments, labels)
+    collector.finish()
+    return collector.samples
 
 
 def _rows(leaves: Iterable[Any], kind: _Kind, rows: Tensor) -> list[Any]:
-    """Some samples of all leaves that have samples."""
+    """Some samples of all leaves that have samples, and the others, on the CPU."""
     return [
-        leaf if size is None else leaf[rows.to(leaf.device)]
+        (leaf.cpu() if isinstance(leaf, Tensor) else leaf)
+        if size is None
+        else leaf[rows.to(leaf.device)].cpu()
         for leaf, size in zip(leaves, kind.sizes, strict=True)
+    ]
+
+
+def _cat(parts: Sequence[list[Any]], kind: _Kind) -> list[Any]:
+    """The samples of several parts, of all leaves that have samples."""
+    return [
+        found[0] if size is None else torch.cat(found)
+        for *found, size in zip(*parts, kind.sizes, strict=True)
     ]

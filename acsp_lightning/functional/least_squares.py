@@ -129,70 +129,129 @@ def refit_weight(
         New weight and bias, in the dtypes of the old ones; the old ones, if there are no samples or
         they contain NaN or infinite values.
     """
-    if not len(inputs) or not bool(inputs.isfinite().all() and targets.isfinite().all()):
-        return weight, bias
-    solve = _refitted_by_samples if len(inputs) < weight.shape[1] else _refitted_by_inputs
-    if bias is None:
-        return solve(inputs, targets, weight, None)[0], None
-    x_mean, y_mean = _means(inputs), _means(targets)
-    refitted, given = solve(inputs, targets, weight, (x_mean, y_mean))
-    return refitted, alike(y_mean - given, bias)
+    found = LeastSquares(len(inputs), weight, bias)
+    found.add(inputs, targets)
+    return found.solve()
 
 
-_Means = tuple[Tensor, Tensor] | None  # of inputs and targets; None: nothing is taken off
+class LeastSquares:
+    """:func:`refit_weight` of samples that come in parts.
+
+    Sums of products are kept of them or, where there are fewer samples than inputs, themselves.
+
+    Args:
+        samples: S, of all parts together.
+        weight: current weight, shape (O, D).
+        bias: current bias, shape (O,); None: no bias is fitted.
+    """
+
+    def __init__(self, samples: int, weight: Tensor, bias: Tensor | None = None) -> None:
+        self._weight = weight
+        self._bias = bias
+        centred = bias is not None
+        self._rows: _Rows | _Products = (
+            _Rows(centred) if samples < weight.shape[1] else _Products(weight, centred)
+        )
+        self._count = 0
+        # On the device: whether all is finite is asked for once.
+        self._finite = torch.ones((), dtype=torch.bool, device=weight.device)
+
+    def add(self, inputs: Tensor, targets: Tensor) -> None:
+        """Take a part of the samples: x, (s, D), and y, (s, O)."""
+        if len(inputs):
+            self._finite &= inputs.isfinite().all() & targets.isfinite().all()
+            self._count += len(inputs)
+            self._rows.add(inputs, targets)
+
+    def solve(self) -> tuple[Tensor, Tensor | None]:
+        """New weight and bias, as :func:`refit_weight` returns them."""
+        if not self._count or not bool(self._finite):
+            return self._weight, self._bias
+        refitted, shift = self._rows.solve(self._weight)
+        return refitted, None if self._bias is None else alike(shift, self._bias)
 
 
-def _refitted_by_inputs(
-    inputs: Tensor, targets: Tensor, weight: Tensor, means: _Means
-) -> tuple[Tensor, Tensor]:
-    """The new weight, and what it gives for the mean input: (D, D) normal equations."""
-    x_mean, y_mean = (0.0, 0.0) if means is None else means
-    features = weight.shape[1]
-    gram = wide(weight).new_zeros(features, features)
-    product = gram.new_zeros(features, len(weight))
-    # Centred before the product: a difference of large products might not be positive definite.
-    for x, y in zip(_chunks(inputs), _chunks(targets), strict=True):
-        x = x - x_mean
-        gram.addmm_(x.T, x)
-        product.addmm_(x.T, y - y_mean)
-    size = (gram.diagonal() / len(inputs)).sqrt()
-    alive, inverse_size = _alive(size, x_mean)
-    gram.mul_(inverse_size[:, None]).mul_(inverse_size / len(inputs))
-    product.mul_(inverse_size[:, None] / len(inputs))
-    old = wide(weight).T
-    gram.diagonal().add_(REFIT_RIDGE)
-    factor = torch.linalg.cholesky(gram)
-    solved = torch.cholesky_solve(product.addcmul_(size[:, None], old, value=REFIT_RIDGE), factor)
-    refitted = torch.where(alive[:, None], solved * inverse_size[:, None], old).T
-    return alike(refitted, weight), refitted @ (size.new_zeros(features) + x_mean)
+class _Products:
+    """Sums of products of samples: (D, D) normal equations."""
+
+    def __init__(self, weight: Tensor, centred: bool) -> None:
+        self._centred = centred
+        self._count = 0
+        outputs, features = weight.shape
+        nothing = torch.zeros((), dtype=torch.float64, device=device_of_float64(weight.device))
+        self._gram = nothing.new_zeros(features, features)
+        self._product = nothing.new_zeros(features, outputs)
+        # Near the means, since a difference of large products might not be positive definite.
+        self._x_origin, self._y_origin = nothing, nothing
+        self._x_sum, self._y_sum = nothing.new_zeros(features), nothing.new_zeros(outputs)
+
+    def add(self, inputs: Tensor, targets: Tensor) -> None:
+        if self._centred and not self._count:
+            self._x_origin, self._y_origin = _means(inputs), _means(targets)
+        self._count += len(inputs)
+        for x, y in zip(_chunks(inputs), _chunks(targets), strict=True):
+            x, y = x - self._x_origin, y - self._y_origin
+            self._gram.addmm_(x.T, x)
+            self._product.addmm_(x.T, y)
+            self._x_sum += x.sum(0)
+            self._y_sum += y.sum(0)
+
+    def solve(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        gram, product, count = self._gram, self._product, self._count
+        x_mean, y_mean = self._x_origin.expand(len(gram)), self._y_origin.expand(len(weight))
+        if self._centred:
+            x_mean, y_mean = x_mean + self._x_sum / count, y_mean + self._y_sum / count
+            gram.addr_(self._x_sum, self._x_sum, alpha=-1 / count)
+            product.addr_(self._x_sum, self._y_sum, alpha=-1 / count)
+        # What is left of a constant may be below 0 by rounding.
+        size = (gram.diagonal().clamp(min=0) / count).sqrt()
+        alive, inverse_size = _alive(size, x_mean)
+        gram.mul_(inverse_size[:, None]).mul_(inverse_size / count)
+        product.mul_(inverse_size[:, None] / count)
+        old = wide(weight).T
+        gram.diagonal().add_(REFIT_RIDGE)
+        factor = torch.linalg.cholesky(gram)
+        solved = torch.cholesky_solve(product.addcmul_(size[:, None], old, value=REFIT_RIDGE), factor)
+        refitted = torch.where(alive[:, None], solved * inverse_size[:, None], old).T
+        return alike(refitted, weight), y_mean - refitted @ x_mean
 
 
-def _refitted_by_samples(
-    inputs: Tensor, targets: Tensor, weight: Tensor, means: _Means
-) -> tuple[Tensor, Tensor]:
-    """The same by what the old weight leaves of the targets: (S, S) equations."""
-    x_mean, y_mean = (0.0, 0.0) if means is None else means
-    x = wide(inputs) - x_mean
-    alive, inverse_size = _alive(x.square().mean(0).sqrt(), x_mean)
-    x.mul_(alive)
-    parts = in_blocks(weight)
-    left = wide(targets) - y_mean
-    left -= torch.cat([x @ wide(part).T for part in parts], 1)
-    x.mul_(inverse_size)
-    system = x @ x.T / len(x)
-    system.diagonal().add_(REFIT_RIDGE)
-    moved = torch.cholesky_solve(left / len(x), torch.linalg.cholesky(system)).T
-    x.mul_(inverse_size)
-    at = x.new_zeros(weight.shape[1]) + x_mean
-    refitted, given = [], []
-    for part, move in zip(parts, torch.split(moved, len(parts[0])), strict=True):
-        new = torch.addmm(wide(part), move, x)
-        refitted.append(alike(new, weight))
-        given.append(new @ at)
-    return torch.cat(refitted), torch.cat(given)
+class _Rows:
+    """Fewer samples than inputs: (S, S) equations for what the old weight leaves of the targets."""
+
+    def __init__(self, centred: bool) -> None:
+        self._centred = centred
+        self._inputs: list[Tensor] = []
+        self._targets: list[Tensor] = []
+
+    def add(self, inputs: Tensor, targets: Tensor) -> None:
+        self._inputs.append(inputs)
+        self._targets.append(targets)
+
+    def solve(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        x, left = wide(torch.cat(self._inputs)), wide(torch.cat(self._targets))
+        x_mean, y_mean = x.new_zeros(x.shape[1]), x.new_zeros(left.shape[1])
+        if self._centred:
+            x_mean, y_mean = x.mean(0), left.mean(0)
+        x, left = x - x_mean, left - y_mean
+        alive, inverse_size = _alive(x.square().mean(0).sqrt(), x_mean)
+        x.mul_(alive)
+        parts = in_blocks(weight)
+        left -= torch.cat([x @ wide(part).T for part in parts], 1)
+        x.mul_(inverse_size)
+        system = x @ x.T / len(x)
+        system.diagonal().add_(REFIT_RIDGE)
+        moved = torch.cholesky_solve(left / len(x), torch.linalg.cholesky(system)).T
+        x.mul_(inverse_size)
+        refitted, given = [], []
+        for part, move in zip(parts, torch.split(moved, len(parts[0])), strict=True):
+            new = torch.addmm(wide(part), move, x)
+            refitted.append(alike(new, weight))
+            given.append(new @ x_mean)
+        return torch.cat(refitted), y_mean - torch.cat(given)
 
 
-def _alive(size: Tensor, mean: Tensor | float) -> tuple[Tensor, Tensor]:
+def _alive(size: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
     """Which inputs are neither dead nor constant up to rounding, and the inverse of their size, or 0.
 
     The others keep their weight.

@@ -1,20 +1,15 @@
 """A cut network compared with the uncut one, sample by sample."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
 from acsp_lightning.functional.precision import wide
 from acsp_lightning.measure.accuracy import OutputReader, class_scores
-from acsp_lightning.structure.forward import evaluation_state, is_batched, run_forward
-
-BATCH = 128  # samples in a forward pass, at most
-
-# Values in the inputs of a forward pass: of large pictures fewer are run at once, 27 of 224 px.
-VALUES = 2**22
+from acsp_lightning.structure.forward import evaluation_state, run_forward
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +88,7 @@ def _variation(scores: Tensor, known: Tensor) -> Tensor:
 
 def collect_scores(
     model: nn.Module,
-    inputs: tuple[Any, ...],
+    inputs: Iterable[tuple[Any, ...]],
     labels: Tensor,
     read_outputs: OutputReader | None = None,
 ) -> Tensor | None:
@@ -101,28 +96,17 @@ def collect_scores(
 
     Args:
         model: run in eval mode and restored.
-        inputs: arguments of forward, for all samples at once; run in batches.
+        inputs: arguments of forward, by batch.
         labels: class indices of all samples, (S,).
         read_outputs: finds class scores in the outputs; None: as
             :func:`acsp_lightning.measure.accuracy.class_scores`.
     """
-    largest = int(labels.max())
-    values = sum(leaf.numel() for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor))
-    step = max(1, min(BATCH, VALUES * len(labels) // max(1, values)))
-    found = []
+    largest, found = int(labels.max()), []
     with evaluation_state(model):
-        for start in range(0, len(labels), step):
-            rows = slice(start, start + step)
-            batch = _rows(inputs, rows, len(labels))
+        for batch in inputs:
             scores = class_scores(run_forward(model, batch), read_outputs, largest)
-            if scores is None or len(scores) != len(labels[rows]):
+            if scores is None:
                 return None
             found.append(scores)
-    return torch.cat(found)
-
-
-def _rows(inputs: tuple[Any, ...], rows: slice, samples: int) -> tuple[Any, ...]:
-    batch: tuple[Any, ...] = tree_map(
-        lambda leaf: leaf[rows] if is_batched(leaf, samples) else leaf, inputs
-    )
-    return batch
+    joined = torch.cat(found)
+    return joined if len(joined) == len(labels) else None

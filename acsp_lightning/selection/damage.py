@@ -17,7 +17,7 @@ from acsp_lightning.functional.unexplained import (
 )
 from acsp_lightning.selection.scores import read_channels
 from acsp_lightning.structure.groups import ChannelGroup, LayerSide
-from acsp_lightning.structure.refit import Target
+from acsp_lightning.structure.targets import Target
 from acsp_lightning.structure.weights import group_count, same_group, weight_by_input
 
 # Number of widths of a group at which the damage is computed: finer steps gain next to nothing.

@@ -1,24 +1,20 @@
 """How much an error in each group of channels changes the class scores: measured, group by group."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from statistics import median
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from acsp_lightning.capture.statistics import Captured
-from acsp_lightning.measure.accuracy import OutputReader, class_scores
-from acsp_lightning.measure.fidelity import compare_scores
+from acsp_lightning.measure.accuracy import OutputReader
+from acsp_lightning.measure.fidelity import collect_scores, compare_scores
 from acsp_lightning.progress import tracked
 from acsp_lightning.selection.weighing import Weighed
-from acsp_lightning.structure.forward import (
-    eager_copy,
-    evaluation_state,
-    run_forward,
-    sample_count,
-    samples_at,
-)
+from acsp_lightning.structure.forward import eager_copy, sample_count, samples_at
 from acsp_lightning.structure.plan import build_plan
 from acsp_lightning.structure.pruning import prune
 from acsp_lightning.structure.refit import Refit
@@ -77,17 +73,16 @@ def _sensitivities(
     model: nn.Module,
     captured: Captured,
     weighed: Mapping[str, Weighed],
-    inputs: tuple[Any, ...],
+    inputs: Sequence[tuple[Any, ...]],
     read_outputs: OutputReader | None,
 ) -> dict[str, float]:
     """Change of the scores for a damage of 1, by group; of groups without damage at half, nothing."""
-    samples, most = sample_count(inputs), max(LEAST_SAMPLES, PASSES // len(weighed))
-    # Evenly, since a loader may give one class after the other.
-    few = samples_at(inputs, range(0, samples, -(-samples // min(MOST_SAMPLES, most))))
+    most = min(MOST_SAMPLES, max(LEAST_SAMPLES, PASSES // len(weighed)))
+    few = _evenly(inputs, most)
+    unknown = torch.zeros(sum(map(sample_count, few)), dtype=torch.int64)
 
     def scores(network: nn.Module) -> Tensor | None:
-        with evaluation_state(network):
-            return class_scores(run_forward(network, few), read_outputs)
+        return collect_scores(network, few, unknown, read_outputs)
 
     uncut, found = scores(model), {}
     if uncut is None:
@@ -105,6 +100,19 @@ def _sensitivities(
         change = compare_scores(uncut, cut, uncut.argmax(1)).score_error.mean
         if change > 0:
             found[group.name] = change / damage
+    return found
+
+
+def _evenly(inputs: Sequence[tuple[Any, ...]], most: int) -> list[tuple[Any, ...]]:
+    """Samples of all batches at even distances, since a loader may give one class after the other."""
+    ends = list(accumulate(map(sample_count, inputs)))
+    step = -(-ends[-1] // most)
+    found = []
+    for batch, end in zip(inputs, ends, strict=True):
+        start = end - sample_count(batch)
+        places = range(-start % step, end - start, step)
+        if places:
+            found.append(samples_at(batch, places))
     return found
 
 

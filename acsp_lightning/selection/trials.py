@@ -26,11 +26,11 @@ class HeldBack:
     """Samples held back from the capture.
 
     Attributes:
-        inputs: arguments of forward, for all samples at once.
-        labels: class indices, (S,).
+        inputs: arguments of forward, by batch.
+        labels: class indices of all samples, (S,).
     """
 
-    inputs: tuple[Any, ...]
+    inputs: Sequence[tuple[Any, ...]]
     labels: Tensor
 
 

@@ -5,14 +5,16 @@ as large weights for fewer inputs. The scale of such a layer, and its shift if i
 so that, on samples, every output has the mean and the spread that it had in the uncut network.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from acsp_lightning.functional.pooled import PooledMoments
 from acsp_lightning.structure.groups import Norm
 from acsp_lightning.structure.layers import STANDARD, channel_dim, is_producer, normalises_all
 from acsp_lightning.structure.plan import PruningPlan
@@ -45,15 +47,23 @@ class NormTarget:
 
 @contextmanager
 def noted(model: nn.Module, norms: Iterable[Norm]) -> Iterator[Mapping[str, NormTarget]]:
-    """What layers give in the forward pass of the body, of those that have a scale for every channel."""
+    """What layers give in the passes of the body, of those that have a scale for every channel.
+
+    Filled when the body ends.
+    """
     found: dict[str, NormTarget] = {}
+    moments: dict[str, PooledMoments] = {}
+    parameters: dict[str, tuple[int, str, str | None]] = {}
 
     def note(norm: Norm) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             dim = channel_dim(module) if is_producer(module) else norm.dim
-            names = _affine_parameters(module, args[0] if args else kwargs["input"], dim)
-            if names is not None:
-                found[norm.layer] = NormTarget(dim, *_moments(output, dim), *names)
+            if norm.layer not in moments:
+                names = _affine_parameters(module, args[0] if args else kwargs["input"], dim)
+                if names is None:
+                    return
+                moments[norm.layer], parameters[norm.layer] = PooledMoments(), (dim, *names)
+            moments[norm.layer].add(output, dim)
 
         return hook
 
@@ -62,41 +72,78 @@ def noted(model: nn.Module, norms: Iterable[Norm]) -> Iterator[Mapping[str, Norm
             module = model.get_submodule(norm.layer)
             stack.callback(module.register_forward_hook(note(norm), with_kwargs=True).remove)
         yield found
+    for layer, (dim, scale, shift) in parameters.items():
+        pooled = moments[layer]
+        found[layer] = NormTarget(dim, pooled.mean, pooled.spread, scale, shift)
+
+
+Meet = Callable[[Hashable, Callable[[], None], Callable[[], None]], bool]
+"""As :meth:`acsp_lightning.structure.lockstep.Lockstep.meet`."""
+
+
+def alone(place: Hashable, tell: Callable[[], None], settle: Callable[[], None]) -> bool:
+    """Meet nobody: there is one pass."""
+    tell()
+    settle()
+    return True
 
 
 @contextmanager
-def rescaled(model: nn.Module, plan: PruningPlan, targets: Mapping[str, NormTarget]) -> Iterator[None]:
-    """Correct layers at the moment they run in the forward pass of the body.
+def rescaled(
+    model: nn.Module, plan: PruningPlan, targets: Mapping[str, NormTarget], meet: Meet = alone
+) -> Iterator[list[Hashable]]:
+    """Correct layers at the moment they run in the passes of the body.
 
     Args:
         model: the cut network; parameters change in place.
         plan: the cut; layers that it does not touch stay as they are.
         targets: what layers gave before it.
-    """
+        meet: how a pass waits for the others.
 
-    def correct(layer: str, target: NormTarget) -> Callable[..., Tensor]:
-        def hook(module: nn.Module, _arguments: object, output: Tensor) -> Tensor:
-            kept = _kept(plan, layer, target.scale)
-            stay = slice(None) if kept is None else torch.tensor(kept, device=output.device)
-            mean, spread = _moments(output, target.dim)
-            factor, shift = _correction(mean, spread, target.mean[stay], target.spread[stay], target)
-            scale = module.get_parameter(target.scale)
-            scale.mul_(factor.view_as(scale))
-            if target.shift is not None:
-                bias = module.get_parameter(target.shift)
-                bias.mul_(factor.view_as(bias)).add_(shift.view_as(bias))
+    Yields:
+        The places where passes meet.
+    """
+    moments: dict[str, PooledMoments] = {}
+    corrections: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def settle(layer: str, module: nn.Module, target: NormTarget) -> None:
+        kept, pooled = _kept(plan, layer, target.scale), moments.pop(layer)
+        stay = slice(None) if kept is None else torch.tensor(kept, device=pooled.mean.device)
+        wanted = target.mean[stay], target.spread[stay]
+        factor, shift = _correction(pooled.mean, pooled.spread, *wanted, target)
+        scale = module.get_parameter(target.scale)
+        scale.mul_(factor.view_as(scale))
+        if target.shift is not None:
+            bias = module.get_parameter(target.shift)
+            bias.mul_(factor.view_as(bias)).add_(shift.view_as(bias))
+        corrections[layer] = factor, shift
+
+    def correct(layer: str, target: NormTarget) -> Callable[..., Tensor | None]:
+        def hook(module: nn.Module, _arguments: object, output: Tensor) -> Tensor | None:
+            def tell() -> None:
+                moments.setdefault(layer, PooledMoments()).add(output, target.dim)
+
+            if not meet(_place(layer), tell, partial(settle, layer, module, target)):
+                return None
             shape = [1] * output.ndim
             shape[target.dim] = -1
+            factor, shift = corrections[layer]
             return (output * factor.view(shape) + shift.view(shape)).to(output.dtype)
 
         return hook
 
     with ExitStack() as stack:
+        places = []
         for module, layer in _corrected(model, plan):
             if layer in targets:
                 hook = correct(layer, targets[layer])
                 stack.callback(module.register_forward_hook(hook).remove)
-        yield
+                places.append(_place(layer))
+        yield places
+
+
+def _place(layer: str) -> Hashable:
+    return "norm", layer
 
 
 def fitted_layers(model: nn.Module, plan: PruningPlan) -> list[nn.Module]:
@@ -117,14 +164,6 @@ def _kept(plan: PruningPlan, layer: str, scale: str) -> tuple[int, ...] | None:
         if cut.layer == layer and (cut.side == "out" or parsed(cut.side)[:2] == ("parameter", scale)):
             return cut.kept
     return None
-
-
-def _moments(output: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of every channel."""
-    values = output.detach().movedim(dim, 0).flatten(1)
-    values = values.to(torch.promote_types(values.dtype, torch.float32))
-    spread, mean = torch.std_mean(values, 1, correction=0)
-    return mean, spread
 
 
 def _correction(

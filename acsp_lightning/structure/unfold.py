@@ -21,20 +21,36 @@ def has_rows(module: nn.Module) -> bool:
     return is_consumer(module)
 
 
-def output_rows(module: nn.Module, output: Tensor) -> Tensor:
-    """What ``module`` gave, one row per sample and position: (R, out channels)."""
-    channels_last = output.movedim(1, -1) if isinstance(module, _ConvNd) else output
-    return channels_last.flatten(0, -2)
+def output_rows(module: nn.Module, output: Tensor, rows: Tensor) -> Tensor:
+    """What ``module`` gave at some samples and positions, of which no other is copied.
+
+    Args:
+        module: one with :func:`has_rows`.
+        output: what it gave, or something of that shape.
+        rows: which, int64, (S,): samples count first, then positions.
+
+    Returns:
+        (S, out channels).
+    """
+    if not isinstance(module, _ConvNd):
+        return output.flatten(0, -2)[rows]
+    positions = output.shape[2:].numel()
+    return output.flatten(2)[rows // positions, :, rows % positions]
 
 
-def random_rows(module: nn.Module, output: Tensor, per_sample: int, seed: int) -> Tensor:
-    """Distinct rows of :func:`output_rows`, at most ``per_sample`` of every sample: int64, (S,)."""
+def random_rows(
+    module: nn.Module, output: Tensor, per_sample: int, generator: torch.Generator
+) -> Tensor:
+    """Distinct rows for :func:`output_rows`, at most ``per_sample`` of every sample: int64, (S,).
+
+    Of samples in several batches the same are drawn as of all at once.
+    """
     samples = len(output)
-    positions = len(output_rows(module, output)) // samples
+    positions = output.numel() // (samples * output.shape[1 if isinstance(module, _ConvNd) else -1])
     if positions <= per_sample:
         return torch.arange(samples * positions, device=output.device)
     # Drawn on the CPU, so that every device draws the same.
-    noise = torch.rand(samples, positions, generator=torch.Generator().manual_seed(seed))
+    noise = torch.rand(samples, positions, generator=generator)
     chosen = noise.topk(per_sample, dim=1).indices + positions * torch.arange(samples)[:, None]
     return chosen.flatten().to(output.device)
 
@@ -46,7 +62,7 @@ def input_rows(module: nn.Module, inputs: Tensor, output_shape: torch.Size, rows
         module: one with :func:`has_rows`.
         inputs: what it is given.
         output_shape: shape of what it gives.
-        rows: which rows of :func:`output_rows`, int64, (S,).
+        rows: as of :func:`output_rows`, int64, (S,).
 
     Returns:
         (S, D), in the order of ``module.weight.flatten(1)``: ``rows @ weight.flatten(1).T + bias`` is
@@ -57,17 +73,16 @@ def input_rows(module: nn.Module, inputs: Tensor, output_shape: torch.Size, rows
     padding = _padding(module)
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     padded = pad(inputs, padding, mode=mode) if any(padding) else inputs
-    table = padded.movedim(1, -1).flatten(0, -2)
     spatial, outputs = padded.shape[2:], output_shape[2:]
-    # Row of the table at which the patch of every output begins, and how far its taps are from it.
+    # Position at which the patch of every output begins, and how far its taps are from it.
     sample, position = rows // math.prod(outputs), rows % math.prod(outputs)
-    start, taps = sample, torch.zeros(1, dtype=torch.int64, device=rows.device)
+    start, taps = torch.zeros_like(rows), torch.zeros(1, dtype=torch.int64, device=rows.device)
     for axis, size in enumerate(spatial):
         place = position // math.prod(outputs[axis + 1 :]) % outputs[axis]
         start = start * size + place * module.stride[axis]
         steps = torch.arange(module.kernel_size[axis], device=rows.device) * module.dilation[axis]
         taps = (taps[:, None] * size + steps).flatten()
-    patches = table[start[:, None] + taps]
+    patches = padded.flatten(2)[sample[:, None], :, start[:, None] + taps]
     return patches.transpose(1, 2).flatten(1)
 
 
@@ -90,7 +105,7 @@ def gives_rows(module: nn.Module, inputs: Tensor, output: Tensor, rows: Tensor) 
     read = wide(input_rows(module, inputs, output.shape, rows))
     found = torch.cat([read @ wide(part).flatten(1).T for part in in_blocks(weight)], 1)
     found = found if bias is None else found + wide(bias)
-    wanted = wide(output_rows(module, output)[rows])
+    wanted = wide(output_rows(module, output, rows))
     return bool((found - wanted).norm() <= ROUNDING * wanted.norm())
 
 

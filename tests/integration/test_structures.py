@@ -93,7 +93,7 @@ def test_consumers_are_refitted(name: str) -> None:
     whole, cut = model(*inputs).detach(), copy.deepcopy(model)
     layers = [side.layer for group in groups for side in group.consumers]
     norms = [norm for group in groups for norm in group.norms]
-    refit = prepare_refit(model, layers, inputs, norms=norms)
+    refit = prepare_refit(model, layers, [inputs], norms=norms)
     apply_plan(cut, plan)
     before = (cut(*inputs) - whole).norm()
     refit_consumers(cut, plan, refit)

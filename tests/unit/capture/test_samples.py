@@ -1,11 +1,13 @@
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from acsp_lightning.capture.batches import read_batch
-from acsp_lightning.capture.samples import SampleCollector, collect_samples
+from acsp_lightning.capture.samples import SampleBatches, SampleCollector, collect_samples
 
 
 def labelled(sizes: list[int], side: int = 2, start: int = 0) -> list[tuple[Tensor, Tensor]]:
@@ -18,7 +20,21 @@ def labelled(sizes: list[int], side: int = 2, start: int = 0) -> list[tuple[Tens
 def collected(data: Any, samples: int, model: nn.Module | None = None) -> Any:
     collector = SampleCollector(samples)
     collect_samples(model or nn.Identity(), data, read_batch, collector)
-    return None if collector.samples is None else collector.samples[0]
+    return None if collector.samples is None else whole(collector.samples[0])
+
+
+def whole(batches: Sequence[Any]) -> Any:
+    """Arguments of all samples; what has no row for each is that of the first batch."""
+    leaves = [tree_flatten(batch)[0] for batch in batches]
+    joined = [
+        torch.cat(found) if isinstance(found[0], Tensor) and not same(found) else found[0]
+        for found in zip(*leaves, strict=True)
+    ]
+    return tree_unflatten(joined, tree_flatten(batches[0])[1])
+
+
+def same(found: Sequence[Tensor]) -> bool:
+    return all(one.shape == (10, 10) for one in found)
 
 
 def numbers(inputs: Any) -> list[int]:
@@ -117,7 +133,7 @@ def test_of_some_samples_only(size: int, samples: int) -> None:
         nn.Identity(), labelled([size] * (100 // size) + [100 % size]), read_batch, collector
     )
     assert collector.samples is not None
-    found = numbers(collector.samples[0])
+    found = numbers(whole(collector.samples[0]))
     assert set(found) <= set(allowed)
     assert len(found) == min(samples, len(allowed))
     assert found[0] == 1
@@ -130,7 +146,7 @@ def test_batches_of_another_size_count_among_those_before() -> None:
     collector = SampleCollector(100, lambda start, count: torch.arange(start, start + count) % 2 == 0)
     collect_samples(nn.Identity(), data, read_batch, collector)
     assert collector.samples is not None
-    assert numbers(collector.samples[0]) == [0, 2, 8, 10]
+    assert numbers(whole(collector.samples[0])) == [0, 2, 8, 10]
 
 
 def test_labels_come_with_their_samples() -> None:
@@ -140,7 +156,8 @@ def test_labels_come_with_their_samples() -> None:
     collect_samples(nn.Identity(), data, read_batch, one, other)
     for collector, count in ((one, 6), (other, 9)):
         assert collector.samples is not None
-        inputs, labels = collector.samples
+        batches, labels = collector.samples
+        inputs = whole(batches)
         assert labels.tolist() == [number + 5 for number in numbers(inputs)]
         assert len(labels) == count
 
@@ -161,3 +178,31 @@ def test_what_has_no_row_for_each_sample_is_kept_whole(samples: int) -> None:
     assert torch.equal(kept, mask)
     assert len(found) == min(samples, 12)
     assert {tuple(row) for row in found.tolist()} <= {tuple(row) for row in images.tolist()}
+
+
+@pytest.mark.parametrize("samples", [5, 21, 40, 500])
+@pytest.mark.parametrize("sizes", [[7] * 14 + [2], [40, 40, 20], [3, 40, 3, 40, 14], [100]])
+def test_samples_come_in_batches_of_the_size_of_the_largest(sizes: list[int], samples: int) -> None:
+    collector = SampleCollector(samples)
+    collect_samples(nn.Identity(), labelled(sizes), read_batch, collector)
+    assert collector.samples is not None
+    batches, labels = collector.samples
+    lengths, count = [len(images) for (images,) in batches], min(samples, 100)
+    largest = max(sizes)
+    assert lengths == [largest] * (count // largest) + [count % largest] * (count % largest > 0)
+    assert len(labels) == count
+    assert numbers(whole(batches)) == sorted(set(numbers(whole(batches))))
+    assert [len(images) for (images,) in batches[1:]] == lengths[1:]
+    # Asked again it says the same.
+    assert numbers(whole(collector.samples[0])) == numbers(whole(batches))
+
+
+def test_samples_rest_on_the_cpu_and_are_moved_where_they_came_from() -> None:
+    """The device "meta" stands for one: what goes there loses its values, and shows where it is."""
+    rest = SampleBatches([(torch.zeros(2, 3), {"lengths": torch.ones(2), "mode": 1})] * 3,
+                         [torch.device("meta"), torch.device("cpu"), None])  # fmt: skip
+    for images, more in rest:
+        assert images.device.type == "meta"
+        assert more["lengths"].device.type == "cpu"
+        assert more["mode"] == 1
+    assert len(rest) == len(list(rest)) == 3

@@ -25,7 +25,8 @@ from acsp_lightning.selection.damage import (
 )
 from acsp_lightning.selection.scores import score_channels
 from acsp_lightning.structure.groups import ChannelGroup
-from acsp_lightning.structure.refit import Target, prepare_refit
+from acsp_lightning.structure.refit import prepare_refit
+from acsp_lightning.structure.targets import Target
 from acsp_lightning.structure.tracing import trace_groups
 
 pytestmark = pytest.mark.usefixtures("every_position")
@@ -149,7 +150,7 @@ def looked_at(model: nn.Module, **options: Any) -> Found:
         evidence = score_channels(model, group, activations)
         curves[name] = trace_curves(evidence.distances, evidence.contributions)
     layers = dict.fromkeys(side.layer for group in groups.values() for side in group.consumers)
-    return groups, activations, curves, output_sizes(prepare_refit(model, layers, (X,)).targets)
+    return groups, activations, curves, output_sizes(prepare_refit(model, layers, [(X,)]).targets)
 
 
 def seen(model: nn.Module, layer: str) -> tuple[Tensor, Tensor]:

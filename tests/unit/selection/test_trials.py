@@ -52,7 +52,7 @@ def chosen(groups: Any, share: float) -> dict[str, ChannelSelection]:
 
 def recovery_of(net: nn.Module, activations: Any, groups: Any, kind: str) -> Recovery:
     consumers = dict.fromkeys(side.layer for group in groups for side in group.consumers)
-    refit = prepare_refit(net, consumers, (IMAGES,)) if kind == "least_squares" else None
+    refit = prepare_refit(net, consumers, [(IMAGES,)]) if kind == "least_squares" else None
     moments = None if kind == "none" else activations.input_moments
     return Recovery((IMAGES[:2],), moments, refit, refit is not None)
 
@@ -64,7 +64,7 @@ def trials_of(
     groups, before = tuple(found.values()), measure_complexity(net, IMAGES[:1])
     recovery = recovery_of(net, activations, groups, kind)
     timing = Timing((IMAGES[:1],), sizes)
-    back = HeldBack((held,), LABELS)
+    back = HeldBack([(held,)], LABELS)
     return Trials(net, groups, before, recovery, back, None, timing), groups, recovery, before
 
 
@@ -95,7 +95,7 @@ def test_a_depth_is_the_network_that_a_cut_makes(
     plan = build_plan(groups, {name: s.kept.tolist() for name, s in selections.items()})
     refit = recovery.refit
     if refit is not None and many:  # prepared anew
-        refit = prepare_refit(net, refit.targets, (IMAGES[::2],))
+        refit = prepare_refit(net, refit.targets, [(IMAGES[::2],)])
     prune(cut, plan, None, groups=groups, input_moments=recovery.input_moments, refit=refit)
     assert found.flops == flops(cut) < flops(net)
     assert found.parameters == sum(p.numel() for p in cut.parameters())
@@ -138,7 +138,8 @@ def test_the_network_stays_as_it_is() -> None:
     assert kept is not None
     assert recovery.refit is not None
     for layer, target in recovery.refit.targets.items():
-        assert torch.equal(target.outputs, kept.targets[layer].outputs)
+        for part, other in zip(target.parts, kept.targets[layer].parts, strict=True):
+            assert torch.equal(part.outputs, other.outputs)
 
 
 def test_the_uncut_network_loses_nothing() -> None:
@@ -218,5 +219,5 @@ def test_no_class_scores_are_refused() -> None:
     with pytest.raises(ValueError, match=r"no class scores for the samples held back.*read_outputs="):
         Trials(
             Silent(*net), tuple(found.values()), measure_complexity(net, IMAGES[:1]), recovery,
-            HeldBack((FRESH,), LABELS), None, Timing((IMAGES[:1],), ()),
+            HeldBack([(FRESH,)], LABELS), None, Timing((IMAGES[:1],), ()),
         )  # fmt: skip

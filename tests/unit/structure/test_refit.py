@@ -181,14 +181,18 @@ def moments_of(model, groups, data):
     return found
 
 
-def pruned(model, plan, groups, data=X, *, refit=True, fold=True, sums=True):
-    """A copy that is cut; ``sums=False`` forgets what was added to the outputs."""
+def pruned(model, plan, groups, data=X, *, refit=True, fold=True, sums=True, size=None):
+    """A copy that is cut; ``sums=False`` forgets what was added to the outputs.
+
+    ``size``: of the batches that the samples come in; None: one for all.
+    """
     targets = None
     if refit:
         with pytest.MonkeyPatch.context() as patch:
             if not sums:
-                patch.setattr("acsp_lightning.structure.refit.ADDITIONS", set())
-            targets = prepare_refit(model, consumers(groups), (data,))
+                patch.setattr("acsp_lightning.structure.branches.ADDITIONS", set())
+            batches = [(part,) for part in data.split(size or len(data))]
+            targets = prepare_refit(model, consumers(groups), batches)
     cut = copy.deepcopy(model)
     moments = moments_of(model, groups, data) if fold else None
     prune(cut, plan, (data[:2],), groups=groups, input_moments=moments, refit=targets)
@@ -338,6 +342,85 @@ def test_sums_are_written_anew_in_parts(add, monkeypatch):
     _, _, _, found = cut_in_half(build)
     for (name, one), other in zip(found.named_parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(one, other, msg=name)
+
+
+ROOMS = {"all wait": 2**40, "some wait": 150_000, "none waits": 0}
+
+
+def assert_alike(found, expected):
+    for (name, one), other in zip(found.named_parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-8, msg=name)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+@pytest.mark.parametrize("name", FITTED)
+def test_samples_in_batches_teach_the_same(name, room, monkeypatch):
+    """Of uneven sizes, and whether passes wait for each other or begin anew."""
+    monkeypatch.setattr("acsp_lightning.structure.lockstep.ROOM", ROOMS[room])
+    build, residual, _ = FITTED[name]
+    _, _, _, expected = cut_in_half(build, residual=residual)
+    size = {"all wait": 7, "some wait": 13, "none waits": 17}[room]
+    _, _, _, found = cut_in_half(build, residual=residual, size=size)
+    assert_alike(found, expected)
+
+
+def test_positions_are_the_same_in_batches(monkeypatch):
+    monkeypatch.setattr("acsp_lightning.structure.refit.POSITIONS", 5)
+    _, _, _, expected = cut_in_half(two_blocks)
+    for size in (1, 9, 39):
+        _, _, _, found = cut_in_half(two_blocks, size=size)
+        assert_alike(found, expected)
+
+
+def test_fewer_samples_than_inputs_in_batches():
+    """Linear layers in the dual form, of 3072 inputs and 40 samples."""
+
+    def build():
+        return nn.Sequential(
+            nn.Conv2d(3, 96, 1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(6144, 16),
+            nn.ReLU(),
+            nn.Linear(16, 4),
+        )
+
+    _, _, _, expected = cut_in_half(build, fold=False)
+    _, _, _, found = cut_in_half(build, fold=False, size=7)
+    assert_alike(found, expected)
+    bare = cut_in_half(build, fold=False, refit=False)[-1]
+    assert not torch.allclose(bare[3].weight, found[3].weight)
+
+
+def test_several_arguments_and_shapes_in_batches():
+    """A tensor and a dict; a mask that all samples share goes to every batch whole."""
+
+    def forward(net, x, more):
+        scaled = functional.relu(net.first(x)) * more["scale"][:, None, None, None]
+        return net.second(scaled * more["mask"]).mean((2, 3)) * more["factor"]
+
+    torch.manual_seed(0)
+    model = settled_wired(forward, first=nn.Conv2d(3, 8, 3), second=nn.Conv2d(8, 4, 3))
+    more = {"scale": torch.linspace(1, 2, 40).double(), "mask": torch.rand(6, 6).double(), "factor": 2}
+    groups = trace_groups(model, (X[:2], {**more, "scale": more["scale"][:2]})).groups
+    plan, cuts = halves(groups), []
+    for size in (40, 11):
+        scales = more["scale"].split(size)
+        batches = [(x, {**more, "scale": s}) for x, s in zip(X.split(size), scales, strict=True)]
+        cuts.append(copy.deepcopy(model))
+        prune(cuts[-1], plan, None, refit=prepare_refit(model, consumers(groups), batches))
+    assert_alike(cuts[1], cuts[0])
+
+
+def settled_wired(forward, **layers):
+    return randomized(Wired(forward, **layers), 0).eval()
+
+
+def test_targets_lie_in_a_file_where_they_are_many(monkeypatch):
+    _, _, _, expected = cut_in_half(two_blocks)
+    monkeypatch.setattr("acsp_lightning.structure.store.ROOM", 30_000)
+    _, _, _, found = cut_in_half(two_blocks, size=7)
+    assert_alike(found, expected)
 
 
 def test_of_two_fitted_sides_of_a_sum_one_makes_up_for_the_other():
@@ -569,7 +652,7 @@ def test_the_way_of_adding_changes_no_target():
     for add in (ADD["a + b"], ADD["a += b"]):
         torch.manual_seed(0)
         model = settled(network(PreActivation(add), PreActivation(add)))
-        targets.append(prepare_refit(model, ["3.conv2", "4.conv2"], (X,)).targets)
+        targets.append(prepare_refit(model, ["3.conv2", "4.conv2"], [(X,)]).targets)
     for layer, target in targets[0].items():
         assert target.power == pytest.approx(targets[1][layer].power)
         assert target.summed
@@ -582,15 +665,16 @@ def test_the_way_of_adding_changes_no_target():
 def test_targets_are_what_the_uncut_network_gives():
     torch.manual_seed(0)
     model = settled(network(Block()))
-    (target,) = prepare_refit(model, ["3.conv2"], (X,)).targets.values()
+    (target,) = prepare_refit(model, ["3.conv2"], [(X,)]).targets.values()
     seen = watched(model, ["3.conv2", "3.join"], X)
     scale = (model[3].bn2.weight / (model[3].bn2.running_var + 1e-5).sqrt()).detach()
-    assert target.shape == (40, 8, 8, 8)
-    assert target.rows.tolist() == list(range(40 * 64))
+    (part,) = target.parts
+    assert part.shape == (40, 8, 8, 8)
+    assert part.rows.tolist() == list(range(40 * 64))
     own = as_rows(model[3].conv2, seen["3.conv2"][1])
     other = as_rows(model[3].conv2, seen["3.join"][0][1])
     assert target.summed
-    torch.testing.assert_close(target.outputs, own + other / scale)
+    torch.testing.assert_close(part.outputs, own + other / scale)
     torch.testing.assert_close(target.scale, scale)
     # Of the sum as it is in the network.
     assert target.power == pytest.approx(float((own * scale + other).var(0, correction=0).sum()))
@@ -600,17 +684,16 @@ def test_large_maps_are_compared_at_64_positions_of_each_image():
     torch.manual_seed(0)
     model = settled(chain())
     images = torch.randn(3, 3, 20, 20, dtype=torch.float64)
-    first, second = (prepare_refit(model, ["3", "5"], (images,), seed).targets for seed in (0, 1))
+    first, second = (prepare_refit(model, ["3", "5"], [(images,)], seed).targets for seed in (0, 1))
     for layer in ("3", "5"):
-        assert (
-            first[layer].rows // (first[layer].shape[2] * first[layer].shape[3])
-        ).bincount().tolist() == [64] * 3
-        assert not torch.equal(first[layer].rows, second[layer].rows)
+        (one,), (other,) = first[layer].parts, second[layer].parts
+        assert (one.rows // (one.shape[2] * one.shape[3])).bincount().tolist() == [64] * 3
+        assert not torch.equal(one.rows, other.rows)
 
 
 def test_transposed_and_depthwise_layers_are_passed_over():
     model = nn.Sequential(nn.ConvTranspose2d(3, 4, 2), nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 2, 1))
-    targets = prepare_refit(model.double(), ["0", "1", "2"], (X,)).targets
+    targets = prepare_refit(model.double(), ["0", "1", "2"], [(X,)]).targets
     assert list(targets) == ["2"]
 
 
@@ -702,19 +785,19 @@ def test_preparing_leaves_no_trace():
     model = trained()
     before, data, random = everything(model), X.clone(), torch.get_rng_state()
     with torch.enable_grad():
-        targets = prepare_refit(model, ["3.conv2", "4.conv2"], (X,)).targets
+        targets = prepare_refit(model, ["3.conv2", "4.conv2"], [(X,)]).targets
         assert torch.is_grad_enabled()
     assert_same(before, everything(model))
     assert torch.equal(X, data)
     assert torch.equal(torch.get_rng_state(), random)
-    assert not any(target.outputs.requires_grad for target in targets.values())
+    assert not any(t.parts[0].outputs.requires_grad for t in targets.values())
 
 
 def test_only_the_cut_consumers_change():
     model = trained()
     groups = offered(model, (X[:4],), residual=False).groups
-    refit = prepare_refit(model, consumers(groups), (X,))
-    kept_inputs = refit.inputs[0].clone()
+    refit = prepare_refit(model, consumers(groups), [(X,)])
+    kept_inputs = refit.inputs[0][0].clone()
     plan = halves(groups)
     fitted = copy.deepcopy(model)
     prune(model, plan, (X[:2],), groups=groups)
@@ -727,7 +810,7 @@ def test_only_the_cut_consumers_change():
     changed = [n for n, a, b in zip(names, bare[1], found[1], strict=True) if not torch.equal(a, b)]
     assert changed == ["3.conv2.weight", "4.conv2.weight"]
     assert torch.equal(X, data)
-    assert torch.equal(refit.inputs[0], kept_inputs)
+    assert torch.equal(refit.inputs[0][0], kept_inputs)
     assert torch.equal(torch.get_rng_state(), random)
     fitted(X).square().mean().backward()  # and it goes on learning
     assert fitted[3].conv2.weight.grad is not None
@@ -743,19 +826,23 @@ def test_a_forward_that_writes_to_its_input():
     model = settled(Writes(*chain()), X.clone())
     data, groups = X.clone(), offered(model, (X[:4].clone(),)).groups
     plan = halves(groups)
-    targets = prepare_refit(model, consumers(groups), (data,))
+    targets = prepare_refit(model, consumers(groups), [(data,)])
     prune(model, plan, (data[:2],), groups=groups, refit=targets)
     assert torch.equal(data, X)
 
 
 class Breaks(nn.Sequential):
-    """Once it is told to, its forward breaks after all layers of a cut network were run."""
+    """Once it is told to, its forward breaks at the end of a cut network, or before its last layer."""
 
     breaks = None
+    last = 0
 
     def forward(self, x):
-        out = super().forward(x)
-        return out if self.breaks is None or self[0].out_channels == 8 else self.breaks(out)
+        for layer in self[: len(self) - self.last]:
+            x = layer(x)
+        if self.breaks is not None and self[0].out_channels < 8:
+            x = self.breaks(x)
+        return self[len(self) - self.last :](x) if self.last else x
 
 
 def stop(kind, out):
@@ -764,13 +851,14 @@ def stop(kind, out):
 
 @pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("fold", [True, False])
-def test_a_failure_in_the_refit_puts_everything_back(kind, fold):
+@pytest.mark.parametrize("size", [40, 15])
+def test_a_failure_in_the_refit_puts_everything_back(kind, fold, size):
     torch.manual_seed(0)
     model = settled(Breaks(*chain()))
     groups = offered(model, (X[:4],)).groups
     model.train()
-    model.breaks = partial(stop, kind)
-    refit = prepare_refit(model, consumers(groups), (X,))
+    model.breaks, model.last = partial(stop, kind), 1
+    refit = prepare_refit(model, consumers(groups), [(x,) for x in X.split(size)])
     moments = moments_of(model, groups, X) if fold else None
     before = everything(model)
     with pytest.raises(kind, match="stop"):
@@ -783,7 +871,7 @@ def test_a_shape_that_is_wrong_after_the_refit_puts_everything_back():
     model = settled(Breaks(*chain()))
     groups = offered(model, (X[:4],)).groups
     model.breaks = operator.itemgetter((slice(None), slice(1)))
-    refit = prepare_refit(model, consumers(groups), (X,))
+    refit = prepare_refit(model, consumers(groups), [(X,)])
     before = everything(model)
     with pytest.raises(RuntimeError, match="put back"):
         prune(model, halves(groups), (X[:2],), groups=groups, refit=refit)
@@ -796,7 +884,7 @@ def test_samples_with_nan_leave_the_folded_weights():
     groups = offered(model, (X[:4],)).groups
     plan, data = halves(groups), X.clone()
     data[5] = torch.nan
-    refit = prepare_refit(model, consumers(groups), (data,))
+    refit = prepare_refit(model, consumers(groups), [(data,)])
     moments = moments_of(model, groups, X)
     folded = pruned(model, plan, groups, refit=False)
     prune(model, plan, (X[:2],), groups=groups, input_moments=moments, refit=refit)
@@ -852,7 +940,7 @@ def test_compiled_modules_are_looked_into():
     model[3].compile(backend="eager")
     with torch.no_grad():
         model(X)
-    refit = prepare_refit(model, consumers(groups), (X,))
+    refit = prepare_refit(model, consumers(groups), [(X,)])
     prune(model, halves(groups), (X[:2],), groups=groups, refit=refit)
     for name, weight in expected.named_parameters():
         assert torch.equal(model.get_parameter(name), weight), name
@@ -880,10 +968,11 @@ def check_same_targets(found, expected):
     assert found.targets.keys() == expected.targets.keys()
     for layer, target in expected.targets.items():
         mine = found.targets[layer]
-        assert mine.shape == target.shape, layer
-        order, other = mine.rows.argsort(), target.rows.argsort()
-        assert torch.equal(mine.rows[order], target.rows[other]), layer
-        torch.testing.assert_close(mine.outputs[order], target.outputs[other])
+        for part, wanted in zip(mine.parts, target.parts, strict=True):
+            assert part.shape == wanted.shape, layer
+            order, other = part.rows.argsort(), wanted.rows.argsort()
+            assert torch.equal(part.rows[order], wanted.rows[other]), layer
+            torch.testing.assert_close(part.outputs[order], wanted.outputs[other])
         assert mine.summed is target.summed, layer
         assert (mine.scale is None) is (target.scale is None), layer
         if target.scale is not None:
@@ -895,19 +984,19 @@ def check_same_targets(found, expected):
 def test_half_a_refit_is_one_of_every_other_sample(sums, samples):
     model = settled(network(Block(), PreActivation()) if sums else chain())
     layers = consumers_of(model)
-    whole = prepare_refit(model, layers, (X[:samples],))
+    whole = prepare_refit(model, layers, [(X[:samples],)])
     found = whole.halved()
-    assert torch.equal(found.inputs[0], X[:samples:2])
-    check_same_targets(found, prepare_refit(model, layers, (X[:samples:2],)))
+    assert torch.equal(found.inputs[0][0], X[:samples:2])
+    check_same_targets(found, prepare_refit(model, layers, [(X[:samples:2],)]))
     assert any(target.summed for target in found.targets.values()) is sums
-    assert len(whole.inputs[0]) == samples, "the whole one stays"
+    assert len(whole.inputs[0][0]) == samples, "the whole one stays"
 
 
 def test_positions_drawn_at_random_are_those_of_the_samples_that_stay(monkeypatch):
     """Of a map of more positions than are compared: each row is still what the layer gave there."""
     monkeypatch.setattr("acsp_lightning.structure.refit.POSITIONS", 5)
     model = settled(chain())
-    found = prepare_refit(model, consumers_of(model), (X,)).halved()
+    found = prepare_refit(model, consumers_of(model), [(X,)]).halved()
     seen = {}
     for layer in found.targets:
         module = model.get_submodule(layer)
@@ -916,9 +1005,10 @@ def test_positions_drawn_at_random_are_those_of_the_samples_that_stay(monkeypatc
         model(X[::2])
     for layer, target in found.targets.items():
         rows = seen[layer].movedim(1, -1).reshape(-1, seen[layer].shape[1])
-        assert target.shape == seen[layer].shape
-        torch.testing.assert_close(target.outputs, rows[target.rows])
-    assert len(found.targets["3"].rows) in range(70, 131), "about five positions of each of twenty"
+        (part,) = target.parts
+        assert part.shape == seen[layer].shape
+        torch.testing.assert_close(part.outputs, rows[part.rows])
+    assert found.targets["3"].num_rows in range(70, 131), "about five positions of each of twenty"
 
 
 def test_half_a_refit_fits_like_one_of_half_the_samples():
@@ -926,8 +1016,8 @@ def test_half_a_refit_fits_like_one_of_half_the_samples():
     layers = consumers_of(model)
     plan = halving(model)
     halves = (
-        prepare_refit(model, layers, (X,)).halved(),
-        prepare_refit(model, layers, (X[::2],)),
+        prepare_refit(model, layers, [(X,)]).halved(),
+        prepare_refit(model, layers, [(X[::2],)]),
     )
     first, second = (copy.deepcopy(model) for _ in halves)
     for cut, refit in zip((first, second), halves, strict=True):
@@ -955,10 +1045,27 @@ class Doubled(nn.Module):
         return self.read(self.conv(crops).relu()).mean((2, 3))
 
 
+@pytest.mark.parametrize("samples", [40, 39, 8])
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_half_of_what_comes_in_batches(samples, size):
+    """Every other sample of all, not of each batch."""
+    model = settled(network(Block(), PreActivation()))
+    layers = consumers_of(model)
+    whole = prepare_refit(model, layers, [(x,) for x in X[:samples].split(size)])
+    found, half = whole.halved(), X[:samples:2]
+    assert torch.equal(torch.cat([batch[0] for batch in found.inputs]), half)
+    lengths = [len(batch[0]) for batch in found.inputs]
+    expected = prepare_refit(model, layers, [(x,) for x in half.split(lengths)])
+    check_same_targets(found, expected)
+    check_same_targets(found.halved(), prepare_refit(
+        model, layers, [(x,) for x in half[::2].split([len(b[0]) for b in found.halved().inputs])]
+    ))  # fmt: skip
+
+
 @pytest.mark.parametrize("inputs", [(X,), (X, X[:10])], ids=["twice the rows", "tensors of two lengths"])
 def test_where_rows_are_no_samples_a_refit_is_left_alone(inputs):
     model = Doubled().double().eval()
-    whole = prepare_refit(model, ["read"], inputs)
+    whole = prepare_refit(model, ["read"], [inputs])
     assert set(whole.targets) == {"read"}
     assert whole.halved() is whole
 
@@ -973,9 +1080,9 @@ def test_half_of_several_arguments_and_of_what_is_no_tensor():
             return self.conv(x * more["scale"].view(-1, 1, 1, 1)) * mode
 
     model, scale = Two().double().eval(), torch.linspace(1, 2, 40, dtype=torch.float64)
-    found = prepare_refit(model, ["conv"], (X, {"scale": scale}, 3)).halved()
-    images, more, mode = found.inputs
+    found = prepare_refit(model, ["conv"], [(X, {"scale": scale}, 3)]).halved()
+    ((images, more, mode),) = found.inputs
     assert torch.equal(images, X[::2])
     assert torch.equal(more["scale"], scale[::2])
     assert mode == 3
-    check_same_targets(found, prepare_refit(model, ["conv"], (X[::2], {"scale": scale[::2]}, 3)))
+    check_same_targets(found, prepare_refit(model, ["conv"], [(X[::2], {"scale": scale[::2]}, 3)]))

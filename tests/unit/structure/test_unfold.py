@@ -10,6 +10,28 @@ from acsp_lightning.structure.unfold import has_rows, input_rows, output_rows, r
 SIDES = {1: (11,), 2: (9, 11), 3: (6, 7, 8)}
 
 
+def every_row(layer, output):
+    channels_last = output if isinstance(layer, nn.Linear) else output.movedim(1, -1)
+    return channels_last.reshape(-1, channels_last.shape[-1])
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Conv2d(4, 5, 3), nn.Conv3d(4, 5, 1), nn.Conv1d(4, 5, 2), nn.Linear(4, 5)]
+)
+def test_rows_of_outputs(layer):
+    dims = getattr(layer, "kernel_size", (1,))
+    maps = len(dims) > 1 or hasattr(layer, "stride")
+    inputs = torch.randn(3, 4, *[6, 5, 4][: len(dims)]) if maps else torch.randn(3, 6, 4)
+    output = layer(inputs).detach()
+    expected = every_row(layer, output)
+    rows = torch.randperm(len(expected))[:7]
+    assert torch.equal(output_rows(layer, output, rows), expected[rows])
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
 def reflected(**options):
     return {"padding": 1, "padding_mode": "reflect", **options}
 
@@ -51,7 +73,7 @@ CONVOLUTIONS = {
 def assert_rows_give_the_output(layer, inputs, rows=None):
     with torch.no_grad():
         output = layer(inputs)
-        expected = output_rows(layer, output)
+        expected = every_row(layer, output)
         rows = torch.arange(len(expected)) if rows is None else rows
         found = input_rows(layer, inputs, output.shape, rows) @ layer.weight.flatten(1).T
     found = found if layer.bias is None else found + layer.bias
@@ -72,7 +94,7 @@ def test_rows_times_weight_are_what_a_convolution_gives(name, chosen):
     torch.manual_seed(0)
     layer = make(4, 5, kernel, **options).double()
     inputs = maps(len(layer.kernel_size))
-    rows = random_rows(layer, layer(inputs), 3, seed=0).flip(0) if chosen else None
+    rows = random_rows(layer, layer(inputs), 3, seeded(0)).flip(0) if chosen else None
     assert_rows_give_the_output(layer, inputs, rows)
 
 
@@ -100,7 +122,7 @@ def test_linear_layers(shape, bias):
     layer = nn.Linear(4, 5, bias=bias).double()
     inputs = torch.randn(shape, dtype=torch.float64)
     assert_rows_give_the_output(layer, inputs)
-    assert_rows_give_the_output(layer, inputs, random_rows(layer, layer(inputs), 2, seed=0))
+    assert_rows_give_the_output(layer, inputs, random_rows(layer, layer(inputs), 2, seeded(0)))
 
 
 def test_geometry_that_was_changed_after_construction():
@@ -142,30 +164,30 @@ def test_which_layers_have_rows(layer, expected):
 )
 class TestRandomRows:
     def test_as_many_distinct_rows_of_every_sample(self, layer, output, positions):
-        rows = random_rows(layer, output, 9, seed=0)
+        rows = random_rows(layer, output, 9, seeded(0))
         assert rows.dtype == torch.int64
         assert len(rows.unique()) == len(rows) == 5 * 9
         assert (rows // positions).bincount(minlength=5).tolist() == [9] * 5
 
     def test_samples_differ_and_so_do_seeds(self, layer, output, positions):
-        rows = random_rows(layer, output, 9, seed=0)
+        rows = random_rows(layer, output, 9, seeded(0))
         by_sample = {tuple(sorted(sample.tolist())) for sample in (rows % positions).view(5, 9)}
         assert len(by_sample) == 5
-        assert torch.equal(rows, random_rows(layer, output, 9, seed=0))
-        assert not torch.equal(rows, random_rows(layer, output, 9, seed=1))
+        assert torch.equal(rows, random_rows(layer, output, 9, seeded(0)))
+        assert not torch.equal(rows, random_rows(layer, output, 9, seeded(1)))
 
     def test_all_rows_where_there_are_no_more(self, layer, output, positions):
         for count in (positions, positions + 1):
-            rows = random_rows(layer, output, count, seed=0)
+            rows = random_rows(layer, output, count, seeded(0))
             assert rows.tolist() == list(range(5 * positions))
 
     def test_the_random_state_of_others_stays(self, layer, output, positions):
         before = torch.get_rng_state()
-        random_rows(layer, output, 9, seed=0)
+        random_rows(layer, output, 9, seeded(0))
         assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_every_position_is_as_likely_as_any_other():
-    rows = random_rows(nn.Conv2d(1, 1, 1), torch.zeros(4000, 1, 2, 4), 2, seed=3) % 8
+    rows = random_rows(nn.Conv2d(1, 1, 1), torch.zeros(4000, 1, 2, 4), 2, seeded(3)) % 8
     # 1000 each but for chance, of which the standard deviation is 27.
     assert (rows.bincount(minlength=8) - 1000).abs().max() < 120

@@ -1,0 +1,180 @@
+"""Outputs of layers on their way to the sums that they are added in."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import WeakIdKeyDictionary
+
+from acsp_lightning.structure.forward import evaluation_state
+from acsp_lightning.structure.unfold import has_rows
+
+ADDITIONS = {torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__}
+# BatchNorm channels of less than this share of the largest scale cannot make up for anything.
+LEAST_SCALE = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """A tensor that is a consumer's output, or what one BatchNorm made of it.
+
+    Only as long as its version is the same: an activation may have been applied in place.
+    """
+
+    layer: str
+    module: nn.Module
+    version: int
+    norm: nn.Module | None = None
+
+    @property
+    def scale(self) -> Tensor | None:
+        """What the BatchNorm multiplies channels by, (O,); None without one."""
+        if not isinstance(self.norm, _BatchNorm) or self.norm.running_var is None:
+            return None
+        scale = (self.norm.running_var + self.norm.eps).rsqrt()
+        return scale if self.norm.weight is None else scale * self.norm.weight
+
+    def in_own_units(self, rows: Tensor, uncut: Tensor | None = None) -> Tensor:
+        """Rows of something that is added to the tensor, as the consumer would have to give them.
+
+        Channels whose scale is tiny beside those of the ``uncut`` network make up for nothing.
+        """
+        scale = self.scale
+        if scale is None:
+            return rows
+        usable = scale.abs() > LEAST_SCALE * (scale if uncut is None else uncut).abs().max()
+        return torch.where(usable, rows / torch.where(usable, scale, 1.0), 0.0)
+
+
+class Sums(TorchFunctionMode):
+    """Calls back before two tensors of one shape are added, one of them being a branch.
+
+    Of two branches the one counts that the other is not made of; if neither is, the left one.
+    """
+
+    def __init__(self, found: Callable[[Branch, Tensor, Tensor], None]) -> None:
+        super().__init__()
+        self._found = found
+        self._branches = WeakIdKeyDictionary()
+        self._sources = WeakIdKeyDictionary()  # layers that a tensor was made of
+        self._made = WeakIdKeyDictionary()  # all tensors, whatever they were made of
+
+    def note(self, branch: Branch, output: Tensor) -> None:
+        """Take ``output`` for a branch."""
+        self._branches[output] = branch
+        self._sources[output] = self._made_of(output) | {branch.layer}
+
+    @property
+    def held(self) -> int:
+        """Bytes of all tensors that functions returned and that are still there."""
+        storages = (tensor.untyped_storage() for tensor in self._made)
+        return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
+
+    def branch(self, tensor: Tensor) -> Branch | None:
+        """The branch that a tensor is, unless it was changed in place since."""
+        branch: Branch | None = self._branches.get(tensor)  # type: ignore[no-untyped-call]
+        return branch if branch is not None and branch.version == tensor._version else None
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func in ADDITIONS and not kwargs and len(args) == 2:
+            self._add(*args)
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._made[leaf] = None
+        sources = frozenset[str]().union(*map(self._made_of, tree_leaves((args, kwargs))))
+        if sources:
+            # What works in place and returns nothing changes its first argument.
+            for leaf in tree_leaves(args[:1] if result is None else result):
+                if isinstance(leaf, Tensor):
+                    self._sources[leaf] = sources
+        return result
+
+    def _add(self, left: Any, right: Any) -> None:
+        if not isinstance(left, Tensor) or not isinstance(right, Tensor) or left.shape != right.shape:
+            return
+        for own, other in ((left, right), (right, left)):
+            branch = self.branch(own)
+            # What is made of the output itself cannot be made up for by it.
+            if branch is not None and branch.layer not in self._made_of(other):
+                self._found(branch, own, other)
+                return
+
+    def _made_of(self, leaf: Any) -> frozenset[str]:
+        if not isinstance(leaf, Tensor):
+            return frozenset()
+        sources: frozenset[str] = self._sources.get(leaf, frozenset())  # type: ignore[no-untyped-call]
+        return sources
+
+
+@contextmanager
+def watched_branches(
+    model: nn.Module,
+    layers: Iterable[str],
+    sums: Sums,
+    before: Callable[[str, nn.Module, Tensor], None] | None = None,
+    after: Callable[[Branch, Tensor, Tensor], None] | None = None,
+) -> Iterator[None]:
+    """Hooks on consumers, and on the sums that they write into.
+
+    Args:
+        model: run by the body, in eval mode.
+        layers: names of the consumers.
+        sums: is told of all branches.
+        before: called with the name, the layer and what it is given.
+        after: called with every branch, what its layer or norm was given, and what that gave.
+    """
+    handles: list[RemovableHandle] = []
+
+    def hook_in(layer: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if before is not None:
+                before(layer, module, args[0] if args else kwargs["input"])
+
+        return hook
+
+    def note(branch: Branch, given: Tensor, output: Tensor) -> None:
+        if after is not None:
+            after(branch, given, output)
+        sums.note(branch, output)
+
+    def hook_out(layer: str) -> Callable[..., None]:
+        def hook(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+        ) -> None:
+            given = args[0] if args else kwargs["input"]
+            note(Branch(layer, module, output._version), given, output)
+
+        return hook
+
+    def hook_norm(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        source = sums.branch(args[0]) if args else None
+        # A norm of the batch scales by what it is given.
+        if source is not None and source.norm is None and module.running_var is not None:
+            branch = Branch(source.layer, source.module, output._version, module)
+            note(branch, args[0], output)
+
+    with evaluation_state(model):
+        try:
+            for layer in layers:
+                module = model.get_submodule(layer)
+                if has_rows(module):
+                    handles.append(module.register_forward_pre_hook(hook_in(layer), with_kwargs=True))
+                    handles.append(module.register_forward_hook(hook_out(layer), with_kwargs=True))
+            for module in model.modules():
+                if isinstance(module, _BatchNorm):
+                    handles.append(module.register_forward_hook(hook_norm))
+            with sums:
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
