@@ -7,7 +7,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from acsp_lightning.capture.batches import read_batch
-from acsp_lightning.capture.samples import SampleBatches, SampleCollector, collect_samples
+from acsp_lightning.capture.samples import (
+    SampleBatches,
+    SampleCollector,
+    by_batch,
+    collect_samples,
+    join_samples,
+)
 
 
 def labelled(sizes: list[int], side: int = 2, start: int = 0) -> list[tuple[Tensor, Tensor]]:
@@ -206,3 +212,24 @@ def test_samples_rest_on_the_cpu_and_are_moved_where_they_came_from() -> None:
         assert more["lengths"].device.type == "cpu"
         assert more["mode"] == 1
     assert len(rest) == len(list(rest)) == 3
+
+
+@pytest.mark.parametrize("most", [3, 8, 40])
+def test_samples_of_several_processes_are_those_of_one_evenly_spaced(most: int) -> None:
+    parts = []
+    for start in (0, 12):
+        collector = SampleCollector(100)
+        collect_samples(nn.Identity(), labelled([4, 5, 3], start=start), read_batch, collector)
+        parts.append(by_batch(collector.samples))
+    assert [len(labels) for _, labels in parts[0]] == [5, 5, 2]
+    found = join_samples([parts[0], by_batch(None), parts[1]], most)
+    assert found is not None
+    joined = numbers(whole(found[0]))
+    assert len(found[1]) == len(joined) == min(most, 24)
+    assert joined[0] == 0
+    steps = torch.tensor(joined).diff() * len(joined) / 24
+    assert 0.4 < steps.min() <= steps.max() < 2
+
+
+def test_no_samples_of_any_process() -> None:
+    assert join_samples([[], by_batch(None)], 8) is None
