@@ -1,4 +1,4 @@
-"""Distances between channels, in both precisions, against those of the vectors written out in float64."""
+"""Distances between channels, in both precisions, against those of vectors written out in float64."""
 
 import importlib.util
 from pathlib import Path
@@ -195,9 +195,8 @@ def real() -> dict[str, ClassMoments]:
     spec.loader.exec_module(unpack)
     images, labels = unpack.read(DATA / "cifar10_test.npz")
     pictures = torch.from_numpy(images[:300]).permute(0, 3, 1, 2) / 255
-    pictures = (pictures - pictures.mean((0, 2, 3), keepdim=True)) / pictures.std(
-        (0, 2, 3), keepdim=True
-    )
+    pictures -= pictures.mean((0, 2, 3), keepdim=True)
+    pictures /= pictures.std((0, 2, 3), keepdim=True)
     network = ResNet([3, 3, 3])
     load_weights(network, DATA / "cifar10_resnet20.pt")
     network.eval()
