@@ -22,10 +22,13 @@ TOTAL_VARIANCE_FLOOR = 1e-6
 # separate classes.
 CONSTANT_VARIANCE = 1e-12
 
+# In float32, a mean so many standard deviations from the others has an error of 2e-6 of them.
+FAR = 32
+
 # Values in one block of class pairs. About four blocks are in memory at once; the (N, P * L) matrix,
-# 200 GB for a wide ImageNet layer, is never built. On the CPU a block fits in the caches and is small
-# enough for torch to process it in the calling thread; accelerators need larger blocks.
-BLOCK = 2**15
+# 200 GB for a wide ImageNet layer, is never built. On the CPU a block fits in the caches; accelerators
+# need larger ones.
+BLOCK = 2**16
 BLOCK_ON_ACCELERATOR = 2**23
 
 
@@ -34,15 +37,15 @@ class ClassPairs:
     """Pairs of classes, with the quantities that their JM distances are computed from.
 
     Attributes:
-        mean: class means, scaled so that no factor is left in the exponent, (C, P, N).
-        variance: half of the class variances, (C, P, N).
-        root: fourth root of the class variances, (C, P, N).
+        mean: class means, (C, P, N), scaled so that no factor is left in the exponent.
+        variance: half of the class variances, (C, P, N), whose mean over the classes is one half.
+        log_root: logarithm of the fourth root of twice that, (C, P, N).
         partners: for every class, the later classes that it is compared with; None: all of them.
     """
 
     mean: Tensor
     variance: Tensor
-    root: Tensor
+    log_root: Tensor
     partners: tuple[Tensor, ...] | None = None
 
     @classmethod
@@ -57,14 +60,18 @@ class ClassPairs:
             moments.count[seen], moments.mean.detach()[seen], moments.m2.detach()[seen]
         )
         # Channels last, so that a block is a matrix with one column per channel.
-        mean = mean.transpose(1, 2).contiguous().mul_(8**-0.5)
-        variance = variance.transpose(1, 2).contiguous()
-        return cls(mean, variance / 2, variance.sqrt_().sqrt_())
+        mean, variance = mean.transpose(1, 2).contiguous(), variance.transpose(1, 2).contiguous()
+        # JM does not depend on the unit, in which float32 has the most digits to spare.
+        unit = variance.mean(dim=0)
+        mean.mul_(unit.mul(8).rsqrt_())
+        variance.div_(unit)
+        return cls(mean, variance / 2, variance.log_().mul_(0.25))
 
     @property
     def room(self) -> int:
-        """Number of values in a block, by device."""
-        return BLOCK if self.mean.device.type == "cpu" else BLOCK_ON_ACCELERATOR
+        """Number of values in a block, by device, and twice as many in float32."""
+        most = BLOCK if self.mean.device.type == "cpu" else BLOCK_ON_ACCELERATOR
+        return most * 8 // self.log_root.element_size()
 
     @property
     def number(self) -> int:
@@ -86,11 +93,25 @@ class ClassPairs:
             self,
             mean=self.mean[..., chosen],
             variance=self.variance[..., chosen],
-            root=self.root[..., chosen],
+            log_root=self.log_root[..., chosen],
         )
 
+    def in_single(self) -> Self:
+        """The same pairs, with JM in float32, of an error of some 1e-6 at most."""
+        mean = self.mean - self.mean.mean(dim=0)
+        # Else differences of means are taken before they are rounded.
+        if bool((mean.abs().amax(dim=0) <= FAR * self.variance.amin(dim=0).sqrt()).all()):
+            mean = mean.float()
+        return replace(self, mean=mean, variance=self.variance.float(), log_root=self.log_root.float())
+
+    @property
+    def silent(self) -> Tensor:
+        """Channels that are alike in all classes, so that their JM are 0: bool, (N,)."""
+        alike = (self.mean == self.mean[:1]) & (self.log_root == self.log_root[:1])
+        return alike.all(dim=1).all(dim=0)
+
     def blocks(self, room: int, firsts: range | None = None) -> Iterator[Tensor]:
-        """Yield -JM / 2 of the pairs, in blocks of shape (pairs in the block, positions, N).
+        """Yield 1 - JM / 2 of the pairs, in blocks of shape (pairs in the block, positions, N).
 
         Args:
             room: values in a block; N, if that is more. With room for all classes at all positions, the
@@ -133,7 +154,7 @@ class ClassPairs:
                 self,
                 mean=self.mean[:, here],
                 variance=self.variance[:, here],
-                root=self.root[:, here],
+                log_root=self.log_root[:, here],
             )
 
     def _in_tiles(self, step: int, firsts: range) -> Iterator[Tensor]:
@@ -145,27 +166,25 @@ class ClassPairs:
                     yield self._block(first, slice(max(low, first + 1), high))
 
     def _block(self, first: int, seconds: slice | Tensor) -> Tensor:
-        return _negated_half_jm(
-            self.mean[first] - self.mean[seconds],
+        return _overlap(
+            (self.mean[first] - self.mean[seconds]).to(self.log_root.dtype),
             self.variance[first] + self.variance[seconds],
-            self.root[first],
-            self.root[seconds],
+            self.log_root[first] + self.log_root[seconds],
         )
 
 
-def _negated_half_jm(difference: Tensor, variance: Tensor, root_a: Tensor, root_b: Tensor) -> Tensor:
-    """exp(-B) - 1 in as few passes over memory as possible; ``jeffries_matusita`` has the formula.
+def _overlap(difference: Tensor, variance: Tensor, log_root: Tensor) -> Tensor:
+    """exp(-B) in as few passes over memory as possible; ``jeffries_matusita`` has the formula.
 
     Args:
         difference: difference of the scaled means; overwritten.
         variance: mean of the two variances; overwritten.
-        root_a: fourth root of one variance.
-        root_b: fourth root of the other.
+        log_root: logarithm of the root of their geometric mean; overwritten.
     """
     inverse = variance.rsqrt_()
     difference.mul_(inverse)
-    overlap = torch.addcmul(difference.new_zeros(()), difference, difference, value=-1).exp_()
-    return torch.addcmul(difference.new_tensor(-1.0), overlap.mul_(root_b), inverse.mul_(root_a))
+    exponent = torch.addcmul(log_root, difference, difference, value=-1, out=log_root)
+    return exponent.exp_().mul_(inverse)
 
 
 def _floored(count: Tensor, mean: Tensor, m2: Tensor) -> tuple[Tensor, Tensor]:

@@ -115,7 +115,7 @@ def _best_distances(
     kept = kept.to(best.device)
     for first in range(classes - 1):
         for block, seconds in pairs.of_first(first):
-            separated = block.mul_(-2).clamp_(min=0)
+            separated = block.sub_(1).mul_(-2).clamp_(min=0)
             found = torch.stack([separated.amax((1, 2)), separated[..., kept].amax((1, 2))])
             # A pair occurs once for every chunk of positions.
             best[:, first, seconds] = torch.maximum(best[:, first, seconds], found)

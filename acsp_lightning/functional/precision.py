@@ -1,6 +1,9 @@
 """Double precision where a device has it, and on the CPU where it has not."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,3 +42,18 @@ def alike(tensor: Tensor, other: Tensor) -> Tensor:
 def in_blocks(tensor: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
     """Parts of a tensor along an axis, of about :data:`BLOCK` values: views of it."""
     return torch.split(tensor, max(1, BLOCK * tensor.shape[dim] // max(1, tensor.numel())), dim)
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Let float32 products on CUDA be exact to float32, and not to TF32, whatever the user has set."""
+    settings: Any = torch.backends.cuda.matmul
+    name, exact = (
+        ("fp32_precision", "ieee") if hasattr(settings, "fp32_precision") else ("allow_tf32", False)
+    )
+    before = getattr(settings, name)
+    setattr(settings, name, exact)
+    try:
+        yield
+    finally:
+        setattr(settings, name, before)

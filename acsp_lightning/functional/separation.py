@@ -1,38 +1,17 @@
 """How well each channel separates each pair of classes, and the distances between channels in that."""
 
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from threading import Lock
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from acsp_lightning.functional._class_pairs import ClassPairs
+from acsp_lightning.functional._differences import is_long, squared_distances
 from acsp_lightning.functional.moments import ClassMoments
-
-# On the CPU, sums are computed in up to this many parts by up to as many threads. How many does not
-# depend on the number of threads, so that the result does not either.
-PARTS = 8
-
-# Rows of one matrix product on the CPU: enough to amortise its overhead.
-ROWS = 2048
-
-# Rows of a matrix between all channels that are worked on at once.
-STRIPE = 512
-
-# Share of |x|^2 + |y|^2 below which |x|^2 + |y|^2 - 2xy, with an error of some 1e-15 of that sum, is
-# not used for |x - y|^2. Above it, the relative error is about 1e-11.
-CANCELLATION = 1e-4
 
 # A hundredth of the pairs of 1000 classes; with fewer, the overhead of each part would dominate.
 CLASSES_TO_TRY = 100
-
-# The number of BLAS threads is global to the process, so one call at a time may change it.
-BLAS = Lock()
 
 
 def jeffries_matusita(mean_a: Tensor, var_a: Tensor, mean_b: Tensor, var_b: Tensor) -> Tensor:
@@ -92,7 +71,7 @@ def separability_vectors(moments: ClassMoments) -> Tensor:
         ValueError: as ``separation_distances``.
     """
     everything = moments.mean.numel()  # all positions of a pair adjacent
-    blocks = [block.mul(-2).clamp_(min=0) for block in ClassPairs.of(moments).blocks(everything)]
+    blocks = [block.sub(1).mul_(-2).clamp_(min=0) for block in ClassPairs.of(moments).blocks(everything)]
     return torch.cat(blocks).permute(2, 0, 1).flatten(start_dim=1)
 
 
@@ -111,7 +90,7 @@ def mean_separability(moments: ClassMoments) -> Tensor:
     pairs = ClassPairs.of(moments)
     total = moments.mean.new_zeros(moments.num_channels)
     for block in pairs.blocks(pairs.room):
-        total += block.sum(dim=(0, 1))
+        total += block.sub_(1).sum(dim=(0, 1))
     return (total * (-2 / (pairs.number * moments.num_positions))).clamp_(min=0)
 
 
@@ -135,10 +114,12 @@ def compare_channels(moments: ClassMoments, class_pairs: int | None = None, seed
     """Distances between channels in what they separate, over all class pairs or a random sample.
 
     Classes with fewer than two samples are left out. The sum over class pairs is computed block by
-    block; the vectors themselves are never stored. Memory: ten times N * N, seven times the moments,
+    block; the vectors themselves are never stored. Memory: ten times N * N, eight times the moments,
     and on the CPU ``ROWS`` * N for each thread. Time: one exponential for each channel, position and
     class pair; half of the matrix product of (N, L * P) with its transpose, on accelerators all of it;
-    and L * P differences for each pair of nearly equal channels.
+    and L * P differences for each pair of nearly equal channels. From ``MANY_ROWS`` pairs and positions
+    on, exponentials and products are in float32, and again in float64 for channels that are close to
+    others: distances are within 1e-5 of those that float64 alone gives.
 
     Args:
         moments: moments of N channels at P positions.
@@ -154,10 +135,13 @@ def compare_channels(moments: ClassMoments, class_pairs: int | None = None, seed
     pairs = ClassPairs.of(moments)
     classes, number = len(pairs.mean), pairs.number
     if class_pairs is None or class_pairs >= number:
-        return Separation(_squared_distances(pairs).sqrt_(), classes, number, 0.0)
+        squared = squared_distances(pairs, in_single=is_long(pairs))
+        return Separation(squared.sqrt_(), classes, number, 0.0)
     drawn = torch.randperm(number, generator=torch.Generator().manual_seed(seed))[:class_pairs]
     halves = [pairs.only(part) for part in drawn.tensor_split(2)]
-    one, two = (_squared_distances(half).mul_(number / half.number) for half in halves)
+    one, two = (
+        squared_distances(half, in_single=is_long(half)).mul_(number / half.number) for half in halves
+    )
     distances = ((one + two) / 2).sqrt_()
     apart = distances > 0
     if not bool(apart.any()):
@@ -178,98 +162,10 @@ def expected_seconds(moments: ClassMoments, class_pairs: int | None = None) -> f
     """
     pairs = ClassPairs.of(moments)
     classes = slice(0, CLASSES_TO_TRY)
-    few = ClassPairs(pairs.mean[classes], pairs.variance[classes], pairs.root[classes])
+    few = ClassPairs(pairs.mean[classes], pairs.variance[classes], pairs.log_root[classes])
     times = []
     for _ in range(2):  # the first one also warms up
         start = time.perf_counter()
-        float(_squared_distances(few).sum())  # synchronises with an accelerator
+        float(squared_distances(few, in_single=is_long(pairs)).sum())  # synchronises with an accelerator
         times.append(time.perf_counter() - start)
     return min(times) * min(class_pairs or pairs.number, pairs.number) / few.number
-
-
-def _squared_distances(pairs: ClassPairs) -> Tensor:
-    """Sums over pairs of classes and positions of squared differences in JM, (N, N)."""
-    squared = _products(pairs)
-    norms = squared.diagonal().clone()
-    near = []
-    # In stripes, since of wide layers every matrix counts.
-    for start in range(0, len(norms), STRIPE):
-        rows = slice(start, start + STRIPE)
-        scale = norms[rows, None] + norms
-        stripe = squared[rows].mul_(-2).add_(scale).triu_(diagonal=start + 1)
-        # Channels that separate nothing are exactly zero, and so are the distances between them.
-        close = torch.triu((stripe <= CANCELLATION * scale) & (scale > 0), diagonal=start + 1)
-        near.append(close.nonzero() + torch.tensor([start, 0], device=close.device))
-    channels = torch.cat(near)
-    if len(channels):
-        squared[channels[:, 0], channels[:, 1]] = _squared_differences(pairs, channels)
-    return (squared + squared.T).mul_(4)
-
-
-def _products(pairs: ClassPairs) -> Tensor:
-    """Sums over pairs of classes and positions of products of two channels, (N, N)."""
-    if pairs.mean.device.type == "cpu":
-        # One thread per part instead of several per operation: operations are too short for that, and
-        # the thread pools of the two libraries would block each other.
-        workers = ThreadPoolExecutor(torch.get_num_threads())
-        with BLAS, workers, threadpool_limits(1, user_api="blas"):
-            # A part of less than one product would cost a matrix and gain nothing.
-            number = min(PARTS, -(-pairs.number * pairs.mean.shape[1] // ROWS))
-            parts = [
-                workers.submit(_part_of_products, pairs, range(part, len(pairs.mean), number))
-                for part in range(number)
-            ]
-            total = parts[0].result()
-            for part in parts[1:]:
-                total += part.result()
-            return torch.from_numpy(total)
-    num_channels = pairs.mean.shape[2]
-    products = pairs.mean.new_zeros(num_channels, num_channels)
-    for block in pairs.blocks(pairs.room):
-        rows = block.flatten(0, 1)
-        products.addmm_(rows.T, rows)
-    return products
-
-
-def _part_of_products(pairs: ClassPairs, firsts: range) -> NDArray[np.float64]:
-    num_channels = pairs.mean.shape[2]
-    room = min(max(ROWS, pairs.room // num_channels), pairs.number * pairs.mean.shape[1])
-    rows = np.empty((room, num_channels))
-    total = product = None
-    filled = 0
-    for block in pairs.blocks(pairs.room, firsts):
-        values = block.flatten(0, 1).numpy()
-        if filled + len(values) > len(rows):
-            # NumPy recognises the product with the transpose and computes half; torch computes all.
-            product = np.matmul(rows[:filled].T, rows[:filled], out=product)
-            total = product.copy() if total is None else np.add(total, product, out=total)
-            filled = 0
-        rows[filled : filled + len(values)] = values
-        filled += len(values)
-    last: NDArray[np.float64] = np.matmul(rows[:filled].T, rows[:filled], out=product)
-    return last if total is None else np.add(total, last, out=total)
-
-
-def _squared_differences(pairs: ClassPairs, channels: Tensor) -> Tensor:
-    """Sums over pairs of classes and positions of squared differences, free of cancellation.
-
-    Args:
-        pairs: class pairs of N channels.
-        channels: indices of channels to compare, shape (R, 2).
-
-    Returns:
-        Shape (R,), in units of half a JM.
-    """
-    used = torch.zeros(pairs.mean.shape[2], dtype=torch.bool, device=channels.device)
-    used[channels.flatten()] = True
-    rows = (used.cumsum(dim=0) - 1)[channels]
-    step = int(used.sum())
-    squared = pairs.mean.new_zeros(len(channels))
-    # This many comparisons take no more memory than the block they come from.
-    chunks = [slice(start, start + step) for start in range(0, len(channels), step)]
-    for block in pairs.channels(used).blocks(pairs.room):
-        values = block.flatten(0, 1)
-        for chunk in chunks:
-            first, second = rows[chunk].T
-            squared[chunk] += (values[:, first] - values[:, second]).square_().sum(dim=0)
-    return squared

@@ -5,13 +5,11 @@ from helpers.points import many_classes, sample
 from scipy.spatial.distance import cdist
 
 from acsp_lightning.functional import (
-    ClassMoments,
     _class_pairs,
     class_moments,
     compare_channels,
     mean_separability,
     separability_vectors,
-    separation,
     separation_distances,
 )
 
@@ -24,26 +22,6 @@ def test_blocks_do_not_change_the_result(monkeypatch, block):
     distances = separation_distances(moments)
     np.testing.assert_allclose(distances.numpy(), cdist(stored, stored), rtol=1e-12, atol=1e-14)
     np.testing.assert_allclose(mean_separability(moments).numpy(), stored.mean(axis=1), rtol=1e-12)
-
-
-@pytest.mark.parametrize("block", [400, 2**25])
-def test_copies_are_at_distance_zero_and_near_copies_are_exact(monkeypatch, block):
-    monkeypatch.setattr(_class_pairs, "BLOCK", block)
-    moments = class_moments(*sample(channels=9))
-    source = torch.arange(9).repeat(4)
-    noise = torch.randn(moments.mean.repeat(1, 4, 1).shape, generator=torch.Generator().manual_seed(1))
-    # Nine channels, nine copies of them, nine that all but agree and nine that nearly agree.
-    noise *= torch.tensor([0.0, 0.0, 1e-7, 1e-2]).repeat_interleave(9)[:, None]
-    moments = ClassMoments(
-        moments.count, moments.mean[:, source] + noise, moments.m2[:, source].contiguous()
-    )
-    distances = separation_distances(moments)
-    stored = separability_vectors(moments).numpy()
-    np.testing.assert_allclose(distances.numpy(), cdist(stored, stored), rtol=1e-9, atol=0)
-    zero = distances == 0
-    expected = torch.eye(36, dtype=torch.bool)
-    expected[range(9), range(9, 18)] = expected[range(9, 18), range(9)] = True
-    assert torch.equal(zero, expected)
 
 
 def test_unseen_classes_are_left_out():
@@ -77,7 +55,7 @@ def test_sampled_pairs_are_a_part_of_all(monkeypatch, block):
     some = _class_pairs.ClassPairs.of(moments).only(drawn)
     assert some.number == 5
     stored = separability_vectors(moments).view(5, 36, 2)[:, drawn.sort().values]
-    found = torch.cat(list(some.blocks(10))).permute(2, 0, 1) * -2
+    found = (1 - torch.cat(list(some.blocks(10)))).permute(2, 0, 1) * 2
     torch.testing.assert_close(found, stored, rtol=0, atol=1e-14)
 
 
@@ -86,18 +64,3 @@ def test_draws_depend_on_the_seed_alone():
     one, same, other = (compare_channels(moments, 50, seed).distances for seed in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
-
-
-def test_channels_that_separate_nothing_cost_nothing(monkeypatch):
-    """Dead channels agree with each other; a layer full of them must not be compared pair by pair."""
-    moments = many_classes(classes=6)
-    dead = torch.arange(24) % 3 > 0
-    moments.mean[:, dead] = moments.m2[:, dead] = 0
-    compared = []
-    whole = separation._squared_differences
-    monkeypatch.setattr(
-        separation, "_squared_differences", lambda p, c: (compared.append(len(c)), whole(p, c))[1]
-    )
-    distances = separation_distances(moments)
-    assert not distances[dead][:, dead].any()
-    assert not compared

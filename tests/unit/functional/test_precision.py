@@ -1,5 +1,7 @@
 """Arithmetic in float64 for a device that has none: on the CPU, with the same results."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from helpers.no_float64 import CPU, DEVICE, OnDevice, device_without_float64
@@ -14,7 +16,14 @@ from acsp_lightning.functional import (
     refit_weight,
 )
 from acsp_lightning.functional.moments import ClassSums
-from acsp_lightning.functional.precision import alike, device_of_float64, has_float64, in_blocks, wide
+from acsp_lightning.functional.precision import (
+    alike,
+    device_of_float64,
+    exact_products,
+    has_float64,
+    in_blocks,
+    wide,
+)
 
 VALUES = torch.randn(30, 5, 4, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(30) % 3
@@ -134,3 +143,25 @@ def test_blocks_are_views_of_a_limited_size(
         part.untyped_storage().data_ptr() == VALUES.untyped_storage().data_ptr() for part in parts
     )
     assert all(part.numel() <= max(block, part.numel() // part.shape[dim]) for part in parts)
+
+
+def test_products_are_exact_for_a_while() -> None:
+    settings = torch.backends.cuda.matmul
+    before = settings.fp32_precision
+    try:
+        for found in ("tf32", "ieee"):
+            settings.fp32_precision = found
+            with exact_products():
+                assert settings.fp32_precision == "ieee"
+            assert settings.fp32_precision == found
+    finally:
+        settings.fp32_precision = before
+
+
+def test_products_are_exact_where_torch_has_one_switch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As before torch 2.9."""
+    settings = SimpleNamespace(allow_tf32=True)
+    monkeypatch.setattr(torch.backends.cuda, "matmul", settings)
+    with exact_products():
+        assert settings.allow_tf32 is False
+    assert settings.allow_tf32 is True
