@@ -5,7 +5,6 @@ import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from copy import deepcopy
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -57,15 +56,6 @@ def is_compiled(model: nn.Module) -> bool:
         for module in model.modules()
         for value in vars(module).values()
     )
-
-
-def eager_copy(model: nn.Module) -> nn.Module:
-    """A deep copy of ``model``, without what ``torch.compile`` made of it.
-
-    Compiled callables would not be copied but shared, and run the weights of ``model``.
-    """
-    with uncompiled(model):
-        return deepcopy(model)
 
 
 @contextmanager
