@@ -51,7 +51,7 @@ def _uncopyable(model: nn.Module, memo: dict[int, Any]) -> tuple[str, Any] | Non
     """The first attribute of a module that cannot be copied, with its name; modules have their own."""
     others = {**memo, **{id(module): module for module in model.modules()}}
     for name, module in model.named_modules():
-        for key, value in module.__getstate__().items():  # type: ignore[attr-defined]
+        for key, value in module.__getstate__().items():
             try:
                 deepcopy(value, dict(others))
             except Exception:

@@ -44,7 +44,7 @@ def digest_of(state: Mapping[str, Any]) -> str:
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         dense = tensor.detach().cpu()
         dense = dense if dense.layout is torch.strided else dense.to_dense()
-        found.update(dense.flatten().contiguous().view(torch.uint8).numpy())
+        found.update(dense.flatten().contiguous().view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
