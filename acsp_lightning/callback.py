@@ -37,7 +37,6 @@ from acsp_lightning.trainer.progress_bars import display_of
 from acsp_lightning.trainer.ranks import check_ranks_agree, run_on_all_ranks
 from acsp_lightning.trainer.reporting import announce_cut, announce_end, announce_verdict
 from acsp_lightning.trainer.resume import fix_loop_progress, verify_before_load
-from acsp_lightning.trainer.snapshot import save_uncut
 from acsp_lightning.trainer.state import CallbackState
 from acsp_lightning.trainer.survey import FitSurvey, survey_fit
 
@@ -123,11 +122,12 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
         check_ranks_agree(lambda: parameter_shapes(pl_module))
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Refuse to go on from a state that cannot be read, and a network in which nothing trains."""
+        """Refuse a state that cannot be read, a network that cannot train, and one that cannot teach."""
         if self._unreadable is not None:
             raise self._unreadable
         if not is_fast_dev_run(trainer):
             check_trainable(pl_module)  # not earlier: configure_model may have built it
+            self._teaching.check(self, trainer)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Read the labels to be captured, trace the network and measure it, before the first epoch."""
@@ -152,13 +152,13 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
         self._tried = True
         self._teaching.before_batch(trainer)
 
-    def on_before_backward(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Any) -> None:
         """Blend the loss with the distance from the teacher."""
-        self._teaching.before_backward(trainer)
+        self._teaching.before_backward(trainer, loss)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Leave no hook behind."""
-        self._teaching.after_batch(trainer)
+        self._teaching.after_batch()
 
     # -- capture, in the validation loop of a chosen epoch -------------------------------------------
 
@@ -260,11 +260,11 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
 
         Before checkpoints of this epoch are written; from the start of an epoch no fit can resume.
         """
+        self._teaching.after_epoch(trainer)
         self._judge_if_due(trainer, trainer.current_epoch + 1)
         spare_stopping(trainer)
         if self._captured is not None and self._captured.decisions is None:
-            kept = save_uncut(trainer, self._captured.epoch)
-            self._teaching.uncut = self._teaching.uncut if self.steps else kept
+            self._teaching.keep(trainer, self._captured.epoch, is_first=not self.steps)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Cut what the last validation captured."""
@@ -324,7 +324,7 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
             initial=self._initial,
             captured=self._captured,
             trial=self._monitor.trial,
-            uncut=self._teaching.uncut,
+            uncut=self._teaching.state(),
         ).to_dict()
 
     def on_load_checkpoint(

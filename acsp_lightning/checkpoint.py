@@ -47,6 +47,11 @@ def load_pruned(model: M, path: str | PathLike[str], prefix: str = "") -> M:
     state = _read_weights(Path(path))
     if prefix:
         state = _behind(state, prefix if prefix.endswith(".") else f"{prefix}.", path)
+    return load_weights(model, state)
+
+
+def load_weights(model: M, state: Mapping[str, Tensor]) -> M:
+    """As :func:`load_pruned`, from a state dict instead of a file."""
     own = model.state_dict()
     if not own:
         raise ValueError(_unbuilt(model))

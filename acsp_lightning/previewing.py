@@ -19,7 +19,8 @@ from acsp_lightning.report import PruningStep
 from acsp_lightning.selection.proposal import Proposal
 from acsp_lightning.selection.weighing import in_turn
 from acsp_lightning.settings import PruningSettings, with_options
-from acsp_lightning.structure.forward import eager_copy, random_state_restored
+from acsp_lightning.structure.copying import eager_copy
+from acsp_lightning.structure.forward import random_state_restored
 from acsp_lightning.structure.groups import sums_note
 from acsp_lightning.structure.pruning import Recovery
 

@@ -32,7 +32,8 @@ class Call:
 class LastCall:
     """Notes the last call, with gradients, of any of some modules; where they are nested, the outermost.
 
-    Inputs are copied before the call, since a forward may write to them.
+    A call without gradients, or one that raises, leaves the one before it in place. Inputs are copied
+    before the call, since a forward may write to them.
 
     Args:
         model: the network; hooks are in place between :meth:`attach` and :meth:`detach` alone.
@@ -42,12 +43,11 @@ class LastCall:
     def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
         self._modules = {name: model.get_submodule(name) for name in names}
         self._handles: list[RemovableHandle] = []
-        self._reset(redirected=False)
+        self._redirected = self._resting = False
+        self._forget()
 
-    def _reset(self, *, redirected: bool) -> None:
-        self._redirected = redirected
-        self._in_step = self._resting = False
-        self._depth = 0  # of watched modules that are running, one inside the other
+    def _forget(self) -> None:
+        self._running: list[tuple[str, bool]] = []  # name, and whether the call may count
         self._inputs: Any = None
         self._call: Any = None
 
@@ -59,12 +59,13 @@ class LastCall:
                 runs in it; Lightning hands steps to DistributedDataParallel as if they were forward.
         """
         self.detach()
-        self._reset(redirected=redirected)
+        self._redirected = redirected
         for name, module in self._modules.items():
             before, after = self._hooks(name)
             self._handles += [
                 module.register_forward_pre_hook(before, with_kwargs=True),
-                module.register_forward_hook(after, with_kwargs=True),
+                # Always: training_step may catch what forward raises, and call it again.
+                module.register_forward_hook(after, with_kwargs=True, always_call=True),
             ]
 
     def detach(self) -> None:
@@ -72,12 +73,16 @@ class LastCall:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._inputs = self._call = None
+        self._forget()
 
-    def take(self) -> Call | None:
-        """The last call since the one taken before; None if there was none."""
-        call, self._call = self._call, None
-        return None if call is None else Call(*call)
+    @property
+    def last(self) -> Call | None:
+        """The last call since :meth:`attach` or :meth:`drop`; None if there was none."""
+        return None if self._call is None else Call(*self._call)
+
+    def drop(self) -> None:
+        """Forget the last call."""
+        self._call = None
 
     @contextmanager
     def resting(self) -> Iterator[None]:
@@ -91,26 +96,21 @@ class LastCall:
     # Functions, not methods: a copy of the network made meanwhile would copy what methods belong to.
     def _hooks(self, name: str) -> tuple[Any, Any]:
         def before(_module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-            if self._resting or not torch.is_grad_enabled():
-                return
-            if self._redirected and not name and not self._in_step:
-                self._in_step = True
-                return
-            if self._depth == 0:
+            is_step = self._redirected and not name and not self._running
+            counts = not (is_step or self._resting) and torch.is_grad_enabled()
+            if counts and not any(outer for _, outer in self._running):
                 self._inputs = cloned((arguments, keywords))
-            self._depth += 1
+            self._running.append((name, counts))
 
         def after(
             _module: nn.Module, _arguments: tuple[Any, ...], _keywords: dict[str, Any], outputs: Any
         ) -> None:
-            if self._resting or not torch.is_grad_enabled():
-                return
-            if self._redirected and not name and self._depth == 0:
-                self._in_step = False
-                return
-            self._depth -= 1
-            if self._depth == 0:
-                self._call = (name, *self._inputs, outputs)
+            if not self._running or self._running[-1][0] != name:
+                return  # another hook has raised before ours was called
+            _, counts = self._running.pop()
+            if counts and not any(outer for _, outer in self._running):
+                if outputs is not None:  # as it is where forward has raised
+                    self._call = (name, *self._inputs, outputs)
                 self._inputs = None
 
         return before, after

@@ -19,9 +19,9 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves, tree_map
 
 from acsp_lightning.files import atomic_write
+from acsp_lightning.structure.copying import eager_copy
 from acsp_lightning.structure.forward import (
     describe_inputs,
-    eager_copy,
     evaluation_state,
     is_batched,
     of_batch_size,

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from acsp_lightning.structure.copying import eager_copy
 from acsp_lightning.structure.forward import (
     cloned,
     describe_inputs,
-    eager_copy,
     evaluation_state,
     of_batch_size,
     positional,

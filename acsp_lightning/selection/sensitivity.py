@@ -14,7 +14,8 @@ from acsp_lightning.measure.accuracy import OutputReader
 from acsp_lightning.measure.fidelity import collect_scores, compare_scores
 from acsp_lightning.progress import tracked
 from acsp_lightning.selection.weighing import Weighed
-from acsp_lightning.structure.forward import eager_copy, sample_count, samples_at
+from acsp_lightning.structure.copying import eager_copy
+from acsp_lightning.structure.forward import sample_count, samples_at
 from acsp_lightning.structure.plan import build_plan
 from acsp_lightning.structure.pruning import prune
 from acsp_lightning.structure.refit import Refit

@@ -13,7 +13,7 @@ from acsp_lightning.measure.fidelity import Fidelity, collect_scores, compare_sc
 from acsp_lightning.measure.latency import compare_latency
 from acsp_lightning.selection.cost import FlopsModel
 from acsp_lightning.selection.tradeoff import Depth
-from acsp_lightning.structure.forward import eager_copy
+from acsp_lightning.structure.copying import eager_copy
 from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.plan import build_plan
 from acsp_lightning.structure.pruning import Recovery, prune

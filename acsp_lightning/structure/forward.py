@@ -5,9 +5,7 @@ import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from copy import deepcopy
 from dataclasses import fields, is_dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -58,24 +56,6 @@ def is_compiled(model: nn.Module) -> bool:
         for module in model.modules()
         for value in vars(module).values()
     )
-
-
-def eager_copy(model: nn.Module) -> nn.Module:
-    """A deep copy of ``model``, without what ``torch.compile`` made of it.
-
-    Compiled callables would not be copied but shared, and run the weights of ``model``. Factories are
-    shared: one from a command line holds that, its Trainer, and all the processes that this one has.
-    """
-    attributes = [value for module in model.modules() for value in vars(module).values()]
-    factories = [value for value in attributes if isinstance(value, partial) and not _holds_part(value)]
-    with uncompiled(model):
-        return deepcopy(model, {id(factory): factory for factory in factories})
-
-
-def _holds_part(function: "partial[Any]") -> bool:
-    """Whether a function with arguments has parts of a network among them, or is a method of one."""
-    held = (getattr(function.func, "__self__", None), function.args, function.keywords)
-    return any(isinstance(leaf, nn.Module | Tensor) for leaf in tree_leaves(held))
 
 
 @contextmanager

@@ -11,7 +11,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from acsp_lightning.settings import PruningSettings
-from acsp_lightning.structure.forward import eager_copy, is_compiled
+from acsp_lightning.structure.copying import eager_copy
+from acsp_lightning.structure.forward import is_compiled
 from acsp_lightning.structure.layers import is_producer, slice_tensor
 from acsp_lightning.structure.optimizer import nested_optimizers
 from acsp_lightning.structure.surgery import SlicedParameter
@@ -63,21 +64,31 @@ def evaluated_network(trainer: pl.Trainer) -> nn.Module:
     A compiled module shares its compiled callables with its copy, which would run the weights of the
     module; then it is the module itself.
     """
-    for callback in callbacks_of(trainer):
-        if isinstance(callback, WeightAveraging) and callback._average_model is not None:
-            average: nn.Module = callback._average_model.module
-            if not is_compiled(average):
-                return average
-    return trainer.lightning_module
+    average = _swapped_in(trainer)
+    return trainer.lightning_module if average is None or is_compiled(average) else average
 
 
 def evaluated_copy(trainer: pl.Trainer) -> nn.Module:
     """A copy of the module, with the weights that validation sees and checkpoints have first."""
     copy = eager_copy(trainer.lightning_module)
-    for callback, average in _averages(trainer):
-        if isinstance(callback, WeightAveraging):
-            copy.load_state_dict(average.state_dict())
+    average = _swapped_in(trainer)
+    if average is not None:
+        copy.load_state_dict(average.state_dict())
     return copy
+
+
+def evaluated_state(trainer: pl.Trainer) -> dict[str, Any]:
+    """The state dict of :func:`evaluated_copy`, without a copy."""
+    average = _swapped_in(trainer)
+    network = trainer.lightning_module if average is None else average
+    state: dict[str, Any] = network.state_dict()
+    return state
+
+
+def _swapped_in(trainer: pl.Trainer) -> nn.Module | None:
+    """The average that takes the place of the module in validation, if there is one."""
+    found = (copy for callback, copy in _averages(trainer) if isinstance(callback, WeightAveraging))
+    return next(found, None)
 
 
 def check_averages(trainer: pl.Trainer) -> None:

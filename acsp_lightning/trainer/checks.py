@@ -101,13 +101,24 @@ def check_trainer(trainer: pl.Trainer) -> None:
         )
 
 
-def check_alone(callback: pl.Callback, trainer: pl.Trainer) -> None:
-    """Raise ``ValueError`` if there is another callback like this, whose cuts a roll back would hit."""
+GUARDED = "to roll back a cut of one would roll back the other's as well"
+TAUGHT = "the first cut of one is not that of the network, and two teachers would blend a loss twice"
+
+
+def check_alone(callback: pl.Callback, trainer: pl.Trainer, option: str, reason: str) -> None:
+    """Raise ``ValueError`` if there is another callback like this.
+
+    Args:
+        callback: in the Trainer.
+        trainer: of the fit.
+        option: the callback's, that bears no other one.
+        reason: why.
+    """
     others = [c for c in callbacks_of(trainer) if isinstance(c, type(callback)) and c is not callback]
     if others:
         raise ValueError(
-            f"A guard is set, and the Trainer has another {type(callback).__name__}: to roll back a cut "
-            "of one would roll back the other's as well. Use one callback, or set guard to None."
+            f"{option} is set, and the Trainer has another {type(callback).__name__}: {reason}. Use one "
+            f"callback, or set {option} to None."
         )
 
 

@@ -15,7 +15,8 @@ from acsp_lightning.pipeline import prune_network
 from acsp_lightning.selection.proposal import Proposal
 from acsp_lightning.settings import PruningSettings
 from acsp_lightning.structure.batchnorm import recalibrate_batchnorm
-from acsp_lightning.structure.forward import eager_copy, random_state_restored
+from acsp_lightning.structure.copying import eager_copy
+from acsp_lightning.structure.forward import random_state_restored
 from acsp_lightning.structure.layers import layer_cut
 from acsp_lightning.structure.optimizer import nested_optimizers, slice_optimizer_state
 from acsp_lightning.structure.plan import PruningPlan

@@ -1,13 +1,12 @@
 """The network before the first cut teaches the one after it, without a line of the module's code.
 
 A forward hook sees what training_step gives the network and gets from it. The teacher is run on the
-same inputs when the backward pass is about to begin, and LightningModule.backward is handed the blended
-loss; the module's own loss stays as it is, for whoever logs it.
+same inputs when a backward pass is about to begin whose loss depends on what the network returned, and
+LightningModule.backward is handed the blended loss; the module's own loss stays as it is, for whoever
+logs it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
@@ -15,17 +14,20 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from acsp_lightning.capture.calls import Call, LastCall
-from acsp_lightning.checkpoint import load_pruned
+from acsp_lightning.capture.calls import LastCall
+from acsp_lightning.capture.dependence import depends_on
 from acsp_lightning.functional import distillation_loss, taught_loss
-from acsp_lightning.measure.accuracy import OutputReader, class_scores
+from acsp_lightning.measure.accuracy import OutputReader
 from acsp_lightning.settings import Distillation
-from acsp_lightning.structure.forward import counted, eager_copy, evaluation_state, run_forward
+from acsp_lightning.structure.copying import check_copyable, eager_copy
+from acsp_lightning.structure.forward import output_tensors
 from acsp_lightning.trainer.averaging import evaluated_copy
+from acsp_lightning.trainer.checks import TAUGHT, check_alone
 from acsp_lightning.trainer.loggers import PREFIX
-from acsp_lightning.trainer.ranks import broadcast_, run_on_all_ranks
-from acsp_lightning.trainer.snapshot import kept_in, name_of_uncut
+from acsp_lightning.trainer.ranks import run_on_all_ranks
 from acsp_lightning.trainer.survey import FitSurvey
+from acsp_lightning.trainer.teacher import Teacher
+from acsp_lightning.trainer.uncut import Uncut, load_uncut, save_uncut
 
 
 class Teaching:
@@ -36,19 +38,48 @@ class Teaching:
         read_outputs: finds class scores in what forward of the LightningModule returns.
 
     Attributes:
-        uncut: file that keeps the network before the first cut; None: there is none, or no cut yet.
+        uncut: what keeps the network before the first cut; None: there is none, or no cut yet.
     """
 
     def __init__(self, distillation: Distillation | None, read_outputs: OutputReader | None) -> None:
-        self.uncut: str | None = None
+        self.uncut: Uncut | None = None
         self._distillation = distillation
         self._read_outputs = read_outputs
         self._begun = False
-        self._largest = 1  # label
-        self._teacher: nn.Module | None = None
-        self._readers: Mapping[str, OutputReader | None] = {}
+        self._teacher: Teacher | None = None
         self._calls: LastCall | None = None
-        self._asked = self._taught = False  # whether a backward pass came, and whether one was taught
+        self._undo: Callable[[], None] | None = None  # puts the module's own backward back
+        self._warned: set[str] = set()
+        self._new_epoch()
+
+    def _new_epoch(self) -> None:
+        """Forget what the training steps of an epoch have shown."""
+        self._stepped = self._asked = self._unscored = self._taught = False
+
+    # -- the teacher ---------------------------------------------------------------------------------
+
+    def check(self, callback: pl.Callback, trainer: pl.Trainer) -> None:
+        """Refuse what cannot be taught, before the first epoch.
+
+        Raises:
+            ValueError: if other callbacks cut as well.
+            TypeError: if no copy can be made of the network; names the attribute.
+        """
+        if self._distillation is not None:
+            check_alone(callback, trainer, "distillation", TAUGHT)
+            check_copyable(trainer.lightning_module)
+
+    def keep(self, trainer: pl.Trainer, epoch: int | None, *, is_first: bool) -> None:
+        """Write the network that is about to be cut to a file, for a resume and for its user.
+
+        Args:
+            trainer: of the fit.
+            epoch: zero-based, whose validation was captured for the cut.
+            is_first: whether there was no cut before.
+        """
+        kept = save_uncut(trainer, epoch)
+        if is_first:
+            self.uncut = kept
 
     def begin(self, trainer: pl.Trainer, survey: FitSurvey) -> None:
         """Let the network as it is before the first cut be the teacher; later cuts change nothing."""
@@ -63,27 +94,41 @@ class Teaching:
         """
         if self._distillation is None:
             return
-        teacher = eager_copy(trainer.lightning_module)
+        network = eager_copy(trainer.lightning_module)
+        kept = self.uncut
+        self.uncut = run_on_all_ranks(lambda: load_uncut(network, trainer, kept, epoch))[0]
+        self._begin(trainer, survey, network)
 
-        def load() -> None:
-            load_pruned(teacher, find_uncut(trainer, self.uncut, epoch))
-
-        run_on_all_ranks(load)
-        self._begin(trainer, survey, teacher)
-
-    def _begin(self, trainer: pl.Trainer, survey: FitSurvey, teacher: nn.Module) -> None:
-        self._begun, self._largest = True, survey.num_classes - 1
-        teacher.eval().requires_grad_(False)
-        broadcast_(teacher.buffers())  # BatchNorm has seen other batches on every process
-        inputs = survey.example.traced
-        self._readers = scoring_modules(teacher, inputs, self._read_outputs, self._largest)
-        if self._readers:
+    def _begin(self, trainer: pl.Trainer, survey: FitSurvey, network: nn.Module) -> None:
+        self._begun = True
+        inputs, largest = survey.example.traced, survey.num_classes - 1
+        teacher = Teacher(network, trainer, inputs, self._read_outputs, largest)
+        if teacher.readers:
             self._teacher = teacher
-            self._calls = LastCall(trainer.lightning_module, self._readers)
+            self._calls = LastCall(trainer.lightning_module, teacher.readers)
             # What is compiled by now knows of no hooks.
             torch.compiler.reset()
         else:
-            warn_of_no_scores(trainer.lightning_module)
+            self._warn(_no_scores(trainer.lightning_module))
+
+    def state(self) -> Uncut | None:
+        """What a checkpoint has to tell of the network before the first cut."""
+        if self._teacher is not None and self.uncut is None:
+            self._warn(
+                "distillation is set, but the uncut network is in no file: there is no ModelCheckpoint, "
+                "in whose folder it would be, or it could not be written. Fits that go on from the "
+                "checkpoint written now will find no teacher."
+            )
+        return self.uncut
+
+    def forget(self) -> None:
+        """Hold no network, and leave no hook behind; where the first one was kept is remembered."""
+        self._give_back()
+        if self._calls is not None:
+            self._calls.detach()
+        self._calls = self._teacher = None
+
+    # -- the steps -----------------------------------------------------------------------------------
 
     def before_batch(self, trainer: pl.Trainer) -> None:
         """Watch the network in a training step."""
@@ -91,74 +136,70 @@ class Teaching:
             wrapped = trainer.strategy.model is not trainer.lightning_module
             self._calls.attach(redirected=wrapped)
 
-    def after_batch(self, trainer: pl.Trainer) -> None:
-        """Watch it no more: whoever copies, saves or validates the module finds no hook."""
-        if self._calls is not None:
-            self._calls.detach()
-            module = trainer.lightning_module
-            if not self._taught and (self._asked or not module.automatic_optimization):
-                called = [f"self.{name}(...)" if name else "self(...)" for name in self._readers]
-                rank_zero_warn(
-                    f"distillation is set, but training_step of {type(module).__name__} does not call "
-                    f"{' or '.join(called)}, the whole network, before it goes backward, in manual "
-                    "optimization by self.manual_backward(loss). Training goes on without a teacher."
-                )
-                self.forget()
-
-    def before_backward(self, trainer: pl.Trainer) -> None:
-        """Let the backward pass that comes begin at the blended loss."""
-        if self._calls is None:
+    def before_backward(self, trainer: pl.Trainer, loss: Tensor) -> None:
+        """Let the backward pass that comes begin at the blended loss, if that of the user is taught."""
+        self._give_back()
+        if self._calls is None or self._teacher is None or self._distillation is None:
             return
         self._asked = True
-        call = self._calls.take()
-        distance = None if call is None else self._distance(trainer, call)
-        if distance is not None:
-            self._taught = True
-            trainer.lightning_module.log(f"{PREFIX}distillation_loss", distance.detach(), on_step=True)
-            self._blend_once(trainer.lightning_module, _as_losses(trainer, distance))
+        call = self._calls.last
+        scores = None if call is None else self._teacher.scores_of(call)
+        self._unscored |= call is not None and scores is None
+        if call is None or scores is None or not depends_on(loss, scores, output_tensors(call.outputs)):
+            return
+        self._calls.drop()
+        self._taught = True
+        distance = distillation_loss(scores, self._teacher.answer(call), self._distillation.temperature)
+        trainer.lightning_module.log(f"{PREFIX}distillation_loss", distance.detach(), on_step=True)
+        self._blend_once(trainer.lightning_module, _as_losses(trainer, distance), self._calls)
 
-    def _distance(self, trainer: pl.Trainer, call: Call) -> Tensor | None:
-        """How far the network is from its teacher; None if it has returned no class scores."""
-        assert self._teacher is not None
-        assert self._distillation is not None
-        reader = self._readers[call.name]
-        scores = class_scores(call.outputs, reader, self._largest)
-        if scores is None:
-            warn_of_no_scores(trainer.lightning_module)
-            self.forget()
-            return None
-        # In half precision as training_step runs; under inference_mode nothing could be learned from it.
-        with trainer.precision_plugin.forward_context(), torch.no_grad():
-            teacher = self._teacher.get_submodule(call.name)
-            wanted = class_scores(teacher(*call.arguments, **call.keywords), reader, self._largest)
-        assert wanted is not None, "the same module in eval mode has returned some before"
-        return distillation_loss(scores, wanted, self._distillation.temperature)
-
-    def _blend_once(self, module: pl.LightningModule, distance: Tensor) -> None:
+    def _blend_once(self, module: pl.LightningModule, distance: Tensor, calls: LastCall) -> None:
         """Let the next call of ``module.backward``, which users may override, get the blended loss.
 
         In place the loss cannot be changed: in manual optimisation it is the user's own tensor, which
         may be logged afterwards, and which its own backward pass may need as it was.
         """
-        assert self._calls is not None
         assert self._distillation is not None
-        calls, weight = self._calls, self._distillation.weight
-        attributes = vars(module)
+        weight, attributes = self._distillation.weight, vars(module)
         own = {name: attributes[name] for name in ("backward",) if name in attributes}
 
-        def backward(loss: Tensor, *arguments: Any, **keywords: Any) -> None:
+        def undo() -> None:
             del attributes["backward"]
             attributes.update(own)
+
+        def backward(loss: Tensor, *arguments: Any, **keywords: Any) -> None:
+            self._give_back()
             with calls.resting():
                 module.backward(taught_loss(loss, distance, weight), *arguments, **keywords)
 
-        attributes["backward"] = backward
+        attributes["backward"], self._undo = backward, undo
 
-    def forget(self) -> None:
-        """Hold no network, and leave no hook behind; where the first one was kept is remembered."""
+    def _give_back(self) -> None:
+        """Put the module's own backward back, if the pass that was to be taught has not begun."""
+        undo, self._undo = self._undo, None
+        if undo is not None:
+            undo()
+
+    def after_batch(self) -> None:
+        """Watch it no more: whoever copies, saves or validates the module finds no hook."""
+        self._give_back()
         if self._calls is not None:
             self._calls.detach()
-        self._calls = self._teacher = None
+            self._stepped = True
+
+    def after_epoch(self, trainer: pl.Trainer) -> None:
+        """Warn if nothing could be taught; single steps may have another purpose."""
+        module = trainer.lightning_module
+        could = self._stepped and (self._asked or not module.automatic_optimization)
+        if self._teacher is not None and could and not self._taught:
+            message = _no_scores(module) if self._unscored else _no_call(module, self._teacher)
+            self._warn(message)
+        self._new_epoch()
+
+    def _warn(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            rank_zero_warn(message)
 
 
 def _as_losses(trainer: pl.Trainer, distance: Tensor) -> Tensor:
@@ -169,92 +210,19 @@ def _as_losses(trainer: pl.Trainer, distance: Tensor) -> Tensor:
     return distance if scaler is None else scaler.scale(distance)
 
 
-def scoring_modules(
-    model: nn.Module, inputs: tuple[Any, ...], read_outputs: OutputReader | None, largest: int
-) -> dict[str, OutputReader | None]:
-    """The modules that stand for the whole network, since they return the class scores of its forward.
-
-    They contain all layers with parameters that forward calls, so that their inputs are not cut.
-
-    Args:
-        model: left unchanged.
-        inputs: arguments of forward.
-        read_outputs: finds class scores in the outputs of forward; None: as :func:`class_scores`.
-        largest: the largest label.
-
-    Returns:
-        How to read the scores of each, by qualified name, "" being the model itself; empty if forward
-        returns no class scores, or probabilities, which have lost what the temperature softens.
-    """
-    outputs: dict[str, Any] = {}
-
-    def noting(name: str) -> Callable[..., None]:
-        def note(_module: nn.Module, _inputs: Any, found: Any) -> None:
-            outputs[name] = found
-
-        return note
-
-    with evaluation_state(model), counted(model) as calls:
-        handles = [m.register_forward_hook(noting(name)) for name, m in model.named_modules()]
-        try:
-            run_forward(model, inputs)
-        finally:
-            for handle in handles:
-                handle.remove()
-    scores = class_scores(outputs[""], read_outputs, largest)
-    if scores is None or _are_probabilities(scores):
-        return {}
-    found: dict[str, OutputReader | None] = {}
-    for name in (name for name, _ in model.named_modules() if name in outputs):  # from the outside in
-        if not name or all(layer.startswith(f"{name}.") for layer in calls):
-            for reader in (read_outputs, None):
-                with suppress(Exception):  # it reads outputs of forward, and these may be others
-                    if torch.equal(class_scores(outputs[name], reader, largest), scores):  # type: ignore[arg-type]
-                        found[name] = reader
-                        break  # the user's own, which may know outputs of train mode as well
-    return found
-
-
-def _are_probabilities(scores: Tensor) -> bool:
-    return bool((scores >= 0).all()) and bool(((scores.sum(1) - 1).abs() < 1e-3).all())
-
-
-def warn_of_no_scores(module: nn.Module) -> None:
-    """Say that there is nothing to compare a network with its teacher by."""
-    rank_zero_warn(
+def _no_scores(module: nn.Module) -> str:
+    return (
         f"distillation is set, but {type(module).__name__} returns no logits of classes, (B, C), by "
         "which it could be compared with the uncut network. Pass read_outputs=, a function of what "
         "forward returns that returns them. Training goes on without a teacher."
     )
 
 
-def find_uncut(trainer: pl.Trainer, written: str | None, epoch: int | None) -> Path:
-    """The checkpoint of the network before the first cut.
-
-    Args:
-        trainer: in a fit that goes on from a checkpoint.
-        written: where it was written; None: not known.
-        epoch: zero-based, whose validation was captured for that cut.
-
-    Raises:
-        FileNotFoundError: if it is nowhere; says where it was looked for, and what to do.
-    """
-    places = list(dict.fromkeys(_places(trainer, written, name_of_uncut(epoch))))
-    for place in places:
-        if place.is_file():
-            return place
-    raise FileNotFoundError(
-        "distillation is set, and the cut in the checkpoint has the network before it as its teacher, "
-        f"whose file was looked for at {', '.join(map(str, places)) or 'no place'}. Put it beside the "
-        "checkpoint that the fit goes on from, or set distillation to None."
+def _no_call(module: nn.Module, teacher: Teacher) -> str:
+    called = " or ".join(f"self.{name}(...)" if name else "self(...)" for name in teacher.readers)
+    return (
+        f"distillation is set, but in a whole epoch no loss of {type(module).__name__} could be taught: "
+        f"it has to depend on what {called} returned last in training_step, the whole network, and "
+        "manual optimization has to go backward by self.manual_backward(loss). Training goes on without "
+        "a teacher."
     )
-
-
-def _places(trainer: pl.Trainer, written: str | None, name: str) -> Iterator[Path]:
-    if trainer.ckpt_path:
-        yield Path(trainer.ckpt_path).absolute().parent / name
-    if written is not None:
-        yield Path(written)
-    folder = kept_in(trainer)
-    if folder is not None:
-        yield folder.absolute() / name

@@ -15,7 +15,7 @@ from acsp_lightning.report import PruningStep
 from acsp_lightning.report.step import Outcome, Verdict
 from acsp_lightning.selection.allocation import as_decisions, halved_widths
 from acsp_lightning.settings import Guard
-from acsp_lightning.trainer.checks import check_alone
+from acsp_lightning.trainer.checks import GUARDED, check_alone
 from acsp_lightning.trainer.cut import FitSite
 from acsp_lightning.trainer.ranks import on_rank_zero, run_on_all_ranks
 from acsp_lightning.trainer.snapshot import Snapshot
@@ -72,7 +72,7 @@ class GuardMonitor:
         self._validated = False
         if self._guard is not None:
             check_judged(self._guard, epochs, self._epochs, trainer.check_val_every_n_epoch or 1)
-            check_alone(callback, trainer)
+            check_alone(callback, trainer, "guard", GUARDED)
 
     def forget(self) -> None:
         """Hold no weights of the user's."""

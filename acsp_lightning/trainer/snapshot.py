@@ -3,54 +3,15 @@
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from acsp_lightning.structure.optimizer import held_beside, nested_optimizers
 from acsp_lightning.structure.records import is_record
 from acsp_lightning.structure.resizing import resize_layers
-
-
-def kept_in(trainer: pl.Trainer) -> Path | None:
-    """The folder in which networks are kept before their cuts: that of the first ModelCheckpoint."""
-    checkpoint = trainer.checkpoint_callback
-    if not isinstance(checkpoint, ModelCheckpoint) or checkpoint.dirpath is None:
-        return None
-    return Path(checkpoint.dirpath)
-
-
-def name_of_uncut(epoch: int | None) -> str:
-    """Name of the file that keeps the network before the cut after an epoch."""
-    return f"uncut-epoch={epoch}.ckpt"
-
-
-def save_uncut(trainer: pl.Trainer, epoch: int | None) -> str | None:
-    """Write a checkpoint of the network before a cut beside those of the first ModelCheckpoint.
-
-    The fit goes on without it where the file cannot be written.
-
-    Returns:
-        Absolute path of the file; None if there is none.
-    """
-    folder = kept_in(trainer)
-    if folder is None:
-        return None
-    path = folder / name_of_uncut(epoch)
-    try:
-        trainer.save_checkpoint(path, weights_only=False)
-    except (OSError, RuntimeError) as error:  # torch.save says a full disk in a RuntimeError
-        rank_zero_warn(f"The network before the cut could not be saved to {path}: {error}.")
-        # The process that writes has failed; the others wait for it here.
-        trainer.strategy.barrier()
-        return None
-    return str(path.absolute())
 
 
 @dataclass(frozen=True, slots=True)

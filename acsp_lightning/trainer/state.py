@@ -9,6 +9,7 @@ from acsp_lightning.measure.complexity import Complexity
 from acsp_lightning.report import PruningStep
 from acsp_lightning.serialization import from_record, to_record
 from acsp_lightning.trainer.guard import Trial
+from acsp_lightning.trainer.uncut import Uncut
 
 OTHER_FORMAT = (
     "Its weights can be loaded with load_pruned; to go on with that fit, install the version that "
@@ -26,7 +27,7 @@ class CallbackState:
         initial: complexity of the network before its first cut; None before the first epoch.
         captured: what waits for its cut.
         trial: the cut that waits for the guard's verdict.
-        uncut: file that keeps the network before the first cut; None: there is none, or no cut yet.
+        uncut: what keeps the network before the first cut; None: there is none, or no cut yet.
     """
 
     steps: list[PruningStep]
@@ -34,7 +35,7 @@ class CallbackState:
     initial: Complexity | None
     captured: Captured | None
     trial: Trial | None
-    uncut: str | None = None
+    uncut: Uncut | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data and tensors, as ``torch.load(weights_only=True)`` reads them."""

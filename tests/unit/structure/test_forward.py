@@ -4,7 +4,6 @@ from collections import UserDict
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,7 +18,6 @@ from torch.utils.checkpoint import checkpoint
 from acsp_lightning import UnsupportedStructureError
 from acsp_lightning.structure.forward import (
     call_counts,
-    eager_copy,
     evaluation_state,
     is_checkpointed,
     of_batch_size,
@@ -289,22 +287,3 @@ def test_layers_that_are_spared_keep_their_new_buffers_and_get_back_their_flags(
     assert [int(norm.num_batches_tracked) for norm in model] == [1, 0]
     assert torch.equal(model[1].running_mean, torch.zeros(3))
     assert all(norm.training for norm in model)
-
-
-class Unique:
-    """As a Trainer is, of which there cannot be two."""
-
-    def __deepcopy__(self, memo: object) -> None:
-        raise TypeError("one is enough")
-
-
-def test_a_copy_takes_along_what_is_of_the_network_and_shares_factories() -> None:
-    """An optimizer's factory from a command line holds the Trainer; a partial method holds the layer."""
-    layer = nn.Linear(3, 3)
-    layer.optimizer = partial(torch.optim.SGD, Unique(), lr=0.1)
-    layer.again = partial(layer.forward)
-    layer.with_weight = partial(functional.linear, weight=layer.weight)
-    copied = eager_copy(nn.Sequential(layer))[0]
-    assert copied.optimizer is layer.optimizer
-    assert copied.again.func.__self__ is copied
-    assert copied.with_weight.keywords["weight"] is copied.weight

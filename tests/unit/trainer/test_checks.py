@@ -98,13 +98,15 @@ def test_trainers_of_other_kinds() -> None:
         checks.check_trainer(trainer())
 
 
-def test_two_callbacks_with_a_guard() -> None:
+def test_an_option_for_a_single_callback() -> None:
     first, second = callback(), callback(1)
     quiet: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
-    checks.check_alone(first, pl.Trainer(callbacks=[first], **quiet))
-    message = refuses(checks.check_alone, first, pl.Trainer(callbacks=[first, second], **quiet))
+    checks.check_alone(first, pl.Trainer(callbacks=[first], **quiet), "guard", "it is so")
+    both = pl.Trainer(callbacks=[first, second], **quiet)
+    message = refuses(checks.check_alone, first, both, "guard", "it is so")
     assert message is not None
-    assert "another ACSPPruningCallback" in message
+    assert message.startswith("guard is set, and the Trainer has another ACSPPruningCallback: it is so.")
+    assert "set guard to None" in message
 
 
 def test_a_network_that_is_all_frozen() -> None:
