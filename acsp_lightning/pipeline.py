@@ -13,17 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from acsp_lightning.capture.batches import BatchReader, count_classes, rare_classes, read_labelled
-from acsp_lightning.capture.holdout import held_back
+from acsp_lightning.capture.holdout import captured_labels, held_back
 from acsp_lightning.capture.hooks import ActivationCapture
 from acsp_lightning.capture.samples import SampleCollector, Samples, collect_samples
 from acsp_lightning.capture.statistics import Captured
 from acsp_lightning.measure.accuracy import ClassCounts, check_outputs, count_by_class
 from acsp_lightning.measure.complexity import Complexity, measure_complexity
 from acsp_lightning.measure.latency import LatencyComparison, compare_latency
+from acsp_lightning.measure.layer_times import stored_times
 from acsp_lightning.progress import tracked, warn_on_error
-from acsp_lightning.report import PruningStep
+from acsp_lightning.report import PruningStep, reference_accuracy, time_taken
 from acsp_lightning.report.concerns import concerns
 from acsp_lightning.selection.allocation import check_reachable, flops_budget
+from acsp_lightning.selection.clock import Clock
+from acsp_lightning.selection.deadline import Deadline
 from acsp_lightning.selection.holdback import enough_to_measure, share_to_hold_back
 from acsp_lightning.selection.proposal import Proposal, propose
 from acsp_lightning.selection.trials import HeldBack, Timing, Trials
@@ -179,16 +182,6 @@ def capture_network(
     return example, Captured(None, groups, activations, left_whole=tracing.whole, held_back=share)
 
 
-def captured_labels(labels: Iterable[Tensor], share: float) -> Tensor:
-    """Labels of the samples that are not held back.
-
-    Args:
-        labels: of all samples, by process.
-        share: share of them that is held back.
-    """
-    return torch.cat([found[~held_back(0, len(found), share)] for found in labels])
-
-
 def decide_cut(
     site: Site,
     captured: Captured,
@@ -196,7 +189,7 @@ def decide_cut(
     example: Example,
     initial: Complexity | None = None,
     *,
-    reference: float | None = None,
+    earlier: Sequence[PruningStep] = (),
     shares: Sequence[float] = (),
 ) -> tuple[Proposal, Recovery]:
     """Decide what is cut, and prepare what the consumers recover with; changes nothing.
@@ -207,13 +200,14 @@ def decide_cut(
         settings: what is cut, and how.
         example: arguments of forward.
         initial: the complexity that ``selection.flops`` is a share of; None: that of the network.
-        reference: as in :func:`acsp_lightning.selection.proposal.propose`.
-        shares: as there.
+        earlier: the cuts of the fit so far.
+        shares: as in :func:`acsp_lightning.selection.proposal.propose`.
 
     Raises:
         ValueError: if classes are missing, or the volume asked for cannot be had.
     """
-    before = measure_complexity(site.network, example.counted)
+    network, target = site.network, settings.selection.latency
+    before = measure_complexity(network, example.counted)
     refits, folds = settings.recovery == "least_squares", settings.recovery != "none"
     measures = captured.held_back > 0 and captured.decisions is None
     looks = refits or settings.selection.is_global
@@ -235,18 +229,23 @@ def decide_cut(
             trials = Trials(
                 site.network, captured.groups, before, recovery, back, settings.read_outputs, timing
             )
-        return propose(
-            site.network,
-            captured,
-            settings,
-            before,
-            outputs=outputs,
-            initial=initial,
-            trials=trials,
-            reference=reference,
-            shares=shares,
-            inform=site.inform,
-        )
+        with stored_times(None if target is None else site.times_file, network) as table:
+            clock = Clock(
+                network, captured.groups, example.counted, settings.latency_at, table, site.inform
+            )
+            return propose(
+                network,
+                captured,
+                settings,
+                before,
+                outputs=outputs,
+                initial=initial,
+                trials=trials,
+                deadline=None if target is None else Deadline(clock, target, time_taken(earlier)),
+                reference=reference_accuracy(earlier),
+                shares=shares,
+                inform=site.inform,
+            )
 
     return site.on_rank_zero(decide), recovery
 
@@ -316,7 +315,7 @@ def make_cut(
     example: Example,
     initial: Complexity | None = None,
     *,
-    reference: float | None = None,
+    earlier: Sequence[PruningStep] = (),
     shares: Sequence[float] = (),
 ) -> PruningStep:
     """Decide, cut and measure; returns the record.
@@ -328,7 +327,7 @@ def make_cut(
             The network is as it was then.
     """
     proposal, recovery = decide_cut(
-        site, captured, settings, example, initial, reference=reference, shares=shares
+        site, captured, settings, example, initial, earlier=earlier, shares=shares
     )
     classes_before = count_classified(site, site.network, settings)
     uncut = _kept_for_timing(site, settings)
@@ -355,6 +354,7 @@ def make_cut(
         left_whole=captured.left_whole,
         norms=proposal.plan.norms(proposal.groups),
         trade_off=proposal.trade_off,
+        times=proposal.times,
     )
     for concern in concerns(step):
         site.warn(concern)

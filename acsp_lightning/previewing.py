@@ -154,6 +154,7 @@ class CopySite:
 
     is_averaged = False
     is_rank_zero = True
+    times_file = None
 
     def __init__(self, network: nn.Module, captured: Iterable[Any], names: Sequence[str] = ()) -> None:
         self.network = network

@@ -1,5 +1,6 @@
 """Validation samples held back from a capture: cuts are measured on others than chose them."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -73,3 +74,13 @@ def is_shuffled(loaders: Any) -> bool:
             if isinstance(sampler, random) or getattr(sampler, "shuffle", False) is True:
                 return True
     return False
+
+
+def captured_labels(labels: Iterable[Tensor], share: float) -> Tensor:
+    """Labels of the samples that are not held back.
+
+    Args:
+        labels: of all samples, by process.
+        share: share of them that is held back.
+    """
+    return torch.cat([found[~held_back(0, len(found), share)] for found in labels])

@@ -1,7 +1,7 @@
 """The decision on which channels of a network to keep; nothing is cut yet."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -16,11 +16,13 @@ from acsp_lightning.selection.allocation import (
     flops_budget,
     select_groups,
 )
+from acsp_lightning.selection.deadline import Deadline
 from acsp_lightning.selection.exploration import explore
 from acsp_lightning.selection.maps import GroupMap, map_groups
+from acsp_lightning.selection.network_times import NetworkTimes
 from acsp_lightning.selection.path import DamagePath, NetworkCurve
 from acsp_lightning.selection.scores import Comparison
-from acsp_lightning.selection.tradeoff import TradeOff
+from acsp_lightning.selection.tradeoff import Depth, TradeOff
 from acsp_lightning.selection.trials import Trials
 from acsp_lightning.settings import PruningSettings
 from acsp_lightning.structure.groups import ChannelGroup
@@ -43,6 +45,7 @@ class Proposal:
         network: damage to the whole network over its FLOPs, if it set the widths; else None.
         maps: data for the report on the groups that lose channels, by name.
         trade_off: what cuts of several depths were measured to cost; None if none was measured.
+        times: of the network and its layers, where a share of its time was asked for; else None.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -53,6 +56,7 @@ class Proposal:
     network: NetworkCurve | None
     maps: Mapping[str, GroupMap]
     trade_off: TradeOff | None = None
+    times: NetworkTimes | None = None
 
 
 def propose(
@@ -64,6 +68,7 @@ def propose(
     outputs: Refit | None = None,
     initial: Complexity | None = None,
     trials: Trials | None = None,
+    deadline: Deadline | None = None,
     reference: float | None = None,
     shares: Sequence[float] = (),
     inform: Callable[[str], None] = lambda message: None,
@@ -79,13 +84,15 @@ def propose(
             output is weighted by its own energy.
         initial: the complexity that ``selection.flops`` is a share of; None: ``before``.
         trials: measures cuts on a copy; None: nothing is measured.
+        deadline: times the network and finds the widths that meet ``selection.latency``; None where it
+            is not set.
         reference: accuracy of the network before the first cut, which ``selection.tolerance`` counts
             from, on samples held back; None: this is the first cut.
         shares: shares of the FLOPs of the ``initial`` network at which a cut is measured as well.
         inform: called with a message if deciding will take long.
 
     Raises:
-        ValueError: if classes are missing, or the requested FLOPs cannot be reached.
+        ValueError: if classes are missing, or the requested FLOPs or time cannot be reached.
     """
     selection = settings.selection
     wait = expected_wait(captured.groups, captured.activations, selection)
@@ -96,7 +103,7 @@ def propose(
             f"selection.class_pairs=N compares {advice}."
         )
 
-    def measure(path: DamagePath, select: Select) -> TradeOff:
+    def measure(path: DamagePath, select: Select, in_time: Mapping[str, int] | None) -> TradeOff:
         assert trials is not None
         uncut, tolerance = trials.uncut, selection.tolerance
         if tolerance is not None and trials.is_at_chance:
@@ -109,14 +116,19 @@ def propose(
             )
         if tolerance is not None and reference is not None:
             tolerance -= reference - uncut.fidelity.accuracy
+
+        def timed(depth: Depth) -> Depth:
+            return depth if deadline is None else replace(depth, seconds=deadline.seconds(depth.widths))
+
         return explore(
             path,
-            uncut,
-            lambda widths: trials.measure(select(widths)),
+            timed(uncut),
+            lambda widths: timed(trials.measure(select(widths))),
             tolerance=tolerance,
             whole=(initial or before).flops,
             shares=shares,
             requested=selection.flops,
+            in_time=in_time,
             inform=inform,
         )
 
@@ -130,6 +142,7 @@ def propose(
         round_to=settings.round_to,
         budget=flops_budget(selection, initial or before, before),
         decisions=captured.decisions,
+        deadline=deadline,
         measure=None if trials is None else measure,
     )
     groups = captured.groups[: settings.layers_per_epoch]
@@ -143,6 +156,9 @@ def propose(
         network=allocation.network,
         maps=_maps(groups, allocation, captured.activations),
         trade_off=allocation.trade_off,
+        times=None
+        if deadline is None
+        else deadline.times({name: selection.k for name, selection in selections.items()}),
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning.pytorch as pl
@@ -36,6 +37,7 @@ from acsp_lightning.trainer.averaging import (
 )
 from acsp_lightning.trainer.checks import callbacks_of
 from acsp_lightning.trainer.loaders import training_batches, validation_batches
+from acsp_lightning.trainer.loggers import report_dir
 from acsp_lightning.trainer.monitors import reset_monitors
 from acsp_lightning.trainer.ranks import broadcast_, is_rank_zero, on_rank_zero, run_on_all_ranks
 from acsp_lightning.trainer.snapshot import Snapshot, restore_snapshot, take_snapshot
@@ -94,6 +96,13 @@ class FitSite:
     def is_rank_zero(self) -> bool:
         """Whether this is the first process."""
         return is_rank_zero()
+
+    @property
+    def times_file(self) -> Path | None:
+        """Beside the reports, on the first process."""
+        if not self.is_rank_zero:
+            return None
+        return report_dir(self._trainer, self._settings) / "times.json"
 
     def on_all_ranks(self, work: Callable[[], T]) -> list[T]:
         """Results of ``work`` on every process; where it fails on one, it fails on all."""

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 from acsp_lightning.capture.batches import count_classes, rare_classes
-from acsp_lightning.capture.holdout import SHUFFLED, is_shuffled
+from acsp_lightning.capture.holdout import SHUFFLED, captured_labels, is_shuffled
 from acsp_lightning.measure.accuracy import check_outputs
 from acsp_lightning.measure.complexity import Complexity
-from acsp_lightning.pipeline import NO_BATCH, captured_labels, examine, groups_due, survey, trace
+from acsp_lightning.pipeline import NO_BATCH, examine, groups_due, survey, trace
 from acsp_lightning.selection.holdback import share_to_hold_back
 from acsp_lightning.settings import PruningSettings
 from acsp_lightning.structure.example import Example
