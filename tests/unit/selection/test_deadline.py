@@ -65,10 +65,13 @@ class Case:
     def clock(self, **options: Any) -> Clock:
         return Clock(self.model, self.groups, (IMAGE,), LatencyAt(), TimeTable(), **options)
 
-    def seconds(self, widths: Mapping[str, int]) -> float:
+    def by_layer(self, widths: Mapping[str, int]) -> dict[str, float]:
         cut = copy.deepcopy(self.model)
         apply_plan(cut, build_plan(self.groups, {name: range(k) for name, k in widths.items()}))
-        return clockwork.network_seconds(cut, (IMAGE,))
+        return clockwork.by_layer(cut, (IMAGE,))
+
+    def seconds(self, widths: Mapping[str, int]) -> float:
+        return sum(self.by_layer(widths).values())
 
     def everything(self) -> Iterator[tuple[float, float]]:
         """Share of the time and damage of all combinations of full blocks, or the fewest."""
@@ -105,7 +108,9 @@ def test_widths_are_rounded_as_the_clock_rounds() -> None:
     deadline = Deadline(case.clock(), 0.5)
     path = deadline.path(case.curves)
     for name, every in case.curves.items():
-        times = {k: case.seconds({name: k}) for k in every.ks}
+        layers = {k: case.by_layer({name: k}) for k in every.ks}
+        # The pooling has no weights, and belongs to what lies between the layers.
+        times = {k: sum(found.values()) - found["pool"] for k, found in layers.items()}
         kept = path.curves[name].ks
         assert 2 < len(kept) < len(every.ks)
         for k in every.ks[:-1]:
