@@ -9,6 +9,8 @@ from acsp_lightning.functional import find_knee
 from acsp_lightning.selection.cost import CostModel
 from acsp_lightning.selection.damage import DamageCurve, lower_hull, total_damage
 
+ROUNDING = 1e-6  # of what a group can save: less is no difference
+
 
 @dataclass(frozen=True, slots=True)
 class Stage:
@@ -65,8 +67,8 @@ def cheaper_widths(curves: Mapping[str, DamageCurve], costs: CostModel) -> dict[
     cheaper = {}
     for name, curve in curves.items():
         saved = [costs.saved({}, name, k) for k in curve.ks]
-        last = len(saved) - 1
-        kept = [p for p in range(last + 1) if p == last or saved[p] > max(saved[p + 1 :])]
+        last, rounding = len(saved) - 1, ROUNDING * max(saved)
+        kept = [p for p in range(last + 1) if p == last or saved[p] > max(saved[p + 1 :]) + rounding]
         cheaper[name] = DamageCurve(
             tuple(curve.ks[place] for place in kept), tuple(curve.damage[place] for place in kept)
         )
