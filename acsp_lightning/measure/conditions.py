@@ -11,7 +11,7 @@ from acsp_lightning.measure.latency import check_batch_sizes
 from acsp_lightning.structure.forward import eager_copy, of_batch_size
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots, which jsonargparse cannot show as a default
 class LatencyAt:
     """Under what conditions the forward pass is timed that ``selection.latency`` is a share of.
 
