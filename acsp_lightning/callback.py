@@ -78,7 +78,7 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
     def __post_init__(self) -> None:
         """Check every argument."""
         super().__post_init__()
-        check_epochs(self.epochs)
+        check_epochs(self.epochs, self.latency_table)
         self.epochs = tuple(self.epochs)
         if self.guard is not None:
             check_judged(self.guard, self.epochs, max_epochs=None)

@@ -20,15 +20,13 @@ from acsp_lightning.capture.statistics import Captured
 from acsp_lightning.measure.accuracy import ClassCounts, check_outputs, count_by_class
 from acsp_lightning.measure.complexity import Complexity, measure_complexity
 from acsp_lightning.measure.latency import LatencyComparison, compare_latency
-from acsp_lightning.measure.layer_times import stored_times
 from acsp_lightning.progress import tracked, warn_on_error
 from acsp_lightning.report import PruningStep, reference_accuracy, time_taken
 from acsp_lightning.report.concerns import concerns
 from acsp_lightning.selection.allocation import check_reachable, flops_budget
-from acsp_lightning.selection.clock import Clock
-from acsp_lightning.selection.deadline import Deadline
 from acsp_lightning.selection.holdback import enough_to_measure, share_to_hold_back
 from acsp_lightning.selection.proposal import Proposal, propose
+from acsp_lightning.selection.time_target import time_target
 from acsp_lightning.selection.trials import HeldBack, Timing, Trials
 from acsp_lightning.settings import PruningSettings
 from acsp_lightning.site import Site
@@ -206,8 +204,8 @@ def decide_cut(
     Raises:
         ValueError: if classes are missing, or the volume asked for cannot be had.
     """
-    network, target = site.network, settings.selection.latency
-    before = measure_complexity(network, example.counted)
+    network, inputs = site.network, example.counted
+    before = measure_complexity(network, inputs)
     refits, folds = settings.recovery == "least_squares", settings.recovery != "none"
     measures = captured.held_back > 0 and captured.decisions is None
     looks = refits or settings.selection.is_global
@@ -225,14 +223,14 @@ def decide_cut(
         if concern is not None:
             site.warn(concern)
         if held is not None:
-            timing, back = Timing(example.counted, settings.latency_batch_sizes), HeldBack(*held)
+            timing, back = Timing(inputs, settings.latency_batch_sizes), HeldBack(*held)
             trials = Trials(
-                site.network, captured.groups, before, recovery, back, settings.read_outputs, timing
+                network, captured.groups, before, recovery, back, settings.read_outputs, timing
             )
-        with stored_times(None if target is None else site.times_file, network) as table:
-            clock = Clock(
-                network, captured.groups, example.counted, settings.latency_at, table, site.inform
-            )
+        kept, taken = site.times_file, time_taken(earlier)
+        with time_target(
+            network, captured.groups, inputs, settings, kept=kept, taken=taken, inform=site.inform
+        ) as deadline:
             return propose(
                 network,
                 captured,
@@ -241,7 +239,7 @@ def decide_cut(
                 outputs=outputs,
                 initial=initial,
                 trials=trials,
-                deadline=None if target is None else Deadline(clock, target, time_taken(earlier)),
+                deadline=deadline,
                 reference=reference_accuracy(earlier),
                 shares=shares,
                 inform=site.inform,

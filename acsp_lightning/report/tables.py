@@ -10,7 +10,7 @@ from rich.table import Table
 from acsp_lightning.measure.complexity import Complexity
 from acsp_lightning.measure.latency import LatencyComparison
 from acsp_lightning.report.step import PruningStep
-from acsp_lightning.report.times import HEAD, NOTE, layer_rows, milliseconds, summary
+from acsp_lightning.report.times import HEAD, NOTE, change, layer_rows, milliseconds, summary
 from acsp_lightning.selection.scores import Comparison
 from acsp_lightning.selection.tradeoff import TradeOff
 
@@ -33,9 +33,7 @@ def headline(step: PruningStep) -> str:
     if step.accuracy_before is not None and step.accuracy_after is not None:
         facts.append(f"accuracy {step.accuracy_before:.2%} -> {step.accuracy_after:.2%}")
     if step.times is not None:
-        network = step.times.network
-        times = f"{milliseconds(network.before.median)} -> {milliseconds(network.after.median)} ms"
-        facts.append(f"{times} ({step.times.at})")
+        facts.append(change(step.times))
     for found in step.latency:
         times = f"{milliseconds(found.before.median)} -> {milliseconds(found.after.median)} ms"
         facts.append(f"{times} for a batch of {found.before.batch_size}")

@@ -1,6 +1,7 @@
 """What the times of a cut say, as rows: which layers hold the network back."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from acsp_lightning.selection.network_times import NetworkTimes
 
@@ -21,38 +22,54 @@ def milliseconds(seconds: float) -> str:
 def layer_rows(times: NetworkTimes) -> Iterator[tuple[str, ...]]:
     """A row for every layer, the slowest after the cut first, and one for the rest of the network.
 
-    Times in milliseconds; shares are those of the network's time.
+    Times in milliseconds; shares are those of the network's time. What was not measured is empty, and
+    shares after the cut are then those that were predicted.
     """
-    before, after = times.network.before.median, times.network.after.median
-    layers = sorted(times.layers.items(), key=lambda entry: -entry[1].after)
-    for name, found in layers:
+    before, after = times.before.median, times.share * times.before.median
+    left = {
+        name: found.predicted if found.after is None else found.after
+        for name, found in times.layers.items()
+    }
+    for name, found in sorted(times.layers.items(), key=lambda entry: -(left[entry[0]] or 0.0)):
         yield (
             name,
             milliseconds(found.before),
-            "" if found.predicted is None else milliseconds(found.predicted),
-            milliseconds(found.after),
+            _cell(found.predicted),
+            _cell(found.after),
             f"{found.before / before:.1%}",
-            f"{found.after / after:.1%}",
+            f"{(left[name] or 0.0) / after:.1%}",
         )
-    rest = (
-        before - sum(found.before for found in times.layers.values()),
-        after - sum(found.after for found in times.layers.values()),
-    )
-    shares = f"{rest[0] / before:.1%}", f"{rest[1] / after:.1%}"
-    yield ("rest of the network", milliseconds(rest[0]), "", milliseconds(rest[1]), *shares)
+    rest = before - sum(found.before for found in times.layers.values())
+    others = after - sum(found or 0.0 for found in left.values())
+    cells = (milliseconds(rest), "", _cell(None if times.after is None else others))
+    yield ("rest of the network", *cells, f"{rest / before:.1%}", f"{others / after:.1%}")
+
+
+def _cell(seconds: float | None) -> str:
+    return "" if seconds is None else milliseconds(seconds)
+
+
+def change(times: NetworkTimes) -> str:
+    """The time of the network before and after the cut, in a few words."""
+    before, after = times.before.median, times.share * times.before.median
+    foretold = f", by {Path(times.table).name}" if times.table else ""
+    return f"{milliseconds(before)} -> {milliseconds(after)} ms ({times.at}{foretold})"
 
 
 def summary(times: NetworkTimes) -> str:
     """What was asked for, predicted and measured, as a sentence."""
-    network = times.network
-    begun = network.before.median / times.taken
-    asked = f"latency={times.asked:g} asks for {milliseconds(times.asked * begun)} ms"
-    where = f"{times.at}, {network.before.device}, {network.before.threads} threads"
-    found = f"measured {milliseconds(network.after.median)} ms, {times.reached:.3f} of the time"
-    parts = [f"{asked} ({where})", found]
+    before = times.before
+    asked = times.asked / times.taken * before.median
+    where = f"{times.at}, {before.device}, {before.threads} threads"
+    where += f", by {times.table}" if times.table else ""
+    parts = [f"latency={times.asked:g} asks for {milliseconds(asked)} ms ({where})"]
     if times.predicted is not None:
-        predicted = times.predicted * network.before.median
-        parts.insert(1, f"predicted {milliseconds(predicted)} ms")
+        predicted = f"predicted {milliseconds(times.predicted * before.median)} ms"
+        reached = "" if times.after is not None else f", {times.reached:.3f} of the time"
+        parts.append(predicted + reached)
+    if times.after is not None:
+        parts.append(f"measured {milliseconds(times.after.median)} ms, {times.reached:.3f} of the time")
     if times.smallest is not None:
         parts.append(f"the smallest network takes {times.taken * times.smallest:.3f}")
-    return "; ".join([*parts, f"{times.spent:.0f} s of measuring"])
+    spent = [] if times.table else [f"{times.spent:.0f} s of measuring"]
+    return "; ".join([*parts, *spent])

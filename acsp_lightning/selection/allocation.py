@@ -20,12 +20,11 @@ from acsp_lightning.functional import (
 )
 from acsp_lightning.measure.complexity import Complexity
 from acsp_lightning.progress import tracked
-from acsp_lightning.selection.axis import timed_widths
 from acsp_lightning.selection.cost import FlopsModel
 from acsp_lightning.selection.damage import candidate_widths, damage_curve
-from acsp_lightning.selection.deadline import Deadline
 from acsp_lightning.selection.path import DamagePath, NetworkCurve
 from acsp_lightning.selection.scores import ChannelScores, Comparison, score_channels
+from acsp_lightning.selection.time_target import TimeTarget
 from acsp_lightning.selection.tradeoff import TradeOff
 from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.refit import Target
@@ -74,7 +73,7 @@ def select_groups(
     round_to: int = 1,
     budget: float | None = None,
     decisions: Mapping[str, WidthDecision] | None = None,
-    deadline: Deadline | None = None,
+    deadline: TimeTarget | None = None,
     measure: Measure | None = None,
 ) -> Allocation:
     """Select the channels of every group to keep.
@@ -111,15 +110,15 @@ def select_groups(
     if decisions is None and config.keep is not None:
         widths = {g.name: width_of_share(g.width, config, round_to=steps[g.name]) for g in groups}
     weighted = config.weighting == "contribution"
-    candidates = {
+    candidates: Mapping[str, Sequence[int]] = {
         group.name: candidate_widths(group.width, config.min_channels, steps[group.name])
-        if deadline is None
-        else timed_widths(group, config.min_channels, round_to)
         for group in groups
     }
+    if deadline is not None:
+        candidates = deadline.candidates
     by_damage = widths is None and config.by_damage
     # A layer's own knee needs its whole curve.
-    ks: dict[str, list[int] | None] = dict.fromkeys(scores)
+    ks: dict[str, Sequence[int] | None] = dict.fromkeys(scores)
     if by_damage:
         ks.update(candidates)
     if widths is not None:

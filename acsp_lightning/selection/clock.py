@@ -11,7 +11,8 @@ from torch import nn
 
 from acsp_lightning.measure.conditions import LatencyAt
 from acsp_lightning.measure.latency import LatencyComparison, compare_latency
-from acsp_lightning.measure.layer_times import TimeTable, layer_calls
+from acsp_lightning.measure.layer_times import layer_calls
+from acsp_lightning.measure.time_table import TimeTable
 from acsp_lightning.progress import tracked
 from acsp_lightning.selection.time_model import TimedLayer, TimeModel, timed_layers
 from acsp_lightning.structure.forward import eager_copy, random_state_restored
@@ -24,12 +25,12 @@ LONG_WAIT = 30.0  # seconds that warrant a message
 FEWEST_PASSES = 9
 SECONDS = 1.0  # for each of two networks
 
-Compare = Callable[[nn.Module, nn.Module, tuple[Any, ...], LatencyAt], LatencyComparison]
-"""Times two networks in turns."""
+Compare = Callable[[nn.Module, nn.Module, tuple[Any, ...], LatencyAt, float], LatencyComparison]
+"""Times two networks in turns, for some seconds each."""
 
 
 def compare(
-    before: nn.Module, after: nn.Module, inputs: tuple[Any, ...], at: LatencyAt
+    before: nn.Module, after: nn.Module, inputs: tuple[Any, ...], at: LatencyAt, seconds: float
 ) -> LatencyComparison:
     """Time two networks in turns, see :func:`acsp_lightning.compare_latency`."""
     (found,) = compare_latency(
@@ -39,7 +40,7 @@ def compare(
         (at.batch_size,),
         compiled=at.compiled,
         min_runs=FEWEST_PASSES,
-        min_seconds=SECONDS,
+        min_seconds=seconds,
     )
     return found
 
@@ -80,7 +81,7 @@ class Clock:
         self._table = table
         self._compare = compare
         self._inform = inform
-        self._compared: dict[tuple[tuple[str, int], ...], LatencyComparison] = {}
+        self._compared: dict[tuple[tuple[str, int], ...], tuple[float, LatencyComparison]] = {}
 
     @cached_property
     def _network(self) -> nn.Module:
@@ -90,20 +91,27 @@ class Clock:
     def _inputs(self) -> tuple[Any, ...]:
         return self.at.inputs(self._example)
 
-    def compared(self, widths: Mapping[str, int]) -> LatencyComparison:
-        """The uncut network and a copy of it that is cut to some widths, timed in turns, once."""
+    def compared(self, widths: Mapping[str, int], seconds: float | None = None) -> LatencyComparison:
+        """The uncut network and a copy of it that is cut to some widths, timed in turns.
+
+        Args:
+            widths: numbers of channels; groups that are not listed keep theirs.
+            seconds: for each of the two, :data:`SECONDS` if None. What was timed as long before is not
+                timed again.
+        """
         cut = {group.name: group.width for group in self._groups} | dict(widths)
         known = tuple(sorted(cut.items()))
-        if known not in self._compared:
+        seconds = SECONDS if seconds is None else seconds
+        if known not in self._compared or self._compared[known][0] < seconds:
             began = monotonic()
             smaller = eager_copy(self._network)
             # Which channels stay makes no difference to the time.
             apply_plan(smaller, build_plan(self._groups, {name: range(k) for name, k in cut.items()}))
             with random_state_restored():
-                found = self._compare(self._network, smaller, self._inputs, self.at)
-            self._compared[known] = found
+                found = self._compare(self._network, smaller, self._inputs, self.at, seconds)
+            self._compared[known] = seconds, found
             self.spent += monotonic() - began
-        return self._compared[known]
+        return self._compared[known][1]
 
     def layers(self, candidates: Mapping[str, Sequence[int]]) -> tuple[TimedLayer, ...]:
         """The layers that can be timed by themselves.

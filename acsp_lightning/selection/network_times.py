@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from acsp_lightning.measure.conditions import LatencyAt
-from acsp_lightning.measure.latency import LatencyComparison
+from acsp_lightning.measure.latency import Latency
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,12 +14,12 @@ class LayerTime:
     Attributes:
         before: with all channels.
         predicted: after the cut, from times of other widths; None if the widths were given.
-        after: after the cut, measured.
+        after: after the cut, measured; None if times are those of a table.
     """
 
     before: float
     predicted: float | None
-    after: float
+    after: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,8 @@ class NetworkTimes:
         asked: share of the time of the first uncut network that ``selection.latency`` asks for.
         taken: share of that time that the network took before this cut; 1 at the first one.
         at: the conditions.
-        network: the network and the planned one, on a copy, timed in turns.
+        before: of the network before this cut.
+        after: of the planned one, on a copy, timed in turns with it; None if times are those of a table.
         predicted: share of the time before this cut that was predicted for the planned network, before
             it was timed; None if the widths were given.
         smallest: share of the time before this cut that the smallest network takes; None if the widths
@@ -51,22 +52,27 @@ class NetworkTimes:
         checks: planned networks until one met the target, in order.
         layers: the layers that can be timed by themselves, in order of execution.
         spent: seconds that measuring took.
+        table: the file that all times are from; empty if they were measured here.
     """
 
     asked: float
     taken: float
     at: LatencyAt
-    network: LatencyComparison
+    before: Latency
+    after: Latency | None
     predicted: float | None
     smallest: float | None
     checks: tuple[TimeCheck, ...]
     layers: Mapping[str, LayerTime] = field(default_factory=dict)
     spent: float = 0.0
+    table: str = ""
 
     @property
     def share(self) -> float:
-        """Share of the time before this cut that the network takes after it."""
-        return 1 / self.network.speedup
+        """Share of the time before this cut that the network takes after it, as far as it is known."""
+        if self.after is not None:
+            return self.after.median / self.before.median
+        return 1.0 if self.predicted is None else self.predicted
 
     @property
     def reached(self) -> float:

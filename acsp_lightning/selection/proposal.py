@@ -16,12 +16,12 @@ from acsp_lightning.selection.allocation import (
     flops_budget,
     select_groups,
 )
-from acsp_lightning.selection.deadline import Deadline
 from acsp_lightning.selection.exploration import explore
 from acsp_lightning.selection.maps import GroupMap, map_groups
 from acsp_lightning.selection.network_times import NetworkTimes
 from acsp_lightning.selection.path import DamagePath, NetworkCurve
 from acsp_lightning.selection.scores import Comparison
+from acsp_lightning.selection.time_target import TimeTarget
 from acsp_lightning.selection.tradeoff import Depth, TradeOff
 from acsp_lightning.selection.trials import Trials
 from acsp_lightning.settings import PruningSettings
@@ -68,7 +68,7 @@ def propose(
     outputs: Refit | None = None,
     initial: Complexity | None = None,
     trials: Trials | None = None,
-    deadline: Deadline | None = None,
+    deadline: TimeTarget | None = None,
     reference: float | None = None,
     shares: Sequence[float] = (),
     inform: Callable[[str], None] = lambda message: None,

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from acsp_lightning.measure.layer_times import Call, Sample, TimeTable, key_of
+from acsp_lightning.measure.layer_times import Call, key_of
+from acsp_lightning.measure.time_table import Sample, TimeTable
 from acsp_lightning.selection.axis import Axis
 from acsp_lightning.structure.groups import ChannelGroup, LayerSide
 from acsp_lightning.structure.layers import channel_dim, side_width

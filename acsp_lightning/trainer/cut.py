@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from acsp_lightning.capture.class_names import class_names
+from acsp_lightning.measure.time_table import TIMES
 from acsp_lightning.pipeline import prune_network
 from acsp_lightning.selection.proposal import Proposal
 from acsp_lightning.settings import PruningSettings
@@ -102,7 +103,7 @@ class FitSite:
         """Beside the reports, on the first process."""
         if not self.is_rank_zero:
             return None
-        return report_dir(self._trainer, self._settings) / "times.json"
+        return report_dir(self._trainer, self._settings) / TIMES
 
     def on_all_ranks(self, work: Callable[[], T]) -> list[T]:
         """Results of ``work`` on every process; where it fails on one, it fails on all."""

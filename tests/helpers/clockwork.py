@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from acsp_lightning.measure import latency
+from acsp_lightning.measure.latency import Latency, LatencyComparison
 from acsp_lightning.selection import clock
 
 START = 2e-6  # of every layer
@@ -66,3 +67,13 @@ def set_clock(monkeypatch: pytest.MonkeyPatch, timer: Any = network_seconds) -> 
     monkeypatch.setattr(clock, "FEWEST_PASSES", 3)
     monkeypatch.setattr("acsp_lightning.measure.layer_times.MOST_ROUNDS", 1)
     monkeypatch.setattr("acsp_lightning.measure.layer_times.WARM_UP", 0)
+
+
+def compared(before: float, after: float, spread: float = 0.0) -> LatencyComparison:
+    """Two networks of some median, and quartiles that are a share of it apart."""
+
+    def taken(median: float) -> Latency:
+        quartiles = median * (1 - spread / 2), median * (1 + spread / 2)
+        return Latency(1, "cpu", 1, False, 25, median, quartiles)
+
+    return LatencyComparison(taken(before), taken(after))

@@ -45,6 +45,7 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
         [LatencyAt(batch_size=2), {"precision": "bfloat16", "channels_last": True}],
         [None, 8, {"batch": 8}, {"batch_size": 0}],
     ),
+    "latency_table": ([None], [3]),
     "copies": ([None, lambda module: ()], ["copies", 1]),
     "reset_monitors": ([True, False], [None]),
     "guard": (

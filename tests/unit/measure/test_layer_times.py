@@ -1,11 +1,5 @@
-"""Single layers on the clock: which calls are seen, what is timed once, and what is stored."""
+"""Single layers on the clock: which calls are seen, and how they are timed."""
 
-import json
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
-
-import pytest
 import torch
 from helpers.fits import hooks, same_state, snapshot
 from torch import Tensor, nn
@@ -13,14 +7,10 @@ from torch import Tensor, nn
 from acsp_lightning.measure import layer_times
 from acsp_lightning.measure.layer_times import (
     Call,
-    TimeTable,
-    conditions,
+    device_of,
     key_of,
     layer_calls,
-    read_times,
-    stored_times,
     time_layers,
-    write_times,
 )
 
 ROW = Call((2, 4), torch.float32, channels_last=False)
@@ -83,40 +73,6 @@ def test_a_key_tells_layers_apart_and_names_alike_layers_alike() -> None:
     assert key_of(layers[0], ROW) != key_of(layers[0], half)
 
 
-class Recorder:
-    """A stopwatch that takes the number of outputs for seconds, and notes what it was given."""
-
-    def __init__(self) -> None:
-        self.parts: list[list[int]] = []
-        self.seconds: list[float] = []
-
-    def __call__(self, layers: Sequence[tuple[nn.Module, Call]], seconds: float) -> list[float]:
-        self.parts.append([len(layer.weight) for layer, _ in layers])  # type: ignore[arg-type]
-        self.seconds.append(seconds)
-        return [float(len(layer.weight)) for layer, _ in layers]  # type: ignore[arg-type]
-
-
-def linear(width: int) -> Any:
-    return lambda: (nn.Linear(4, width), ROW)
-
-
-def test_every_layer_is_timed_once() -> None:
-    stopwatch = Recorder()
-    table = TimeTable({key_of(nn.Linear(4, 2), ROW): 7.0}, stopwatch)
-    assert table.of([linear(3), linear(2), linear(3), linear(5)], 8.0) == [3, 7, 3, 5]
-    assert stopwatch.parts == [[3, 5]]
-    assert stopwatch.seconds == [4.0], "half of the time for half of the layers"
-    assert table.of([linear(5)], 8.0) == [5]
-    assert stopwatch.parts == [[3, 5]]
-
-
-def test_large_layers_are_not_held_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layer_times, "MOST_BYTES", 4 * (5 * 9 + 8) + 1)  # weights, biases, input
-    stopwatch = Recorder()
-    TimeTable({}, stopwatch).of([linear(width) for width in (9, 3, 20, 2, 2, 1)], 1.0)
-    assert stopwatch.parts == [[9], [3], [20], [2, 1]]
-
-
 class Sleeper(nn.Module):
     def __init__(self, seconds: float) -> None:
         super().__init__()
@@ -151,41 +107,8 @@ def test_real_layers_take_time() -> None:
     assert 0 < small < large
 
 
-def test_times_are_stored_and_read_under_the_same_conditions(tmp_path: Path) -> None:
-    path, found = tmp_path / "deep" / "times.json", conditions(torch.device("cpu"))
-    write_times(path, {"a": 0.25}, found)
-    assert read_times(path, found) == {"a": 0.25}
-    assert read_times(path, {**found, "threads": "99"}) == {}
-    assert read_times(tmp_path / "none.json", found) == {}
-    for text in ("{", "[]", '{"conditions": 3}', json.dumps({"conditions": found, "seconds": 3})):
-        path.write_text(text)
-        assert read_times(path, found) == {}
-
-
-def test_a_table_is_written_if_it_has_grown(tmp_path: Path) -> None:
-    path = tmp_path / "times.json"
-    model = nn.Linear(2, 2)
-    with stored_times(path, model):
-        pass
-    assert not path.exists()
-
-    def refused() -> None:
-        with stored_times(path, model) as table:
-            table.seconds["a"] = 0.5
-            raise ValueError("too much")
-
-    with pytest.raises(ValueError, match="too much"):
-        refused()
-    with stored_times(path, model) as table:
-        assert table.seconds == {"a": 0.5}
-    with stored_times(None, model) as table:
-        assert table.seconds == {}
-
-
-def test_what_cannot_be_written_costs_a_warning(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with (
-        pytest.warns(UserWarning, match="could not be written to .* be taken again"),
-        stored_times(tmp_path / "file" / "times.json", nn.Linear(2, 2)) as table,
-    ):
-        table.seconds["a"] = 0.5
+def test_the_device_of_layers() -> None:
+    layers = [nn.ReLU(), nn.Linear(2, 2, device="meta")]
+    assert device_of(layers).type == "meta"
+    assert device_of([nn.BatchNorm1d(2, affine=False, device="meta")]).type == "meta"
+    assert device_of(layers[:1]) == torch.device("cpu")

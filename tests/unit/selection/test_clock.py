@@ -13,7 +13,7 @@ from torch import nn
 from acsp_lightning import apply_plan
 from acsp_lightning.measure.conditions import LatencyAt
 from acsp_lightning.measure.latency import LatencyComparison
-from acsp_lightning.measure.layer_times import TimeTable
+from acsp_lightning.measure.time_table import TimeTable
 from acsp_lightning.selection import clock as clock_module
 from acsp_lightning.selection.clock import Clock, compare
 from acsp_lightning.structure.plan import build_plan
@@ -58,6 +58,10 @@ def test_the_same_widths_are_timed_once() -> None:
     assert len(made) == 1
     assert timed.compared({}).speedup == 1
     assert len(made) == 2
+    timed.compared({}, 1e-9)
+    assert len(made) == 3, "a longer look"
+    timed.compared({})
+    assert len(made) == 3
     assert timed.spent > 0
 
 
@@ -94,7 +98,7 @@ def test_a_long_wait_is_announced_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_conditions_are_those_of_both_networks() -> None:
-    seen: list[tuple[nn.Module, nn.Module, Any, LatencyAt]] = []
+    seen: list[tuple[nn.Module, nn.Module, Any, LatencyAt, float]] = []
 
     def noting(*arguments: Any) -> LatencyComparison:
         seen.append(arguments)  # type: ignore[arg-type]
@@ -105,7 +109,7 @@ def test_conditions_are_those_of_both_networks() -> None:
     groups, _ = captured(model)
     timed = Clock(model, list(groups.values()), (IMAGES[:1],), at, TimeTable(), compare=noting)
     timed.compared({"conv1": 3})
-    ((before, after, (images,), given),) = seen
+    ((before, after, (images,), given, _),) = seen
     assert given == at
     assert images.shape[0] == 4
     assert images.dtype == torch.bfloat16

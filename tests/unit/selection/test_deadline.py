@@ -14,12 +14,12 @@ from torch.nn import functional
 
 from acsp_lightning import apply_plan
 from acsp_lightning.measure.conditions import LatencyAt
-from acsp_lightning.measure.latency import Latency, LatencyComparison
-from acsp_lightning.measure.layer_times import TimeTable
+from acsp_lightning.measure.latency import LatencyComparison
+from acsp_lightning.measure.time_table import TimeTable
 from acsp_lightning.selection.axis import timed_widths
 from acsp_lightning.selection.clock import Clock, compare
 from acsp_lightning.selection.damage import DamageCurve, total_damage
-from acsp_lightning.selection.deadline import CLOSE, MOST_CHECKS, Deadline
+from acsp_lightning.selection.deadline import CLOSE, MOST_CHECKS, PATIENCE, Deadline
 from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.plan import build_plan
 from acsp_lightning.structure.tracing import trace_groups
@@ -62,8 +62,10 @@ class Case:
             damage = random.uniform(0.5, 2) * (1 - np.array(ks) / group.width) ** random.uniform(1.5, 3)
             self.curves[group.name] = DamageCurve(tuple(ks), tuple(map(float, damage)))
 
-    def clock(self, **options: Any) -> Clock:
-        return Clock(self.model, self.groups, (IMAGE,), LatencyAt(), TimeTable(), **options)
+    def deadline(self, asked: float, taken: float = 1.0, **options: Any) -> Deadline:
+        clock = Clock(self.model, self.groups, (IMAGE,), LatencyAt(), TimeTable(), **options)
+        candidates = {name: curve.ks[:-1] for name, curve in self.curves.items()}
+        return Deadline(clock, candidates, asked, taken)
 
     def by_layer(self, widths: Mapping[str, int]) -> dict[str, float]:
         cut = copy.deepcopy(self.model)
@@ -87,7 +89,7 @@ def test_targets_are_met_with_little_damage(seed: int) -> None:
     case = Case(seed)
     every = list(case.everything())
     for target in (0.8, 0.6, 0.4, 0.25):
-        deadline = Deadline(case.clock(), target)
+        deadline = case.deadline(target)
         widths = deadline.widths(deadline.path(case.curves))
         share = case.seconds(widths) / case.seconds({})
         assert share <= (1 + CLOSE) * target
@@ -105,7 +107,7 @@ def test_targets_are_met_with_little_damage(seed: int) -> None:
 
 def test_widths_are_rounded_as_the_clock_rounds() -> None:
     case = Case()
-    deadline = Deadline(case.clock(), 0.5)
+    deadline = case.deadline(0.5)
     path = deadline.path(case.curves)
     for name, every in case.curves.items():
         layers = {k: case.by_layer({name: k}) for k in every.ks}
@@ -128,7 +130,7 @@ def test_what_lies_between_the_layers_is_learned_from_checks() -> None:
     with pytest.MonkeyPatch.context() as patch:
         clockwork.set_clock(patch, crooked)
         case = Case()
-        deadline = Deadline(case.clock(), 0.6)
+        deadline = case.deadline(0.6)
         widths = deadline.widths(deadline.path(case.curves))
         times = deadline.times(widths)
         assert len(times.checks) > 1, "the first guess is not near"
@@ -139,7 +141,7 @@ def test_what_lies_between_the_layers_is_learned_from_checks() -> None:
 
 def test_a_target_counts_from_the_first_network() -> None:
     case = Case()
-    deadline = Deadline(case.clock(), 0.4, taken=0.8)
+    deadline = case.deadline(0.4, taken=0.8)
     times = deadline.times(deadline.widths(deadline.path(case.curves)))
     assert times.share == pytest.approx(0.5, rel=0.05)
     assert times.reached == pytest.approx(0.4, rel=0.05)
@@ -148,7 +150,7 @@ def test_a_target_counts_from_the_first_network() -> None:
 @pytest.mark.parametrize(("asked", "taken"), [(1.0, 1.0), (0.5, 0.4)])
 def test_nothing_is_cut_where_the_target_is_met_already(asked: float, taken: float) -> None:
     case = Case()
-    deadline = Deadline(case.clock(), asked, taken)
+    deadline = case.deadline(asked, taken)
     widths = deadline.widths(deadline.path(case.curves))
     assert widths == {group.name: group.width for group in case.groups}
     assert deadline.seconds(widths) is None
@@ -158,48 +160,68 @@ def test_nothing_is_cut_where_the_target_is_met_already(asked: float, taken: flo
 def test_what_the_smallest_network_cannot_reach_is_refused_with_the_figures() -> None:
     case = Case()
     whole = case.seconds({})
-    smallest = Deadline(case.clock(), 0.5).path(case.curves).stages[-1].widths
-    least = case.seconds(smallest)
-    deadline = Deadline(case.clock(), 0.9 * least / whole)
-    message = (
-        rf"asks for {900 * least:.3g} ms a pass .*takes {1000 * least:.3g} ms if .*"
-        rf"latency={least / whole:.3f}, of {1000 * whole:.3g} ms uncut\. Raise latency"
-    )
-    with pytest.raises(ValueError, match=message):
-        deadline.widths(deadline.path(case.curves))
+    # On the path are no widths of incomplete blocks.
+    on_path = case.deadline(0.5).path(case.curves).stages[-1].widths
+    of_all = {name: curve.ks[0] for name, curve in case.curves.items()}
+    for smallest in (on_path, of_all):
+        least = case.seconds(smallest)
+        deadline = case.deadline(0.9 * least / whole)
+        message = (
+            rf"asks for {900 * least:.3g} ms a pass .*takes {1000 * least:.3g} ms if .*"
+            rf"latency={least / whole:.3f}, of {1000 * whole:.3g} ms uncut\. Raise latency"
+        )
+        with pytest.raises(ValueError, match=message):
+            deadline.check() if smallest is of_all else deadline.widths(deadline.path(case.curves))
+        case.deadline(least / whole).check()
+        case.deadline(0.9 * least / whole, taken=0.9).check()
 
 
-def noisy(spread: float) -> Any:
-    """A comparison whose quartiles are some share of the median apart."""
+class Noisy:
+    """A comparison whose quartiles are some share of the median apart, by how long it takes."""
 
-    def timed(*arguments: Any) -> LatencyComparison:
-        found = compare(*arguments)
+    def __init__(self, spread: float, patient: float) -> None:
+        self.spreads = {0.0: spread, PATIENCE: patient}
+        self.asked: list[float] = []
 
-        def spreading(latency: Latency) -> Latency:
-            middle = latency.median
-            quartiles = middle * (1 - spread / 2), middle * (1 + spread / 2)
-            return Latency(1, "cpu", 1, False, 25, middle, quartiles)
-
-        return LatencyComparison(spreading(found.before), spreading(found.after))
-
-    return timed
+    def __call__(self, *arguments: Any) -> LatencyComparison:
+        *others, seconds = arguments
+        self.asked.append(seconds)
+        found = compare(*others, 0.0)
+        return clockwork.compared(found.before.median, found.after.median, self.spreads[seconds])
 
 
-def test_noise_larger_than_the_gain_is_refused() -> None:
-    case = Case()
-    # Two standard errors of a median of 25: 2 x 0.93 x 0.3 / 5 = 11 % of the time.
-    deadline = Deadline(case.clock(compare=noisy(0.3)), 0.9)
+# Two standard errors of a median of 25: 2 x 0.93 x 0.3 / 5 = 11 % of the time.
+@pytest.mark.parametrize(
+    ("asked", "spread", "patient", "refused", "turns"),
+    [
+        (0.9, 0.3, 0.3, True, [0.0, PATIENCE]),
+        (0.9, 0.3, 0.2, False, [0.0, PATIENCE]),
+        (0.85, 0.3, 0.3, False, [0.0]),
+    ],
+)
+def test_noise_larger_than_the_gain_is_refused_after_a_longer_look(
+    asked: float, spread: float, patient: float, refused: bool, turns: list[float]
+) -> None:
+    case, noisy = Case(), Noisy(spread, patient)
+    deadline = case.deadline(asked, compare=noisy)
     path = deadline.path(case.curves)
-    with pytest.raises(ValueError, match=r"is to save .* tell its time to ± .* alone \(quartiles"):
+    if refused:
+        for look in (deadline.check, lambda: deadline.widths(path)):
+            with pytest.raises(
+                ValueError, match=r"is to save .* tell its time to ± .* alone \(quartiles"
+            ):
+                look()
+        assert noisy.asked[:2] == turns
+    else:
         deadline.widths(path)
-    deadline = Deadline(case.clock(compare=noisy(0.3)), 0.85)
-    deadline.widths(deadline.path(case.curves))
+        assert noisy.asked[: len(turns)] == turns
+        assert PATIENCE not in noisy.asked[len(turns) :]
 
 
 def test_times_of_widths_that_were_given() -> None:
     case = Case()
     given = {group.name: group.width // 2 for group in case.groups}
-    times = Deadline(case.clock(), 0.5).times(given)
+    times = case.deadline(0.5).times(given)
     assert times.share == pytest.approx(case.seconds(given) / case.seconds({}))
     assert (times.predicted, times.smallest, times.checks) == (None, None, ())
     assert set(times.layers) == {"a", "b", "c", "head"}
@@ -210,7 +232,7 @@ def test_times_of_widths_that_were_given() -> None:
 
 def test_predictions_for_other_depths() -> None:
     case = Case()
-    deadline = Deadline(case.clock(), 0.5)
+    deadline = case.deadline(0.5)
     path = deadline.path(case.curves)
     deadline.widths(path)
     for stage in (path.stages[0], path.stages[len(path.stages) // 2], path.stages[-1]):
@@ -220,7 +242,7 @@ def test_predictions_for_other_depths() -> None:
 
 def test_close_is_close_enough() -> None:
     case = Case()
-    deadline = Deadline(case.clock(), 0.5)
+    deadline = case.deadline(0.5)
     times = deadline.times(deadline.widths(deadline.path(case.curves)))
     near = [abs(check.measured / 0.5 - 1) <= CLOSE for check in times.checks]
     assert not any(near[:-1])

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from acsp_lightning import apply_plan
-from acsp_lightning.measure.layer_times import Call, TimeTable, layer_calls, time_layers
+from acsp_lightning.measure.layer_times import Call, layer_calls, time_layers
+from acsp_lightning.measure.time_table import TimeTable
 from acsp_lightning.selection.time_model import TimeModel, timed_layers
 from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.plan import build_plan
