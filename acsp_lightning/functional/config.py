@@ -30,9 +30,9 @@ class SelectionConfig:
             damage within these FLOPs or, with "coverage" and "mss", one level for all layers. Cannot
             be combined with ``keep``.
         latency: share of the time of one forward pass to keep, in (0, 1], instead of the knee: the
-            least damage within this time, measured where the network is and under the conditions of
-            ``latency_at``. Needs curve "measured" or "damage"; cannot be combined with ``keep`` or
-            ``flops``.
+            least damage within this time, measured where the network is, or where ``latency_table`` was
+            written, under the conditions of ``latency_at``. Needs curve "measured" or "damage"; cannot
+            be combined with ``keep`` or ``flops``.
         tolerance: accuracy that a cut may cost, in [0, 1), straight after it and before any training,
             instead of the knee: the deepest cut whose measured loss is at most this much, 0.01 being
             one point, counted from the first uncut network. The losses of all measured depths are

@@ -60,7 +60,12 @@ class Deadline:
         if 1 / found.speedup > (1 + CLOSE) * target:
             where = f"{self._clock.at}, {found.before.device}"
             times = found.before.median, found.after.median
-            raise ValueError(unreachable(self._asked, self._taken, times, where))
+            first, third = (1000 * quartile for quartile in found.before.quartiles)
+            refusal = unreachable(self._asked, self._taken, times, where)
+            raise ValueError(
+                f"{refusal} If passes vary (quartiles of the uncut network: {first:.3g} and {third:.3g} "
+                "ms), time where nothing else runs."
+            )
         return found
 
     def path(self, curves: Mapping[str, DamageCurve]) -> DamagePath:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from acsp_lightning.capture.class_names import class_names
 from acsp_lightning.measure.time_table import TIMES
 from acsp_lightning.pipeline import prune_network
+from acsp_lightning.progress import warn_on_error
 from acsp_lightning.selection.proposal import Proposal
 from acsp_lightning.settings import PruningSettings
 from acsp_lightning.structure.batchnorm import recalibrate_batchnorm
@@ -100,10 +101,14 @@ class FitSite:
 
     @property
     def times_file(self) -> Path | None:
-        """Beside the reports, on the first process."""
-        if not self.is_rank_zero:
+        """Beside the reports, on the first process, where a share of the time is asked for."""
+        if not self.is_rank_zero or self._settings.selection.latency is None:
             return None
-        return report_dir(self._trainer, self._settings) / TIMES
+        return warn_on_error(
+            lambda: report_dir(self._trainer, self._settings) / TIMES,
+            "Times of layers could not be given a folder",
+            "They are not kept for the next cut.",
+        )
 
     def on_all_ranks(self, work: Callable[[], T]) -> list[T]:
         """Results of ``work`` on every process; where it fails on one, it fails on all."""

@@ -66,5 +66,3 @@ def test_a_file_that_cannot_be_written_is_refused_first(tmp_path: Path) -> None:
 def test_without_a_batch_there_is_nothing_to_write(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="validation loader is empty"):
         write_profile(None, str(tmp_path / "times.json"))
-
-
