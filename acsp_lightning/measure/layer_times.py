@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from itertools import chain
-from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -98,10 +97,11 @@ def key_of(layer: nn.Module, call: Call) -> str:
 
 
 def time_layers(layers: Sequence[tuple[nn.Module, Call]], seconds: float) -> list[float]:
-    """Medians of the times of a pass of every layer, in seconds.
+    """The least of the times of some passes of every layer, in seconds.
 
-    In turns, so that noise affects all alike, and a layer finds the caches filled by others, as it does
-    in a network.
+    In turns, so that a layer finds the caches filled by others, as it does in a network. The least,
+    since a pass is so short that another program makes it many times as long, or does not touch it:
+    on a busy machine medians of a few differ by half from run to run.
 
     Args:
         layers: layers in eval mode, on one device, with how they are called.
@@ -121,7 +121,7 @@ def time_layers(layers: Sequence[tuple[nn.Module, Call]], seconds: float) -> lis
                 passed = timer(layer, (value.clone(),))
                 if place >= WARM_UP:
                     found.append(passed)
-    return [median(found) for found in times]
+    return [min(found) for found in times]
 
 
 def device_of(layers: Iterable[nn.Module]) -> torch.device:

@@ -8,9 +8,9 @@ from acsp_lightning.selection.network_times import NetworkTimes
 HEAD = ("layer", "before, ms", "predicted", "after", "share before", "after")
 
 NOTE = (
-    "Every layer was run by itself, in turns with others of its kind. What the network takes besides "
-    "lies between the layers (activations, sums, starting operations), or in caches that a layer finds "
-    "filled by others."
+    "Every layer was run by itself, in turns with others of its kind; its fastest pass counts. What the "
+    "network takes besides lies between the layers (activations, sums, starting operations), or in "
+    "caches that a layer finds filled by others."
 )
 
 
