@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from acsp_lightning.export import Exported, export_onnx, export_program, export_state_dict
     from acsp_lightning.functional import ChannelSelection, SelectionConfig
     from acsp_lightning.measure.complexity import Complexity, measure_complexity
+    from acsp_lightning.measure.conditions import LatencyAt
     from acsp_lightning.measure.latency import (
         Latency,
         LatencyComparison,
@@ -30,6 +31,7 @@ __all__ = [
     "Exported",
     "Guard",
     "Latency",
+    "LatencyAt",
     "LatencyComparison",
     "PrunedCheckpointMixin",
     "PruningPlan",
@@ -59,6 +61,7 @@ _HOMES = {
     "Exported": "export",
     "Guard": "settings",
     "Latency": "measure.latency",
+    "LatencyAt": "measure.conditions",
     "LatencyComparison": "measure.latency",
     "PrunedCheckpointMixin": "checkpoint",
     "PruningPlan": "structure.plan",

@@ -15,7 +15,7 @@ from acsp_lightning.checkpoint import resize_on_load
 from acsp_lightning.measure.complexity import Complexity
 from acsp_lightning.pipeline import make_cut
 from acsp_lightning.progress import shown_by
-from acsp_lightning.report import PruningStep, reference_accuracy
+from acsp_lightning.report import PruningStep
 from acsp_lightning.settings import PruningSettings, check_epochs, with_hints, with_options
 from acsp_lightning.trainer.averaging import averaged_copies
 from acsp_lightning.trainer.checks import (
@@ -78,7 +78,7 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
     def __post_init__(self) -> None:
         """Check every argument."""
         super().__post_init__()
-        check_epochs(self.epochs)
+        check_epochs(self.epochs, self.latency_table)
         self.epochs = tuple(self.epochs)
         if self.guard is not None:
             check_judged(self.guard, self.epochs, max_epochs=None)
@@ -281,8 +281,8 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
         self._teaching.begin(trainer, self._survey)
         site = self._site(trainer, lambda: self._monitor.open(site, trainer.current_epoch, captured))
         try:
-            reference, example = reference_accuracy(self.steps), self._survey.example
-            step = make_cut(site, captured, self, example, self._initial, reference=reference)
+            example = self._survey.example
+            step = make_cut(site, captured, self, example, self._initial, earlier=self.steps)
         finally:
             if site.is_cut:
                 self._captured = None

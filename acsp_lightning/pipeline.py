@@ -6,7 +6,6 @@ copy of a network; :class:`acsp_lightning.site.Site` is what the pipeline needs 
 
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -26,94 +25,27 @@ from acsp_lightning.measure.accuracy import ClassCounts, check_outputs, count_by
 from acsp_lightning.measure.complexity import Complexity, measure_complexity
 from acsp_lightning.measure.latency import LatencyComparison, compare_latency
 from acsp_lightning.progress import tracked, warn_on_error
-from acsp_lightning.report import PruningStep
+from acsp_lightning.report import PruningStep, reference_accuracy, time_taken
 from acsp_lightning.report.concerns import concerns
-from acsp_lightning.selection.allocation import check_reachable, flops_budget
 from acsp_lightning.selection.damage import OutputSize, output_sizes
+from acsp_lightning.selection.examination import examine, groups_due
 from acsp_lightning.selection.holdback import enough_to_measure, share_to_hold_back
 from acsp_lightning.selection.proposal import Proposal, propose
 from acsp_lightning.selection.sensitivity import with_sensitivity
+from acsp_lightning.selection.time_target import time_target, timed_candidates
 from acsp_lightning.selection.trials import HeldBack, Timing, Trials
 from acsp_lightning.selection.weighing import announce_wait, weigh_groups
 from acsp_lightning.settings import PruningSettings
 from acsp_lightning.site import Site
 from acsp_lightning.structure.example import Example, as_arguments
 from acsp_lightning.structure.forward import evaluation_state, random_state_restored
-from acsp_lightning.structure.groups import ChannelGroup, Tracing
 from acsp_lightning.structure.pruning import Recovery, prune
 from acsp_lightning.structure.refit import Refit, prepare_refit
 from acsp_lightning.structure.surgery import SlicedParameter
-from acsp_lightning.structure.verification import prunable_groups
 
 LATENCY_FAILED = "The latency of the network could not be measured"
 LATENCY_ADVICE = "Pruning goes on without it; leave latency_batch_sizes empty to measure none."
 NO_BATCH = "The validation loader is empty; pruning captures validation batches."
-
-
-@dataclass(frozen=True, slots=True)
-class Examination:
-    """What a network offers, and how large it is.
-
-    Attributes:
-        tracing: its groups of channels.
-        complexity: of the network as it is.
-    """
-
-    tracing: Tracing
-    complexity: Complexity
-
-
-def trace(model: nn.Module, example: Example, settings: PruningSettings) -> Tracing:
-    """The groups of channels that can be cut, verified one and all.
-
-    Raises:
-        ValueError: if a pattern matches no layer, or nothing can be cut.
-    """
-    return prunable_groups(
-        model,
-        example.traced,
-        include=settings.include,
-        exclude=settings.exclude,
-        residual=settings.residual,
-        norms=settings.norms,
-    )
-
-
-def examine(
-    model: nn.Module, example: Example, settings: PruningSettings, initial: Complexity | None = None
-) -> Examination:
-    """Trace and count a network, and check that what the settings ask for can be had.
-
-    Args:
-        model: the network.
-        example: arguments of its forward.
-        settings: what is asked for.
-        initial: the complexity that ``selection.flops`` is a share of; None: that of ``model``.
-
-    Raises:
-        ValueError: as :func:`trace`; or if a width or a FLOPs target cannot be reached.
-    """
-    tracing = trace(model, example, settings)
-    complexity = measure_complexity(model, example.counted)
-    budget = flops_budget(settings.selection, initial or complexity, complexity)
-    check_reachable(tracing.groups, settings.selection, settings.round_to, complexity, budget)
-    return Examination(tracing, complexity)
-
-
-def groups_due(
-    groups: Iterable[ChannelGroup], settings: PruningSettings, visited: Collection[str] = ()
-) -> tuple[ChannelGroup, ...]:
-    """The groups to capture for the next cut; what decides globally needs all that are left.
-
-    Args:
-        groups: all groups, in order of execution.
-        settings: how many of them a cut takes.
-        visited: names of those that were cut already; with ``layers_per_epoch`` they are passed over.
-    """
-    if settings.layers_per_epoch is None:
-        return tuple(groups)
-    left = tuple(group for group in groups if group.name not in visited)
-    return left if settings.selection.is_global else left[: settings.layers_per_epoch]
 
 
 def capture_network(
@@ -176,7 +108,7 @@ def decide_cut(
     example: Example,
     initial: Complexity | None = None,
     *,
-    reference: float | None = None,
+    earlier: Sequence[PruningStep] = (),
     shares: Sequence[float] = (),
 ) -> tuple[Proposal, Recovery]:
     """Decide what is cut, and prepare what the consumers recover with; changes nothing.
@@ -187,13 +119,14 @@ def decide_cut(
         settings: what is cut, and how.
         example: arguments of forward.
         initial: the complexity that ``selection.flops`` is a share of; None: that of the network.
-        reference: as in :func:`acsp_lightning.selection.proposal.propose`.
-        shares: as there.
+        earlier: the cuts of the fit so far.
+        shares: as in :func:`acsp_lightning.selection.proposal.propose`.
 
     Raises:
         ValueError: if classes are missing, or the volume asked for cannot be had.
     """
-    before = measure_complexity(site.network, example.counted)
+    network, inputs = site.network, example.counted
+    before = measure_complexity(network, inputs)
     refits, folds = settings.recovery == "least_squares", settings.recovery != "none"
     measures = captured.held_back > 0 and captured.decisions is None
     looks = refits or settings.selection.is_global
@@ -210,39 +143,46 @@ def decide_cut(
         announce_wait(groups, activations, config, site.processes, site.inform)
         return None if outputs is None else output_sizes(outputs.targets)
 
+    timed = settings.selection.latency is not None
     weighed = weigh_groups(
-        site.network,
+        network,
         captured.groups,
         captured.activations,
         settings.selection,
         sizes=site.on_rank_zero(prepare),
         round_to=settings.round_to,
+        candidates=timed_candidates(captured.groups, settings) if timed else None,
         decisions=captured.decisions,
         spread=site.spread,
     )
 
     def decide() -> Proposal:
         trials = None
-        known = with_sensitivity(site.network, captured, weighed, outputs, settings.read_outputs)
+        known = with_sensitivity(network, captured, weighed, outputs, settings.read_outputs)
         held, concern = enough_to_measure(samples, settings) if measures else (None, None)
         if concern is not None:
             site.warn(concern)
         if held is not None:
-            timing, back = Timing(example.counted, settings.latency_batch_sizes), HeldBack(*held)
+            timing, back = Timing(inputs, settings.latency_batch_sizes), HeldBack(*held)
             trials = Trials(
-                site.network, captured.groups, before, recovery, back, settings.read_outputs, timing
+                network, captured.groups, before, recovery, back, settings.read_outputs, timing
             )
-        return propose(
-            captured,
-            known,
-            settings,
-            before,
-            initial=initial,
-            trials=trials,
-            reference=reference,
-            shares=shares,
-            inform=site.inform,
-        )
+        kept, taken = site.times_file, time_taken(earlier)
+        with time_target(
+            network, captured.groups, inputs, settings, kept=kept, taken=taken, inform=site.inform
+        ) as deadline:
+            return propose(
+                captured,
+                known,
+                settings,
+                before,
+                initial=initial,
+                trials=trials,
+                deadline=deadline,
+                reference=reference_accuracy(earlier),
+                shares=shares,
+                inform=site.inform,
+            )
 
     return site.on_rank_zero(decide), recovery
 
@@ -318,7 +258,7 @@ def make_cut(
     example: Example,
     initial: Complexity | None = None,
     *,
-    reference: float | None = None,
+    earlier: Sequence[PruningStep] = (),
     shares: Sequence[float] = (),
 ) -> PruningStep:
     """Decide, cut and measure; returns the record.
@@ -330,7 +270,7 @@ def make_cut(
             The network is as it was then.
     """
     proposal, recovery = decide_cut(
-        site, captured, settings, example, initial, reference=reference, shares=shares
+        site, captured, settings, example, initial, earlier=earlier, shares=shares
     )
     classes_before = count_classified(site, site.network, settings)
     uncut = _kept_for_timing(site, settings)
@@ -357,6 +297,7 @@ def make_cut(
         left_whole=captured.left_whole,
         norms=proposal.plan.norms(proposal.groups),
         trade_off=proposal.trade_off,
+        times=proposal.times,
     )
     for concern in concerns(step):
         site.warn(concern)

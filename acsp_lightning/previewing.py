@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -14,6 +15,7 @@ from torch.utils._pytree import tree_map
 from acsp_lightning.capture.class_names import class_names
 from acsp_lightning.capture.holdout import SHUFFLED, is_shuffled
 from acsp_lightning.functional import SelectionConfig
+from acsp_lightning.measure.time_table import TIMES
 from acsp_lightning.pipeline import capture_network, make_cut, prune_network
 from acsp_lightning.report import PruningStep
 from acsp_lightning.selection.proposal import Proposal
@@ -53,7 +55,8 @@ def preview(
             of these measured as well. Up to half of the samples are then held back from the capture, so
             that the cut may differ a little from the one that a fit would make.
         options: the other options of the callback. Those of a fit (``batchnorm_batches``, reports,
-            ``reset_monitors``, ``guard``, ``distillation``) are checked and have no effect;
+            ``reset_monitors``, ``guard``, ``distillation``) are checked and have no effect, but that
+            times of layers, where ``latency`` is set, are kept in ``report_dir``;
             ``layers_per_epoch`` previews the first cut.
 
     Returns:
@@ -68,7 +71,8 @@ def preview(
             asked for with ``keep`` or a curve that has none.
     """
     settings = PruningSettings(selection=selection, **options)
-    return preview_cut(model, dataloader, settings, trade_off=trade_off)
+    kept = None if settings.report_dir is None else Path(settings.report_dir, TIMES)
+    return preview_cut(model, dataloader, settings, trade_off=trade_off, times_file=kept)
 
 
 def preview_cut(
@@ -77,6 +81,7 @@ def preview_cut(
     settings: PruningSettings,
     *named: Any,
     trade_off: bool | Sequence[float] = False,
+    times_file: Path | None = None,
 ) -> PruningStep:
     """As :func:`preview`, from settings.
 
@@ -86,6 +91,7 @@ def preview_cut(
         settings: what is cut, and how.
         named: what may name the classes, besides the loader.
         trade_off: as there.
+        times_file: where times of layers are kept for later previews; None: nowhere.
     """
     if not isinstance(dataloader, Iterable):
         held = "val_dataloader(), after prepare_data() and setup('validate')"
@@ -102,7 +108,7 @@ def preview_cut(
         )
     devices = {tensor.device for tensor in model.parameters()} or {torch.device("cpu")}
     batches = _Batches(dataloader, devices.pop(), settings.max_batches)
-    site = CopySite(model, batches, class_names(*named, dataloader))
+    site = CopySite(model, batches, class_names(*named, dataloader), times_file)
     with random_state_restored():
         example, captured = capture_network(
             model, site.batches(), settings, measured=trade_off is not False
@@ -152,14 +158,22 @@ class CopySite:
         network: left as it is.
         captured: labelled batches on the device of the network; read several times.
         names: names of the classes.
+        times_file: where times of layers are kept; None: nowhere.
     """
 
     is_averaged = False
     is_rank_zero = True
     processes = 1
 
-    def __init__(self, network: nn.Module, captured: Iterable[Any], names: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        captured: Iterable[Any],
+        names: Sequence[str] = (),
+        times_file: Path | None = None,
+    ) -> None:
         self.network = network
+        self.times_file = times_file
         self._captured = captured
         self._names = names
 

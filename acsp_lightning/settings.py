@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeGuard, TypeVar, get_args, get_type_hints
 
 from acsp_lightning.capture.batches import read_batch
 from acsp_lightning.functional import SelectionConfig
+from acsp_lightning.measure.conditions import LatencyAt
 from acsp_lightning.measure.latency import check_batch_sizes
 from acsp_lightning.structure.groups import Norms
 
@@ -146,8 +147,8 @@ class PruningSettings:
             all at once; memory grows with it.
         measured_samples: up to this many validation samples, at most half of them, are held back from
             the capture where the volume is measured: ``selection.curve="measured"`` without
-            ``selection.flops``, or ``selection.tolerance``. Cuts are compared with the uncut network on
-            those of the first process; time grows with it.
+            ``selection.flops`` and ``selection.latency``, or ``selection.tolerance``. Cuts are compared
+            with the uncut network on those of the first process; time grows with it.
         batchnorm_batches: training batches, at most an epoch of them, from which BatchNorm statistics
             are estimated again after a cut. 0: they stay.
         round_to: channel counts are rounded up to a multiple of this, at most the width of the
@@ -165,6 +166,10 @@ class PruningSettings:
             W&B. False: the record alone, from which ``acsp-lightning report`` draws them later.
         latency_batch_sizes: batch sizes at which the network is timed before and after a cut, eagerly,
             on the device of the module; takes seconds, and memory for a copy. Empty: not timed.
+        latency_at: under what conditions the forward pass is timed that ``selection.latency`` is a share
+            of, see :class:`LatencyAt`; a dict of its fields will do.
+        latency_table: a file that ``acsp-lightning profile`` has written on another machine:
+            ``selection.latency`` is then a share of the time there, for one cut. None: timed here.
         copies: a function of the module that returns copies of it, or of parts of it, that nobody finds
             (in globals, in closures); they are cut along. In YAML its import path.
         reset_monitors: EarlyStopping, ReduceLROnPlateau and ModelCheckpoint forget at a cut how good
@@ -196,6 +201,8 @@ class PruningSettings:
     report_dir: str | Path | None = None
     report_plots: bool = True
     latency_batch_sizes: Sequence[int] = ()
+    latency_at: LatencyAt = LatencyAt()  # noqa: RUF009 - frozen, hence safe to share
+    latency_table: str | Path | None = None
     copies: Callable[[Any], Any] | None = None
     reset_monitors: bool = True
     guard: Guard | None = None
@@ -243,10 +250,13 @@ class PruningSettings:
         self.exclude = _patterns("exclude", self.exclude)
         check_batch_sizes("latency_batch_sizes", self.latency_batch_sizes)
         self.latency_batch_sizes = tuple(self.latency_batch_sizes)
-        if self.report_dir is not None and not isinstance(self.report_dir, str | Path):
-            raise ValueError(f"report_dir is {self.report_dir!r}; it must be a path, or None.")
+        for name in ("report_dir", "latency_table"):
+            path = getattr(self, name)
+            if path is not None and not isinstance(path, str | Path):
+                raise ValueError(f"{name} is {path!r}; it must be a path, or None.")
         share = self.selection if _is_share(self.selection) else 0.5
         self.selection = _record("selection", self.selection, SelectionConfig, f"flops={share}")
+        self.latency_at = _record("latency_at", self.latency_at, LatencyAt, "batch_size=1")
         if self.guard is not None:
             self.guard = _record("guard", self.guard, Guard, "max_drop=0.01")
         if self.distillation is not None:
@@ -260,8 +270,11 @@ for _field in fields(PruningSettings):
     delattr(PruningSettings, _field.name)
 
 
-def check_epochs(epochs: Sequence[int]) -> None:
-    """Raise ``ValueError`` unless ``epochs`` are distinct integers from 0, at least one."""
+def check_epochs(epochs: Sequence[int], latency_table: str | Path | None = None) -> None:
+    """Raise ``ValueError`` unless ``epochs`` are distinct integers from 0, at least one.
+
+    With a ``latency_table`` just one: it knows the layers of the network before its first cut.
+    """
     wanted = "give zero-based epochs such as [4], each once"
     if isinstance(epochs, str) or not isinstance(epochs, Sequence) or not epochs:
         raise ValueError(f"epochs is {epochs!r}; {wanted}.")
@@ -272,6 +285,11 @@ def check_epochs(epochs: Sequence[int]) -> None:
             raise ValueError(f"epochs has {epoch}, which is negative; {wanted}.")
         if list(epochs).count(epoch) > 1:
             raise ValueError(f"epochs has {epoch} more than once; {wanted}.")
+    if latency_table is not None and len(epochs) > 1:
+        raise ValueError(
+            f"epochs is {list(epochs)}, and latency_table={latency_table} has the layers of the network "
+            "before its first cut, which a second one would not find. Cut once, or leave it out."
+        )
 
 
 def with_options(documented: T) -> T:

@@ -1,6 +1,7 @@
 """Where a cut is made: what the pipeline needs of a running fit, or of a copy of a network."""
 
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from torch import nn
@@ -29,6 +30,10 @@ class Site(Protocol):
     @property
     def processes(self) -> int:
         """Number of processes that cut the same network."""
+
+    @property
+    def times_file(self) -> Path | None:
+        """Where times of layers are kept for later cuts, on the process that decides; None: nowhere."""
 
     def on_all_ranks(self, work: Callable[[], T]) -> list[T]:
         """Results of ``work`` on every process; where it fails on one, it fails on all."""

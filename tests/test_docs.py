@@ -13,7 +13,7 @@ import yaml
 
 import acsp_lightning
 import acsp_lightning.functional
-from acsp_lightning import ACSPPruningCallback, Distillation, SelectionConfig
+from acsp_lightning import ACSPPruningCallback, Distillation, LatencyAt, SelectionConfig
 from acsp_lightning.cli.lightning_cli import ACSPCommandLine, command_line
 from acsp_lightning.export.card import SNIPPET
 
@@ -93,6 +93,10 @@ def test_the_yaml_of_a_page_says_what_it_seems_to(page: Path, folder: Path) -> N
                 assert found == SelectionConfig(**value)
             elif name == "distillation":
                 assert found == Distillation(**value)
+            elif name == "latency_at":
+                assert found == LatencyAt(**value)
+            elif name == "latency_table":
+                assert str(found) == value
             elif name == "read_batch":
                 assert f"{found.__module__}.{found.__name__}" == value
             else:

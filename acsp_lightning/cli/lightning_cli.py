@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from acsp_lightning.callback import ACSPPruningCallback
 from acsp_lightning.cli.log_folders import empty_folders_removed
 from acsp_lightning.cli.preview import PreviewCallback, check_writable, with_shares_joined, write_preview
+from acsp_lightning.cli.profile import ProfileCallback, check_target, write_profile
 from acsp_lightning.cli.refusals import Parser, RefusalError, is_deliberate
 from acsp_lightning.cli.sources import (
     Sources,
@@ -27,6 +28,7 @@ from acsp_lightning.cli.sources import (
     with_saved_arguments,
     without_class,
 )
+from acsp_lightning.measure.time_table import TIMES
 from acsp_lightning.trainer.checks import callbacks_of, check_trainer
 
 # Titles of groups in the help, where LightningCLI would show docstrings of its classes.
@@ -35,11 +37,12 @@ TITLES = {
     "model": "network: a LightningModule",
     "data": "data: a LightningDataModule",
 }
+LOOKING = ("preview", "profile")  # subcommands that leave the network as it is
 OWN_PLACE = 2  # of a subcommand's own group: after positional arguments and options
 
 
 class CommandLineTrainer(pl.Trainer):
-    """A Trainer that can also show what a cut would do."""
+    """A Trainer that can also show what a cut would do, and time what it may do."""
 
     def preview(
         self,
@@ -47,6 +50,7 @@ class CommandLineTrainer(pl.Trainer):
         datamodule: pl.LightningDataModule | None = None,
         flops: list[float] | None = None,
         keep: float | None = None,
+        latency: float | None = None,
         ckpt_path: str | None = None,
         out: str = ".",
     ) -> None:
@@ -60,25 +64,60 @@ class CommandLineTrainer(pl.Trainer):
             flops: share of the FLOPs to keep, in (0, 1], instead of that in the settings; of several the
                 first, and all of them have a row in the table of what a cut costs.
             keep: share of every layer's channels to keep, in (0, 1], instead of that.
+            latency: share of the measured time of a forward pass to keep, in (0, 1], instead of that.
             ckpt_path: a checkpoint with the trained weights, pruned or not; null: the module as built.
             out: folder in which the record, the page and the plots are written to a folder "preview".
         """
         check_writable(out)
+        settings = self._settings()
+        if flops is not None or keep is not None or latency is not None:
+            first = flops[0] if flops else None
+            settings.selection = replace(settings.selection, flops=first, keep=keep, latency=latency)
+        looking = PreviewCallback(settings, flops or (), out)
+        self._look(looking, model, datamodule, ckpt_path)
+        print(write_preview(looking.step, out))
+
+    def profile(
+        self,
+        model: pl.LightningModule,
+        datamodule: pl.LightningDataModule | None = None,
+        out: str = TIMES,
+    ) -> None:
+        """Times the network and its layers, cut to many widths, for a cut that is decided elsewhere.
+
+        The settings are those of the ACSPPruningCallback in the configuration, or its defaults.
+
+        Args:
+            model: the module.
+            datamodule: its data; of the validation batches the first is used.
+            out: file to write; on the machine that trains it is given as latency_table.
+        """
+        check_target(out)
+        timing = ProfileCallback(self._settings())
+        self.limit_val_batches = 1
+        self._look(timing, model, datamodule)
+        print(write_profile(timing.times, out))
+
+    def _settings(self) -> ACSPPruningCallback:
         callbacks = callbacks_of(self)
         settings = next((c for c in callbacks if isinstance(c, ACSPPruningCallback)), None)
         if settings is None:
             settings = ACSPPruningCallback(epochs=[0])
             callbacks.append(settings)
-        if flops is not None or keep is not None:
-            first = flops[0] if flops else None
-            settings.selection = replace(settings.selection, flops=first, keep=keep)
-        looking = PreviewCallback(settings, flops or ())
-        callbacks.append(looking)
+        return settings
+
+    def _look(
+        self,
+        callback: pl.Callback,
+        model: pl.LightningModule,
+        datamodule: pl.LightningDataModule | None,
+        ckpt_path: str | None = None,
+    ) -> None:
+        callbacks_of(self).append(callback)
         with warnings.catch_warnings():
-            # Raised about where checkpoints are saved; a preview saves none.
+            # Raised about where checkpoints are saved; nobody saves one here.
             warnings.filterwarnings("ignore", message="The dirpath has changed")
             self.validate(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
-        print(write_preview(looking.step, out))
 
 
 class ACSPCommandLine(LightningCLI):
@@ -100,8 +139,8 @@ class ACSPCommandLine(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """The subcommands of Lightning, and preview."""
-        return {**LightningCLI.subcommands(), "preview": {"model", "datamodule"}}
+        """The subcommands of Lightning, and those that only look."""
+        return LightningCLI.subcommands() | {name: {"model", "datamodule"} for name in LOOKING}
 
     def _prepare_subcommand_parser(
         self, klass: type, subcommand: str, **kwargs: Any
@@ -122,13 +161,13 @@ class ACSPCommandLine(LightningCLI):
         return parser
 
     def before_instantiate_classes(self) -> None:
-        """Let a preview write only its own folder, and read checkpoints with ``weights_only``.
+        """Let what only looks write its own files alone, and read checkpoints with ``weights_only``.
 
         ``--weights_only false`` reads checkpoints that hold other objects, which may run code.
         """
-        if self.subcommand == "preview":
+        if self.subcommand in LOOKING:
             self.save_config_callback = None
-            self.config.preview.trainer.logger = False
+            self.config[self.subcommand].trainer.logger = False
         options = self.config.get(str(self.subcommand)) or {}
         if "weights_only" in options and options["weights_only"] is None:
             options["weights_only"] = True
@@ -165,6 +204,8 @@ class ACSPCommandLine(LightningCLI):
         if self._sources is not None:
             self._sources.check_data(self.model, self.datamodule)
 
+    before_profile = before_preview
+
     def _run_subcommand(self, subcommand: str) -> None:
         if any(isinstance(callback, ACSPPruningCallback) for callback in callbacks_of(self.trainer)):
             check_trainer(self.trainer)  # before it starts processes, whose errors come as tracebacks
@@ -191,7 +232,7 @@ def main(words: list[str]) -> None:
     for key in ("model", "data"):
         check_class(key, getattr(known, key))
     asked = {"-h", "--help", "--print_config"} & set(words)
-    if not asked and (words[:1] == ["preview"] or any(map(_lacks_class, known.config))):
+    if not asked and (words[0] in LOOKING or any(map(_lacks_class, known.config))):
         sources, words = _sourced_words(words, known, rest)
     command_line(words, sources=sources)
 

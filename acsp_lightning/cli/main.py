@@ -16,6 +16,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "test": (TRAINER, "measure a network on the test data"),
     "predict": (TRAINER, "run a network on the prediction data"),
     "preview": (TRAINER, "show what a cut would do, and change nothing"),
+    "profile": (TRAINER, "time a network on this machine, for a cut that is decided on another"),
     "report": ("acsp_lightning.cli.report", "draw the pages and plots of a run again"),
     "export": ("acsp_lightning.cli.export", "write a network for other programs, with a card"),
     "recipe": ("acsp_lightning.cli.recipe", "list the recipes of the package, or copy one"),
@@ -23,7 +24,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run one subcommand: fit, validate, test, predict, preview, report, export or recipe.
+    """Run one subcommand: fit, validate, test, predict, preview, profile, report, export or recipe.
 
     Classes are looked for in the current directory too, as ``python -m`` does.
 

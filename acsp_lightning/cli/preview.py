@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import torch
 
 from acsp_lightning.files import atomic_write
+from acsp_lightning.measure.time_table import TIMES
 from acsp_lightning.previewing import check_trade_off, preview_cut
 from acsp_lightning.progress import shown_by
 from acsp_lightning.report import PruningStep, step_table, trade_off_table, write_report
@@ -23,6 +24,7 @@ class PreviewCallback(pl.Callback):
     Args:
         settings: what would be cut, and how, as in :func:`acsp_lightning.preview`.
         shares: shares of the FLOPs to measure a cut at.
+        out: folder of the "preview" folder, in which times of layers are kept for the next one.
 
     Raises:
         ValueError: if there are several, and the settings have no path along which cuts are measured.
@@ -31,8 +33,9 @@ class PreviewCallback(pl.Callback):
         step: the record of the previewed cut; None before the validation has ended.
     """
 
-    def __init__(self, settings: PruningSettings, shares: Sequence[float] = ()) -> None:
+    def __init__(self, settings: PruningSettings, shares: Sequence[float] = (), out: str = ".") -> None:
         self.settings = settings
+        self._times_file = Path(out, "preview", TIMES)
         # A single share may also be met without a path along which cuts are measured.
         measured = settings.selection.by_damage or len(shares) > 1
         self._trade_off = (shares or True) if measured else False
@@ -41,11 +44,7 @@ class PreviewCallback(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Raise ``ValueError`` if there are several processes."""
-        if trainer.world_size > 1:
-            raise ValueError(
-                f"A preview runs in one process; this Trainer has {trainer.world_size}. Set devices=1 "
-                "and num_nodes=1."
-            )
+        check_alone(trainer, "preview")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Preview the cut."""
@@ -58,7 +57,17 @@ class PreviewCallback(pl.Callback):
                 trainer.datamodule,  # type: ignore[attr-defined]
                 trainer.val_dataloaders,
                 trade_off=self._trade_off,
+                times_file=self._times_file,
             )
+
+
+def check_alone(trainer: pl.Trainer, command: str) -> None:
+    """Raise ``ValueError`` if there are several processes."""
+    if trainer.world_size > 1:
+        raise ValueError(
+            f"A {command} runs in one process; this Trainer has {trainer.world_size}. Set devices=1 "
+            "and num_nodes=1."
+        )
 
 
 class _ValidationBatches:

@@ -29,11 +29,16 @@ class SelectionConfig:
         flops: share of the network's FLOPs to keep, in (0, 1], instead of the knee: the least
             damage within these FLOPs or, with "coverage" and "mss", one level for all layers. Cannot
             be combined with ``keep``.
+        latency: share of the time of one forward pass to keep, in (0, 1], instead of the knee: the
+            least damage within this time, measured where the network is, or where ``latency_table`` was
+            written, under the conditions of ``latency_at``. Needs curve "measured" or "damage"; cannot
+            be combined with ``keep`` or ``flops``.
         tolerance: accuracy that a cut may cost, in [0, 1), straight after it and before any training,
             instead of the knee: the deepest cut whose measured loss is at most this much, 0.01 being
             one point, counted from the first uncut network. The losses of all measured depths are
             smoothed together, weighted by their standard errors. Needs curve "measured". With
-            ``flops`` the cut stops short of that target, with a warning, where it would cost more.
+            ``flops`` or ``latency`` the cut stops short of that target, with a warning, where it would
+            cost more.
         min_channels: minimum number of channels to keep, at least 2; a narrower layer is not cut.
         criterion: "acsp" keeps the representatives of the clusters; for ablations at the same
             width, "l1" keeps the largest filters, "mean_jm" the channels that separate the classes
@@ -56,6 +61,7 @@ class SelectionConfig:
     representative: Literal["weight", "medoid"] = "medoid"
     keep: float | None = None
     flops: float | None = None
+    latency: float | None = None
     tolerance: float | None = None
     min_channels: int = 2
     criterion: Literal["acsp", "l1", "random", "mean_jm"] = "acsp"
@@ -72,12 +78,10 @@ class SelectionConfig:
         self._check_integer("seed", at_least=0)
         self._check_share("keep")
         self._check_share("flops")
+        self._check_share("latency")
         for name in ("weighting", "curve", "interpolation", "representative", "criterion"):
             self._check_choice(name)
-        if self.keep is not None and self.flops is not None:
-            raise ValueError(
-                f"keep={self.keep} and flops={self.flops} both fix the volume; set one of them"
-            )
+        self._check_one_target()
         self._check_tolerance()
 
     @property
@@ -89,7 +93,8 @@ class SelectionConfig:
     def is_measured(self) -> bool:
         """Whether cuts are made on a copy and measured before the volume is decided."""
         return self.by_damage and (
-            self.tolerance is not None or (self.curve == "measured" and self.flops is None)
+            self.tolerance is not None
+            or (self.curve == "measured" and self.flops is None and self.latency is None)
         )
 
     @property
@@ -122,6 +127,18 @@ class SelectionConfig:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number or not 0 < value <= 1:
             raise ValueError(f"{name} is {value!r}; it must be a number in (0, 1], or None")
+
+    def _check_one_target(self) -> None:
+        targets = {name: getattr(self, name) for name in ("keep", "flops", "latency")}
+        given = [f"{name}={value}" for name, value in targets.items() if value is not None]
+        if len(given) > 1:
+            each = "both" if len(given) == 2 else "all"
+            raise ValueError(f"{' and '.join(given)} {each} fix the volume; set one of them")
+        if self.latency is not None and self.curve not in ("measured", "damage"):
+            raise ValueError(
+                f"latency={self.latency} needs curve='measured' or 'damage', whose path it is met on; "
+                f"curve={self.curve!r} has none"
+            )
 
     def _check_tolerance(self) -> None:
         value = self.tolerance

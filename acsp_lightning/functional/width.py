@@ -31,6 +31,7 @@ class WidthReason(StrEnum):
     TOLERANCE = "deepest measured cut within the tolerance"
     NOTHING_TOLERATED = "no measured cut is within the tolerance: every channel is kept"
     LEAST_DAMAGE = "least damage that meets the FLOPs target"
+    LEAST_DAMAGE_IN_TIME = "least damage that meets the latency target"
     LEVEL = "one level of all curves that meets the FLOPs target"
     GIVEN = "number of channels given by the caller"
     HALVED = "half the depth of a cut that did not recover"
@@ -110,15 +111,16 @@ def decide_width(curves: ChannelCurves, config: SelectionConfig, *, round_to: in
         The decision; ``knee`` is the knee found, before raising and rounding.
 
     Raises:
-        ValueError: if ``config.flops`` is set, since one layer cannot meet a target of the whole
-            network, or ``round_to`` is out of range.
+        ValueError: if ``config.flops`` or ``config.latency`` is set, since one layer cannot meet a
+            target of the whole network, or ``round_to`` is out of range.
     """
     width = len(curves.weights)
-    if config.flops is not None:
-        raise ValueError(
-            f"flops={config.flops} is a target for the whole network and cannot be met from one "
-            "layer; pass k, or use the callback, which finds one level for all layers"
-        )
+    for target, share in (("flops", config.flops), ("latency", config.latency)):
+        if share is not None:
+            raise ValueError(
+                f"{target}={share} is a target for the whole network and cannot be met from one "
+                "layer; pass k, or use the callback, which decides for all layers together"
+            )
     if config.keep is not None:
         return width_of_share(width, config, round_to=round_to)
     if width <= 2:

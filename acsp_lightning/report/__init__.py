@@ -10,7 +10,7 @@ from acsp_lightning.report.files import (
     write_report,
     write_step,
 )
-from acsp_lightning.report.step import PruningStep, reference_accuracy
+from acsp_lightning.report.step import PruningStep, reference_accuracy, time_taken
 from acsp_lightning.report.tables import (
     headline,
     step_table,
@@ -31,6 +31,7 @@ __all__ = [
     "step_table",
     "summary_figures",
     "summary_table",
+    "time_taken",
     "trade_off_table",
     "verdict_line",
     "write_report",

@@ -10,6 +10,8 @@ from acsp_lightning.selection.tradeoff import KNEE_LOSS
 # With fewer samples an accuracy is too uncertain for a warning.
 LEAST_SAMPLES = 100
 
+MISSED = 0.1  # of a target in time
+
 
 def concerns(step: PruningStep) -> Iterator[str]:
     """Warn of a volume that could not be had, a network at chance, and a cut that loses half."""
@@ -37,17 +39,35 @@ def _volume(step: PruningStep) -> Iterator[str]:
             "Every measured cut loses more accuracy than selection.tolerance allows; every channel is "
             "kept. Allow more, or train the network longer before it is cut."
         )
+    yield from _time(step)
     trade_off = step.trade_off
     if trade_off is None or trade_off.tolerated is None or WidthReason.TOLERANCE not in reasons:
         return
+    asked = f"flops={trade_off.requested}"
     place = trade_off.targets.get(trade_off.requested or "")
+    if trade_off.in_time is not None and step.times is not None:
+        asked, place = f"latency={step.times.asked:g}", trade_off.in_time
     if place is not None and place > trade_off.tolerated:
         kept = trade_off.depths[trade_off.tolerated].flops / trade_off.whole
         lost = trade_off.depths[place].fidelity.drop
         yield (
-            f"flops={trade_off.requested} would cost {lost.mean:.2%} ± {lost.error:.2%} of accuracy, "
+            f"{asked} would cost {lost.mean:.2%} ± {lost.error:.2%} of accuracy, "
             f"more than selection.tolerance allows; the cut stops at {kept:.1%} of the FLOPs. Allow "
-            "more, or leave flops out."
+            f"more, or leave {asked.partition('=')[0]} out."
+        )
+
+
+def _time(step: PruningStep) -> Iterator[str]:
+    """Warn where the network that was planned for a time takes noticeably longer."""
+    reasons = {selection.reason for selection in step.selections.values()}
+    times = step.times
+    if times is None or not times.checks or WidthReason.LEAST_DAMAGE_IN_TIME not in reasons:
+        return
+    if times.reached > (1 + MISSED) * times.asked:
+        yield (
+            f"latency={times.asked:g} was not met within {MISSED:.0%}: of {len(times.checks)} networks "
+            f"that were timed the closest takes {times.reached:.3f} of the time. Time where "
+            "nothing else runs, or ask for less time."
         )
 
 

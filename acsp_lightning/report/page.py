@@ -14,7 +14,8 @@ from acsp_lightning.report.figures import (
     shows_map,
 )
 from acsp_lightning.report.step import PruningStep
-from acsp_lightning.report.tables import comparison_notes, milliseconds, norms_notes, verdict_line
+from acsp_lightning.report.tables import comparison_notes, norms_notes, verdict_line
+from acsp_lightning.report.times import HEAD, NOTE, layer_rows, milliseconds, summary
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; --link: #0062a3; }
@@ -77,12 +78,15 @@ DECIDED = {
         "how many channels every group keeps.",
         WidthReason.NOTHING_TOLERATED: "None of them is within the tolerance, so every channel is kept.",
         WidthReason.LEAST_DAMAGE: "The FLOPs target decided.",
+        WidthReason.LEAST_DAMAGE_IN_TIME: "The latency target decided.",
     },
     "network": {
         WidthReason.NETWORK_KNEE: "The knee of this curve decided how many channels every group keeps: "
         "the dot, beyond which a cut costs more than it saves.",
         WidthReason.LEAST_DAMAGE: "The FLOPs target decided: the widths are those of least damage on "
         "this curve that meet it.",
+        WidthReason.LEAST_DAMAGE_IN_TIME: "The latency target decided: channels were removed in the "
+        "order of least damage per second saved.",
         WidthReason.NO_NETWORK_KNEE: "It has no knee, so every channel is kept.",
     },
     "curves": {
@@ -136,6 +140,7 @@ def step_page(step: PruningStep, plots: Mapping[str, bytes]) -> str:
             _contents(step, plots),
             '<h2 id="layers">Layers</h2>',
             _layers(step),
+            *_times(step),
             *_left_whole(step),
             *_classes(step),
             *_network(step, plots),
@@ -229,6 +234,8 @@ def _notes(step: PruningStep) -> str:
 
 def _contents(step: PruningStep, plots: Mapping[str, bytes]) -> str:
     places = {"layers": "Layers"}
+    if step.times is not None:
+        places["times"] = "Times"
     if step.left_whole:
         places["whole"] = "Left whole"
     if class_rows(step):
@@ -258,6 +265,14 @@ def _layers(step: PruningStep) -> str:
         )
     rows = [(*row, reason) for row, reason in zip(rows, reasons, strict=True)]
     return _table((*head, "reason"), rows, "words")
+
+
+def _times(step: PruningStep) -> Iterator[str]:
+    if step.times is not None:
+        yield '<h2 id="times">Which layers hold the network back</h2>'
+        yield f"<p>{escape(summary(step.times))}.</p>"
+        yield _table(HEAD, list(layer_rows(step.times)))
+        yield f'<p class="note">{NOTE}</p>'
 
 
 def _left_whole(step: PruningStep) -> Iterator[str]:

@@ -10,6 +10,7 @@ from acsp_lightning.measure.accuracy import ClassCounts
 from acsp_lightning.measure.complexity import Complexity
 from acsp_lightning.measure.latency import LatencyComparison
 from acsp_lightning.selection.maps import GroupMap
+from acsp_lightning.selection.network_times import NetworkTimes
 from acsp_lightning.selection.path import NetworkCurve
 from acsp_lightning.selection.scores import Comparison
 from acsp_lightning.selection.tradeoff import TradeOff
@@ -102,6 +103,8 @@ class PruningStep:
         norms: layers that the cut approximates: norms and standardised filters, of which statistics are
             those of the channels that stay.
         trade_off: what cuts of several depths were measured to cost; None if none was measured.
+        times: predicted and measured times of the network and its layers, where a share of its time was
+            asked for; else None.
         end: the network at the end of the fit, in the report of its last cut; else None.
     """
 
@@ -126,6 +129,7 @@ class PruningStep:
     left_whole: Mapping[str, str] = field(default_factory=dict)
     norms: Sequence[str] = ()
     trade_off: TradeOff | None = None
+    times: NetworkTimes | None = None
     end: FitEnd | None = None
 
     def __repr__(self) -> str:
@@ -192,6 +196,12 @@ def reference_accuracy(steps: Sequence[PruningStep]) -> float | None:
     """
     first = next((step.trade_off for step in steps if step.trade_off is not None), None)
     return None if first is None else first.depths[0].fidelity.accuracy
+
+
+def time_taken(steps: Sequence[PruningStep]) -> float:
+    """Share of the time of the first uncut network that is left after some cuts; 1 if none was timed."""
+    standing = [step.times for step in steps if step.times is not None and not step.rolled_back]
+    return standing[-1].reached if standing else 1.0
 
 
 def _short(name: str) -> str:

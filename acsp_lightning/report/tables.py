@@ -10,11 +10,13 @@ from rich.table import Table
 from acsp_lightning.measure.complexity import Complexity
 from acsp_lightning.measure.latency import LatencyComparison
 from acsp_lightning.report.step import PruningStep
+from acsp_lightning.report.times import HEAD, NOTE, change, layer_rows, milliseconds, summary
 from acsp_lightning.selection.scores import Comparison
 from acsp_lightning.selection.tradeoff import TradeOff
 
 TABLE_WIDTH = 80  # of the narrowest usual terminal
 SPEED_WIDTH = 9  # of a column more
+MOST_LAYERS = 10  # whose times are printed; the page has all
 
 ENDS_AVERAGED = ("the accuracy at the end is that of averaged weights",)
 
@@ -30,6 +32,8 @@ def headline(step: PruningStep) -> str:
     ]
     if step.accuracy_before is not None and step.accuracy_after is not None:
         facts.append(f"accuracy {step.accuracy_before:.2%} -> {step.accuracy_after:.2%}")
+    if step.times is not None:
+        facts.append(change(step.times))
     for found in step.latency:
         times = f"{milliseconds(found.before.median)} -> {milliseconds(found.after.median)} ms"
         facts.append(f"{times} for a batch of {found.before.batch_size}")
@@ -43,14 +47,23 @@ def step_table(step: PruningStep) -> str:
     _add_counts(table, (step.before, step.after))
     _add_latency(table, step.latency)
     _add_accuracies(table, (step.accuracy_before, step.accuracy_after), averaged=step.averaged)
-    return _text(table, step.after, [*comparison_notes(step.comparison), *norms_notes(step)])
+    notes = [*comparison_notes(step.comparison), *norms_notes(step)]
+    if step.times is None:
+        return _text(table, step.after, notes)
+    layers = _table("Layers that hold the network back", HEAD)
+    *timed, rest = layer_rows(step.times)
+    for row in [*timed[:MOST_LAYERS], rest]:
+        layers.add_row(*row)
+    network = _text(table, step.after, [*notes, summary(step.times)])
+    return f"{network}\n\n{_text(layers, None, [NOTE])}"
 
 
 def trade_off_table(trade_off: TradeOff) -> str:
     """What cuts of several depths cost, as text: a row for each, from the uncut network down."""
     uncut = trade_off.depths[0]
     sizes = list(uncut.speedups)
-    columns = ["FLOPs", "params", *(f"speed,\nbatch\n{size}" for size in sizes)]
+    timed = uncut.seconds is not None
+    columns = ["FLOPs", *["ms"] * timed, "params", *(f"speed,\nbatch\n{size}" for size in sizes)]
     columns += ["accuracy", "lost, points", "same\nclass", "widths", ""]
     table = _table("What a cut costs, before any training", columns)
     for place, depth in enumerate(trade_off.depths):
@@ -58,6 +71,7 @@ def trade_off_table(trade_off: TradeOff) -> str:
         kept = [depth.widths[name] / width for name, width in uncut.widths.items()]
         table.add_row(
             f"{depth.flops / uncut.flops:.1%}",
+            *([] if depth.seconds is None else [milliseconds(depth.seconds)]),
             f"{depth.parameters / uncut.parameters:.1%}",
             *(f"{depth.speedups[size]:.2f}x" for size in sizes),
             f"{found.accuracy:.2%}",
@@ -66,8 +80,11 @@ def trade_off_table(trade_off: TradeOff) -> str:
             f"{100 * min(kept):.0f}-{max(kept):.0%}",
             "\n".join(marks(trade_off, place)),
         )
-    width = TABLE_WIDTH + SPEED_WIDTH * len(sizes)
-    return _text(table, None, [trade_off_note(trade_off)], width)
+    width = TABLE_WIDTH + SPEED_WIDTH * (len(sizes) + timed)
+    notes = [trade_off_note(trade_off)]
+    if timed:
+        notes.append("milliseconds are predicted from the networks and layers that were timed")
+    return _text(table, None, notes, width)
 
 
 def trade_off_note(trade_off: TradeOff) -> str:
@@ -81,6 +98,8 @@ def trade_off_note(trade_off: TradeOff) -> str:
 def marks(trade_off: TradeOff, place: int) -> list[str]:
     """What a depth of a trade-off is: the knee, the deepest within the tolerance, a target."""
     found = [f"flops={share}" for share, at in trade_off.targets.items() if at == place]
+    if place == trade_off.in_time:
+        found.append("latency")
     if place == trade_off.knee:
         found.append("knee")
     if place == trade_off.tolerated:
@@ -183,11 +202,6 @@ def _add_latency(table: Table, comparisons: Sequence[LatencyComparison]) -> None
         ratio = f"{gain:.2f}x faster" if gain >= 1 else f"{1 / gain:.2f}x slower"
         before, after = milliseconds(found.before.median), milliseconds(found.after.median)
         table.add_row(name, before, f"{after} ({ratio})", *["-"] * (len(table.columns) - 3))
-
-
-def milliseconds(seconds: float) -> str:
-    """Seconds as milliseconds, with two or three decimals."""
-    return f"{1000 * seconds:,.{2 if seconds >= 0.001 else 3}f}"
 
 
 def _add_accuracies(table: Table, accuracies: Sequence[float | None], *, averaged: bool) -> None:

@@ -17,6 +17,7 @@ from acsp_lightning.measure.complexity import Complexity
 from acsp_lightning.selection.cost import FlopsModel
 from acsp_lightning.selection.path import DamagePath, NetworkCurve
 from acsp_lightning.selection.scores import ChannelScores, Comparison
+from acsp_lightning.selection.time_target import TimeTarget
 from acsp_lightning.selection.tradeoff import TradeOff
 from acsp_lightning.selection.weighing import Weighed
 from acsp_lightning.structure.groups import ChannelGroup
@@ -47,8 +48,8 @@ class Allocation:
 Select = Callable[[Mapping[str, int]], Mapping[str, ChannelSelection]]
 """Selects the channels of every group from their numbers."""
 
-Measure = Callable[[DamagePath, Select], TradeOff]
-"""Measures cuts along a path."""
+Measure = Callable[[DamagePath, Select, Mapping[str, int] | None], TradeOff]
+"""Measures cuts along a path in FLOPs, and one to the widths that meet a target in time, if any."""
 
 
 def select_groups(
@@ -60,6 +61,7 @@ def select_groups(
     round_to: int = 1,
     budget: float | None = None,
     decisions: Mapping[str, WidthDecision] | None = None,
+    deadline: TimeTarget | None = None,
     measure: Measure | None = None,
 ) -> Allocation:
     """Select the channels of every group to keep.
@@ -67,19 +69,21 @@ def select_groups(
     Args:
         groups: the groups to decide on.
         weighed: what is known of each, by name, with the same configuration, rounding and decisions.
-        config: how to decide; a FLOPs target needs a ``budget``.
+        config: how to decide; a FLOPs target needs a ``budget``, one in time a ``deadline``.
         layer_flops: FLOPs of every layer, as ``Complexity.by_layer``.
         round_to: every width is rounded up to a multiple of this, in positions of a layer.
         budget: maximum FLOPs of all layers after the cut; None: a knee decides.
         decisions: widths of at least these groups, by name, as from :func:`as_decisions`; None: decide
             here.
+        deadline: times the network, and finds the widths that meet the target in time; None: there is
+            none.
         measure: measures cuts along the path of least damage; None: its own curve decides.
 
     Returns:
         The selections, with the curve of the network where ``config.by_damage``.
 
     Raises:
-        ValueError: if the budget cannot be met even at the smallest widths.
+        ValueError: if the budget or the target in time cannot be met even at the smallest widths.
     """
     scores = {group.name: weighed[group.name].scores for group in groups}
     curves = {group.name: weighed[group.name].curves for group in groups}
@@ -111,11 +115,16 @@ def select_groups(
     elif config.by_damage:
         found = {group.name: weighed[group.name].damage for group in groups}
         damage = {name: curve for name, curve in found.items() if curve is not None}
-        path = DamagePath.of(damage, FlopsModel(groups, layer_flops))
-        network = NetworkCurve.of(path.stages)
+        flops = FlopsModel(groups, layer_flops)
+        path = DamagePath.of(damage, flops) if deadline is None else deadline.path(damage)
+        in_flops = path if deadline is None else path.counted_in(flops)
+        network = NetworkCurve.of(in_flops.stages)
+        in_time = None if deadline is None else deadline.widths(path)
         if measure is not None:
-            trade_off = measure(path, lambda ks: select(as_decisions(ks, WidthReason.GIVEN)))
-        chosen = decide_on_path(path, network, trade_off, config, budget)
+            trade_off = measure(
+                in_flops, lambda ks: select(as_decisions(ks, WidthReason.GIVEN)), in_time
+            )
+        chosen = decide_on_path(path, network, trade_off, config, budget, in_time)
     elif budget is not None:
         chosen = _one_level(curves, FlopsModel(groups, layer_flops), config, steps, budget)
     selections = select(chosen)
@@ -131,8 +140,9 @@ def decide_on_path(
     trade_off: TradeOff | None,
     config: SelectionConfig,
     budget: float | None,
+    in_time: Mapping[str, int] | None = None,
 ) -> dict[str, WidthDecision]:
-    """Widths on a path: within a budget and a tolerance, or at a knee.
+    """Widths on a path: within a budget or a time and a tolerance, or at a knee.
 
     Args:
         path: the path of least damage.
@@ -140,6 +150,7 @@ def decide_on_path(
         trade_off: measured cuts along it, with what ``config`` asks for; None: none was measured.
         config: what sets the volume.
         budget: maximum FLOPs of all layers; None: no FLOPs target.
+        in_time: the widths that meet a target in time; None: there is none.
 
     Raises:
         ValueError: if the budget cannot be met, or nothing was measured that a tolerance needs.
@@ -150,7 +161,7 @@ def decide_on_path(
             "sample was held back in the capture that this cut is made from. Capture again, or set "
             "selection.flops instead."
         )
-    reached = None if budget is None else path.within(budget)
+    reached = in_time if budget is None else path.within(budget)
     if budget is not None and reached is None:
         raise ValueError(_unreachable(config, budget, path.least))
     if trade_off is not None and trade_off.tolerated is not None:
@@ -160,7 +171,9 @@ def decide_on_path(
             reason = WidthReason.NOTHING_TOLERATED if nothing else WidthReason.TOLERANCE
             return as_decisions(tolerated, reason)
     if reached is not None:
-        return as_decisions(reached, WidthReason.LEAST_DAMAGE)
+        timed = in_time is not None
+        reason = WidthReason.LEAST_DAMAGE_IN_TIME if timed else WidthReason.LEAST_DAMAGE
+        return as_decisions(reached, reason)
     if trade_off is not None and config.curve == "measured":
         if trade_off.knee is None:
             return as_decisions(path.stages[0].widths, WidthReason.NO_MEASURED_KNEE)

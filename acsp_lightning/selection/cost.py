@@ -1,8 +1,19 @@
 """FLOPs of a network as a function of the widths of its groups."""
 
 from collections.abc import Iterable, Mapping
+from typing import Protocol
 
 from acsp_lightning.structure.groups import ChannelGroup
+
+
+class CostModel(Protocol):
+    """What a path saves: a cost of the layers as a function of the widths of groups."""
+
+    def total(self, widths: Mapping[str, int]) -> float:
+        """Cost of all layers; groups that are not listed have their full width."""
+
+    def saved(self, widths: Mapping[str, int], group: str, k: int) -> float:
+        """Cost saved if ``group`` keeps ``k`` channels, with all others at ``widths``."""
 
 
 class FlopsModel:

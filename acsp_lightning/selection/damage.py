@@ -170,18 +170,22 @@ def total_damage(curves: Mapping[str, DamageCurve], widths: Mapping[str, int]) -
     return sum(curves[name].damage[curves[name].ks.index(k)] for name, k in widths.items())
 
 
-def lower_hull(curve: DamageCurve) -> Iterable[int]:
-    """Indices of the points of a curve on its lower convex hull, ascending, both ends included."""
+def lower_hull(curve: DamageCurve, costs: Sequence[float]) -> Iterable[int]:
+    """Indices of the points on the lower convex hull of damage over costs, ascending, with both ends.
+
+    Args:
+        curve: the damage.
+        costs: what its widths cost, rising, (K,).
+    """
     hull: list[int] = []
     for place in range(len(curve.ks)):
-        while len(hull) >= 2 and _above(curve, hull[-2], hull[-1], place):
+        while len(hull) >= 2 and _above(curve.damage, costs, hull[-2], hull[-1], place):
             hull.pop()
         hull.append(place)
     return hull
 
 
-def _above(curve: DamageCurve, left: int, middle: int, right: int) -> bool:
+def _above(damage: Sequence[float], costs: Sequence[float], left: int, middle: int, right: int) -> bool:
     """Whether the middle point lies on or above the line between the others."""
-    run, rise = curve.ks[right] - curve.ks[left], curve.damage[right] - curve.damage[left]
-    line = curve.damage[left] + rise * (curve.ks[middle] - curve.ks[left]) / run
-    return curve.damage[middle] >= line
+    run, rise = costs[right] - costs[left], damage[right] - damage[left]
+    return (damage[middle] - damage[left]) * run >= rise * (costs[middle] - costs[left])

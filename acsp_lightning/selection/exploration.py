@@ -52,8 +52,10 @@ class Exploration:
     def _add(self, budget: float) -> Depth | None:
         """The same within a budget of FLOPs of the layers alone."""
         widths = self._path.within(budget)
-        if widths is None:
-            return None
+        return None if widths is None else self.add_widths(widths)
+
+    def add_widths(self, widths: Mapping[str, int]) -> Depth:
+        """Measure a cut to some widths, unless that is done."""
         known = next((depth for depth in self.depths if depth.widths == widths), None)
         if known is None:
             known = self._trial(widths)
@@ -104,6 +106,7 @@ def explore(
     whole: int | None = None,
     shares: Iterable[float] = (),
     requested: float | None = None,
+    in_time: Mapping[str, int] | None = None,
     inform: Callable[[str], None] = lambda message: None,
 ) -> TradeOff:
     """Measure cuts along a path.
@@ -116,6 +119,7 @@ def explore(
         whole: FLOPs that shares are of; None: those of the uncut network.
         shares: at which a cut is measured as well, to be shown.
         requested: the share that the cut is to meet; None: none is set.
+        in_time: widths that meet a target in time, to measure a cut to as well; None: there is none.
         inform: called with a message if this will take long.
 
     Raises:
@@ -140,6 +144,7 @@ def explore(
         else:
             found.refine(lambda depths: next_for_tolerance(depths, tolerance), advance)
         targets = {share: found.add(share * whole) for share in asked}
+        planned = None if in_time is None else found.add_widths(in_time)
     depths = tuple(found.depths)
     return TradeOff(
         depths=depths,
@@ -150,4 +155,5 @@ def explore(
             f"{share:g}": depths.index(depth) for share, depth in targets.items() if depth is not None
         },
         requested=None if requested is None else f"{requested:g}",
+        in_time=None if planned is None else depths.index(planned),
     )

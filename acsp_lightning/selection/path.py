@@ -1,13 +1,15 @@
-"""Greedy path from the full widths to the smallest: FLOPs and damage at every stage."""
+"""Greedy path from the full widths to the smallest: cost and damage at every stage."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from acsp_lightning.functional import find_knee
-from acsp_lightning.selection.cost import FlopsModel
+from acsp_lightning.selection.cost import CostModel
 from acsp_lightning.selection.damage import DamageCurve, lower_hull, total_damage
+
+ROUNDING = 1e-6  # of what a group can save: less is no difference
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,12 +18,12 @@ class Stage:
 
     Attributes:
         widths: number of channels of every group.
-        flops: FLOPs of all layers.
+        cost: cost of all layers: FLOPs, or seconds.
         damage: total damage, summed over the groups.
     """
 
     widths: Mapping[str, int]
-    flops: float
+    cost: float
     damage: float
 
 
@@ -43,8 +45,8 @@ class NetworkCurve:
 
     @classmethod
     def of(cls, stages: Sequence[Stage]) -> "NetworkCurve":
-        """The curve of a path."""
-        flops, damage = [stage.flops for stage in stages], [stage.damage for stage in stages]
+        """The curve of a path whose costs are FLOPs."""
+        flops, damage = [stage.cost for stage in stages], [stage.damage for stage in stages]
         # Kneedle needs a rising curve; a stage that saves no FLOPs is not a point of it.
         rising = [
             place
@@ -57,13 +59,32 @@ class NetworkCurve:
         return cls(tuple(flops), tuple(damage), None if found is None else flops.index(found))
 
 
-def greedy_path(curves: Mapping[str, DamageCurve], costs: FlopsModel) -> list[Stage]:
-    """From full widths to the smallest, always taking the step of least damage per FLOP saved.
+def cheaper_widths(curves: Mapping[str, DamageCurve], costs: CostModel) -> dict[str, DamageCurve]:
+    """The curves without the widths that cost no less than a larger one of the same group.
 
-    Only widths on the convex hull of every curve are visited; the total damage at given FLOPs is then
-    close to the least possible.
+    Hardware works through blocks of channels: what a part of one costs is as much as all of it.
     """
-    ladders = {name: list(lower_hull(curve)) for name, curve in curves.items()}
+    cheaper = {}
+    for name, curve in curves.items():
+        saved = [costs.saved({}, name, k) for k in curve.ks]
+        last, rounding = len(saved) - 1, ROUNDING * max(saved)
+        kept = [p for p in range(last + 1) if p == last or saved[p] > max(saved[p + 1 :]) + rounding]
+        cheaper[name] = DamageCurve(
+            tuple(curve.ks[place] for place in kept), tuple(curve.damage[place] for place in kept)
+        )
+    return cheaper
+
+
+def greedy_path(curves: Mapping[str, DamageCurve], costs: CostModel) -> list[Stage]:
+    """From full widths to the smallest, always taking the step of least damage per cost saved.
+
+    Only widths on the convex hull of every curve over the cost are visited; the total damage at a given
+    cost is then close to the least possible.
+    """
+    ladders = {
+        name: list(lower_hull(curve, [-costs.saved({}, name, k) for k in curve.ks]))
+        for name, curve in curves.items()
+    }
     widths = {name: curve.ks[-1] for name, curve in curves.items()}
     stages = [Stage(dict(widths), costs.total(widths), 0.0)]
     while True:
@@ -84,27 +105,27 @@ def greedy_path(curves: Mapping[str, DamageCurve], costs: FlopsModel) -> list[St
 
 
 def widths_within(
-    stages: Sequence[Stage], curves: Mapping[str, DamageCurve], costs: FlopsModel, budget: float
+    stages: Sequence[Stage], curves: Mapping[str, DamageCurve], costs: CostModel, budget: float
 ) -> dict[str, int] | None:
-    """The widths of least damage found within a budget of FLOPs; None if there are none."""
-    stage = next((stage for stage in stages if stage.flops <= budget), None)
+    """The widths of least damage found within a budget of the cost; None if there are none."""
+    stage = next((stage for stage in stages if stage.cost <= budget), None)
     if stage is None:
         return None
-    widths, flops = dict(stage.widths), stage.flops
-    while True:  # spend the FLOPs that the last step left over
+    widths, spent = dict(stage.widths), stage.cost
+    while True:  # spend what the last step left over
         gains = []
         for name, curve in curves.items():
             here = curve.ks.index(widths[name])
             for above in range(here + 1, len(curve.ks)):
                 cost = -costs.saved(widths, name, curve.ks[above])
                 gain = curve.damage[here] - curve.damage[above]
-                if flops + cost <= budget and gain > 0:
+                if spent + cost <= budget and gain > 0:
                     gains.append((gain / cost if cost > 0 else float("inf"), name, curve.ks[above]))
         if not gains:
             return widths
         _, name, k = max(gains)
         widths[name] = k
-        flops = costs.total(widths)
+        spent = costs.total(widths)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,28 +135,33 @@ class DamagePath:
     Attributes:
         stages: the greedy path.
         curves: damage of every group.
-        costs: FLOPs of the layers.
+        costs: cost of the layers.
     """
 
     stages: Sequence[Stage]
     curves: Mapping[str, DamageCurve]
-    costs: FlopsModel
+    costs: CostModel
 
     @classmethod
-    def of(cls, curves: Mapping[str, DamageCurve], costs: FlopsModel) -> "DamagePath":
+    def of(cls, curves: Mapping[str, DamageCurve], costs: CostModel) -> "DamagePath":
         """The path of some groups."""
         return cls(greedy_path(curves, costs), curves, costs)
 
     @property
     def full(self) -> float:
-        """FLOPs of all layers at the full widths."""
-        return self.stages[0].flops
+        """Cost of all layers at the full widths."""
+        return self.stages[0].cost
 
     @property
     def least(self) -> float:
-        """FLOPs of all layers at the smallest widths."""
-        return self.stages[-1].flops
+        """Cost of all layers at the smallest widths."""
+        return self.stages[-1].cost
 
     def within(self, budget: float) -> dict[str, int] | None:
         """As :func:`widths_within`."""
         return widths_within(self.stages, self.curves, self.costs, budget)
+
+    def counted_in(self, costs: CostModel) -> "DamagePath":
+        """The same stages with another cost of theirs."""
+        stages = [replace(stage, cost=costs.total(stage.widths)) for stage in self.stages]
+        return DamagePath(stages, self.curves, costs)

@@ -1,7 +1,7 @@
 """The decision on which channels of a network to keep; nothing is cut yet."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from acsp_lightning.capture.statistics import Activations, Captured
 from acsp_lightning.functional import ChannelSelection
@@ -15,9 +15,11 @@ from acsp_lightning.selection.allocation import (
 )
 from acsp_lightning.selection.exploration import explore
 from acsp_lightning.selection.maps import GroupMap, map_groups
+from acsp_lightning.selection.network_times import NetworkTimes
 from acsp_lightning.selection.path import DamagePath, NetworkCurve
 from acsp_lightning.selection.scores import Comparison
-from acsp_lightning.selection.tradeoff import TradeOff
+from acsp_lightning.selection.time_target import TimeTarget
+from acsp_lightning.selection.tradeoff import Depth, TradeOff
 from acsp_lightning.selection.trials import Trials
 from acsp_lightning.selection.weighing import Weighed
 from acsp_lightning.settings import PruningSettings
@@ -38,6 +40,7 @@ class Proposal:
         network: damage to the whole network over its FLOPs, if it set the widths; else None.
         maps: data for the report on the groups that lose channels, by name.
         trade_off: what cuts of several depths were measured to cost; None if none was measured.
+        times: of the network and its layers, where a share of its time was asked for; else None.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -48,6 +51,7 @@ class Proposal:
     network: NetworkCurve | None
     maps: Mapping[str, GroupMap]
     trade_off: TradeOff | None = None
+    times: NetworkTimes | None = None
 
 
 def propose(
@@ -58,6 +62,7 @@ def propose(
     *,
     initial: Complexity | None = None,
     trials: Trials | None = None,
+    deadline: TimeTarget | None = None,
     reference: float | None = None,
     shares: Sequence[float] = (),
     inform: Callable[[str], None] = lambda message: None,
@@ -71,17 +76,19 @@ def propose(
         before: complexity of the network.
         initial: the complexity that ``selection.flops`` is a share of; None: ``before``.
         trials: measures cuts on a copy; None: nothing is measured.
+        deadline: times the network and finds the widths that meet ``selection.latency``; None where it
+            is not set.
         reference: accuracy of the network before the first cut, which ``selection.tolerance`` counts
             from, on samples held back; None: this is the first cut.
         shares: shares of the FLOPs of the ``initial`` network at which a cut is measured as well.
         inform: called with a message if deciding will take long.
 
     Raises:
-        ValueError: if the requested FLOPs or the tolerance cannot be had.
+        ValueError: if the requested FLOPs, time or tolerance cannot be had.
     """
     selection = settings.selection
 
-    def measure(path: DamagePath, select: Select) -> TradeOff:
+    def measure(path: DamagePath, select: Select, in_time: Mapping[str, int] | None) -> TradeOff:
         assert trials is not None
         uncut, tolerance = trials.uncut, selection.tolerance
         if tolerance is not None and trials.is_at_chance:
@@ -94,14 +101,19 @@ def propose(
             )
         if tolerance is not None and reference is not None:
             tolerance -= reference - uncut.fidelity.accuracy
+
+        def timed(depth: Depth) -> Depth:
+            return depth if deadline is None else replace(depth, seconds=deadline.seconds(depth.widths))
+
         return explore(
             path,
-            uncut,
-            lambda widths: trials.measure(select(widths)),
+            timed(uncut),
+            lambda widths: timed(trials.measure(select(widths))),
             tolerance=tolerance,
             whole=(initial or before).flops,
             shares=shares,
             requested=selection.flops,
+            in_time=in_time,
             inform=inform,
         )
 
@@ -113,6 +125,7 @@ def propose(
         round_to=settings.round_to,
         budget=flops_budget(selection, initial or before, before),
         decisions=captured.decisions,
+        deadline=deadline,
         measure=None if trials is None else measure,
     )
     groups = captured.groups[: settings.layers_per_epoch]
@@ -126,6 +139,9 @@ def propose(
         network=allocation.network,
         maps=_maps(groups, allocation, captured.activations),
         trade_off=allocation.trade_off,
+        times=None
+        if deadline is None
+        else deadline.times({name: selection.k for name, selection in selections.items()}),
     )
 
 

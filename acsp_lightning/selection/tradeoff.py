@@ -31,6 +31,7 @@ class Depth:
         widths: number of channels of every group.
         fidelity: what is left of the uncut network, on samples that were held back from the capture.
         speedups: how many times as fast as the uncut network it is, by batch size; empty: not timed.
+        seconds: predicted time of a pass, where a share of the time is asked for; else None.
     """
 
     flops: int
@@ -38,6 +39,7 @@ class Depth:
     widths: Mapping[str, int]
     fidelity: Fidelity
     speedups: Mapping[str, float] = field(default_factory=dict)
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,7 @@ class TradeOff:
         targets: index of the depth that meets a FLOPs target, by the share asked for.
         requested: the target that ``selection.flops`` sets; None if it is not set. The others were only
             to be shown.
+        in_time: index of the depth that meets ``selection.latency``; None if it is not set.
     """
 
     depths: tuple[Depth, ...]
@@ -60,6 +63,7 @@ class TradeOff:
     whole: int
     targets: Mapping[str, int]
     requested: str | None = None
+    in_time: int | None = None
 
 
 def smoothed_drops(depths: Sequence[Depth]) -> list[float]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning.pytorch as pl
@@ -11,7 +12,9 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from acsp_lightning.capture.class_names import class_names
+from acsp_lightning.measure.time_table import TIMES
 from acsp_lightning.pipeline import prune_network
+from acsp_lightning.progress import warn_on_error
 from acsp_lightning.selection.proposal import Proposal
 from acsp_lightning.settings import PruningSettings
 from acsp_lightning.structure.batchnorm import recalibrate_batchnorm
@@ -37,6 +40,7 @@ from acsp_lightning.trainer.averaging import (
 )
 from acsp_lightning.trainer.checks import callbacks_of
 from acsp_lightning.trainer.loaders import training_batches, validation_batches
+from acsp_lightning.trainer.loggers import report_dir
 from acsp_lightning.trainer.monitors import reset_monitors
 from acsp_lightning.trainer.ranks import (
     broadcast_,
@@ -108,6 +112,17 @@ class FitSite:
     def processes(self) -> int:
         """Number of processes of the fit."""
         return number_of_ranks()
+
+    @property
+    def times_file(self) -> Path | None:
+        """Beside the reports, on the first process, where a share of the time is asked for."""
+        if not self.is_rank_zero or self._settings.selection.latency is None:
+            return None
+        return warn_on_error(
+            lambda: report_dir(self._trainer, self._settings) / TIMES,
+            "Times of layers could not be given a folder",
+            "They are not kept for the next cut.",
+        )
 
     def on_all_ranks(self, work: Callable[[], T]) -> list[T]:
         """Results of ``work`` on every process; where it fails on one, it fails on all."""

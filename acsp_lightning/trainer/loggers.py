@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,6 +13,7 @@ from PIL import Image
 
 from acsp_lightning.measure.complexity import Complexity
 from acsp_lightning.report import PruningStep, png
+from acsp_lightning.settings import PruningSettings
 
 PREFIX = "acsp/"
 
@@ -23,6 +25,18 @@ def log_cut(trainer: pl.Trainer, step: PruningStep, figures: Mapping[str, Figure
     """
     widths = {name: after for name, (_, after) in step.layers.items()}
     _log(trainer, _scalars(step.after, widths, step.accuracy_after), figures)
+
+
+def report_dir(trainer: pl.Trainer, settings: PruningSettings) -> Path:
+    """The folder of all reports: that of the settings, or else "acsp" in the first logger's.
+
+    Unlike ``trainer.log_dir`` no matter of all processes.
+    """
+    if settings.report_dir is not None:
+        return Path(settings.report_dir)
+    logger = trainer.logger
+    found = None if logger is None else logger.log_dir or logger.save_dir
+    return Path(found or trainer.default_root_dir, "acsp")
 
 
 def takes_plots(trainer: pl.Trainer) -> bool:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TypeVar
 
 import lightning.pytorch as pl
@@ -27,7 +26,7 @@ from acsp_lightning.settings import PruningSettings
 from acsp_lightning.structure.example import Example
 from acsp_lightning.trainer.averaging import ends_averaged
 from acsp_lightning.trainer.cut import FitSite
-from acsp_lightning.trainer.loggers import log_cut, log_rolled_back, takes_plots
+from acsp_lightning.trainer.loggers import log_cut, log_rolled_back, report_dir, takes_plots
 from acsp_lightning.trainer.ranks import run_on_all_ranks
 
 T = TypeVar("T")
@@ -163,7 +162,9 @@ def write_cut_report(
 
 
 def _write(trainer: pl.Trainer, step: PruningStep, settings: PruningSettings, again: bool) -> None:
-    folder = _report_dir(trainer, settings)
+    if not trainer.is_global_zero:
+        return
+    folder = _guarded(lambda: report_dir(trainer, settings), "given a folder")
     if folder is None:
         return
     own = _guarded(lambda: write_step(step, folder), f"written to {folder}")
@@ -172,22 +173,6 @@ def _write(trainer: pl.Trainer, step: PruningStep, settings: PruningSettings, ag
         page = _guarded(lambda: draw(step, own), f"drawn in {own}")
         if page is not None and not again:
             rank_zero_info(f"Report: {page}")
-
-
-def _report_dir(trainer: pl.Trainer, settings: PruningSettings) -> Path | None:
-    """The folder of all reports on the process that writes them; None on others, or if it fails."""
-    if not trainer.is_global_zero:
-        return None
-    return _guarded(
-        lambda: Path(settings.report_dir or Path(_log_dir(trainer), "acsp")), "given a folder"
-    )
-
-
-def _log_dir(trainer: pl.Trainer) -> str:
-    """The first logger's folder; unlike ``trainer.log_dir`` no matter of all processes."""
-    logger = trainer.logger
-    found = None if logger is None else logger.log_dir or logger.save_dir
-    return found or trainer.default_root_dir
 
 
 def _guarded(work: Callable[[], T], done: str) -> T | None:

@@ -13,8 +13,10 @@ from acsp_lightning.capture.batches import count_classes, rare_classes, survey
 from acsp_lightning.capture.holdout import SHUFFLED, captured_labels, is_shuffled
 from acsp_lightning.measure.accuracy import check_outputs
 from acsp_lightning.measure.complexity import Complexity
-from acsp_lightning.pipeline import NO_BATCH, examine, groups_due, trace
+from acsp_lightning.pipeline import NO_BATCH
+from acsp_lightning.selection.examination import examine, groups_due, trace
 from acsp_lightning.selection.holdback import share_to_hold_back
+from acsp_lightning.selection.time_target import time_target
 from acsp_lightning.settings import PruningSettings
 from acsp_lightning.structure.example import Example
 from acsp_lightning.structure.fingerprint import Fingerprint, fingerprint
@@ -28,7 +30,7 @@ from acsp_lightning.trainer.averaging import (
     without_copies,
 )
 from acsp_lightning.trainer.loaders import validation_batches
-from acsp_lightning.trainer.ranks import check_ranks_agree, from_rank, run_on_all_ranks
+from acsp_lightning.trainer.ranks import check_ranks_agree, from_rank, on_rank_zero, run_on_all_ranks
 
 # What Lightning notes in a module while it trains.
 BOOKKEEPING = vars(pl.LightningModule()).keys() - vars(nn.Module()).keys()
@@ -172,7 +174,16 @@ def survey_fit(trainer: pl.Trainer, settings: PruningSettings, initial: Complexi
 
     result: list[FitSurvey] = []
     run_on_all_ranks(lambda: result.append(look()))
-    return result[0]
+    (found,) = result
+    if initial is None:  # else it was checked before the first cut, with the groups that there were
+        on_rank_zero(lambda: _check_time(module, found, settings))
+    return found
+
+
+def _check_time(module: nn.Module, found: FitSurvey, settings: PruningSettings) -> None:
+    with time_target(module, found.look.tracing.groups, found.example.counted, settings) as target:
+        if target is not None:
+            target.check()
 
 
 def _share(trainer: pl.Trainer, settings: PruningSettings) -> tuple[Example | None, Tensor]:

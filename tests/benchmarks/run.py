@@ -4,7 +4,7 @@
     python tests/benchmarks/run.py --out OUT separation sweep
 
 Each prints what it measured, in ratios of one run, and writes JSON and images to OUT. They need an
-otherwise idle machine and a quarter of an hour, and are no part of the tests.
+otherwise idle machine and more than an hour, of which latency takes most, and are no part of the tests.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-NAMES = ["separation", "sweep", "capturing", "cutting", "deciding", "wide", "ranks", "speed"]
+NAMES = ["separation", "sweep", "capturing", "cutting", "deciding", "wide", "ranks", "speed", "latency"]
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import pytest
 import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
@@ -28,6 +29,7 @@ import acsp_lightning.trainer.reporting
 from acsp_lightning import ACSPPruningCallback, Distillation, Guard, SelectionConfig
 from acsp_lightning.capture.batches import read_batch
 from acsp_lightning.serialization import encode
+from helpers import clockwork
 from helpers.fits import (
     Classifier,
     Scripted,
@@ -241,6 +243,26 @@ def timed(folder: Path, outcome: str) -> None:
     fit(folder, Classifier(), callback(latency_batch_sizes=[2]))
 
 
+def in_time(folder: Path, outcome: str) -> None:
+    """A target in time, on a clock that only the first process has, by two cuts."""
+
+    def seconds(network: Any, arguments: Any) -> float:
+        assert rank() == 0, "only rank 0 times"
+        return clockwork.network_seconds(network, arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        clockwork.set_clock(patch, seconds)
+        patch.setattr(clockwork, "BLOCK_OUT", 2)
+        share = 0.75 if outcome == "met" else 0.01
+        pruning = callback(
+            0, 1, selection=SelectionConfig(latency=share, curve="damage"), report_dir=folder / "records"
+        )
+        fit(folder, Classifier(), pruning, max_epochs=4)
+    found = torch.load(folder / f"found{rank()}.pt")
+    found["times"] = [encode(step.times) for step in pruning.steps]
+    torch.save(found, folder / f"found{rank()}.pt")
+
+
 def resumed(folder: Path, moment: str) -> None:
     """A fit, and another that goes on from a checkpoint of the first."""
 
@@ -392,6 +414,7 @@ JOBS: dict[str, Callable[..., None]] = {
     "normed": normed,
     "guarded": guarded,
     "timed": timed,
+    "in_time": in_time,
     "resumed": resumed,
     "measured": measured,
     "taught": taught,

@@ -13,10 +13,12 @@ from acsp_lightning.functional import (
     select_channels,
 )
 from acsp_lightning.measure.accuracy import ClassCounts
+from acsp_lightning.measure.conditions import LatencyAt
 from acsp_lightning.measure.fidelity import Estimate, Fidelity
 from acsp_lightning.measure.latency import Latency, LatencyComparison
 from acsp_lightning.report.step import FitEnd, Outcome, Verdict
 from acsp_lightning.selection.maps import GroupMap
+from acsp_lightning.selection.network_times import LayerTime, NetworkTimes, TimeCheck
 from acsp_lightning.selection.path import NetworkCurve
 from acsp_lightning.selection.scores import Comparison
 from acsp_lightning.selection.tradeoff import Depth, TradeOff
@@ -114,3 +116,25 @@ def traded(reason: WidthReason = WidthReason.MEASURED_KNEE, **options: bool) -> 
     found = viewed()
     decided = replace(found.selections["conv"], reason=reason)
     return replace(found, selections={"conv": decided}, trade_off=trade_off(**options))
+
+
+def network_times(
+    asked: float = 0.5, taken: float = 1.0, before: float = 0.04, after: float = 0.02
+) -> NetworkTimes:
+    """Times of a network of two layers."""
+
+    def latency(median: float) -> Latency:
+        return Latency(8, "cpu", 2, False, 21, median, (median * 0.99, median * 1.01))
+
+    return NetworkTimes(
+        asked=asked,
+        taken=taken,
+        at=LatencyAt(batch_size=8),
+        before=latency(before),
+        after=latency(after),
+        predicted=0.51,
+        smallest=0.1,
+        checks=(TimeCheck(0.55, 0.6), TimeCheck(0.51, after / before)),
+        layers={"conv": LayerTime(0.008, 0.005, 0.006), "fc<1>": LayerTime(0.016, 0.009, 0.008)},
+        spent=12.25,
+    )

@@ -225,6 +225,24 @@ def test_the_first_process_times_a_cut(tmp_path: Path, outcome: str, comparisons
     assert warned == [outcome == "fails", False]
 
 
+def test_the_first_process_meets_a_target_in_time(tmp_path: Path) -> None:
+    (first, second), _ = succeed("in_time", tmp_path, "met")
+    assert_same(first["state"], second["state"])
+    assert first["kept"] == second["kept"]
+    assert first["times"] == second["times"]
+    once, again = first["times"]
+    assert (once["taken"], again["taken"]) == (1.0, once["after"]["median"] / once["before"]["median"])
+    assert again["after"]["median"] / once["before"]["median"] == pytest.approx(0.75, abs=0.05)
+    assert (tmp_path / "records" / "times.json").is_file()
+
+
+def test_on_the_first_process_a_target_in_time_is_refused_for_all(tmp_path: Path) -> None:
+    codes, outputs = launch("in_time", tmp_path, "refused")
+    assert all(code not in (0, None) for code in codes)
+    assert "latency=0.01 asks for" in outputs[0]
+    assert "Pruning failed on rank 0: ValueError: selection.latency=0.01 asks for" in outputs[1]
+
+
 @pytest.mark.parametrize("moment", ["epoch0", "epoch1", "epoch2"])
 def test_resume_under_ddp(tmp_path: Path, moment: str) -> None:
     (first, second), _ = succeed("resumed", tmp_path, moment)

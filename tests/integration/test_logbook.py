@@ -6,10 +6,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
+from helpers import clockwork
 from helpers.fits import ALL_HALVED, Classifier, Fit, Scripted, callback, only_whole
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
-from acsp_lightning import Guard
+from acsp_lightning import Guard, SelectionConfig
 from acsp_lightning.cli import main
 
 LAYERS = {name: width for name, width in ALL_HALVED.items() if name != "net.fc2"}
@@ -90,6 +91,16 @@ def test_a_logger_without_a_folder_costs_a_warning(
     with pytest.warns(UserWarning, match="report of the cut could not be given a folder .*no folder"):
         fit(module, [Mover(), callback()], logger=Homeless(tmp_path), log_every_n_steps=1)
     assert module.steps == 12
+
+    Homeless.gone = False
+    clockwork.set_clock(monkeypatch)
+    timed = callback(selection=SelectionConfig(latency=0.9, curve="damage"))
+    with (
+        pytest.warns(UserWarning, match="Times of layers could not be given a folder .*no folder"),
+        pytest.warns(UserWarning, match="report of the cut could not be given a folder"),
+    ):
+        fit(Classifier(), [Mover(), timed], logger=Homeless(tmp_path), log_every_n_steps=1)
+    assert timed.steps[0].times is not None
 
     Homeless.gone = False
     own = callback(report_dir=tmp_path / "mine")

@@ -2,12 +2,11 @@
 
 import copy
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from helpers.captured import IMAGES, captured
+from helpers.captured import captured
 from helpers.fits import CLASSES, conv_net, same_state, snapshot, val_loader
 from helpers.networks import plain, randomized
 from helpers.oracle import masked_outputs
@@ -18,32 +17,8 @@ from acsp_lightning.measure.accuracy import ClassCounts
 from acsp_lightning.measure.complexity import measure_complexity
 from acsp_lightning.selection.proposal import propose
 from acsp_lightning.selection.weighing import weigh_groups
-from acsp_lightning.structure.example import Example
 
 HALF = PruningSettings(selection=SelectionConfig(keep=0.5), recovery="none")
-
-
-def groups(*names: str) -> list[Any]:
-    return [SimpleNamespace(name=name) for name in names]
-
-
-@pytest.mark.parametrize(
-    ("options", "visited", "due"),
-    [
-        ({}, (), "abc"),
-        ({}, ("a",), "abc"),
-        ({"layers_per_epoch": 1}, (), "a"),
-        ({"layers_per_epoch": 1}, ("a",), "b"),
-        ({"layers_per_epoch": 2}, ("b",), "ac"),
-        ({"layers_per_epoch": 2}, ("a", "b", "c"), ""),
-        # What is decided for the network as a whole needs all that is left of it.
-        ({"layers_per_epoch": 1, "selection": SelectionConfig(flops=0.5)}, ("a",), "bc"),
-    ],
-)
-def test_groups_that_are_due(options: dict[str, Any], visited: tuple[str, ...], due: str) -> None:
-    settings = PruningSettings(**{"selection": SelectionConfig(keep=0.5), **options})
-    found = pipeline.groups_due(groups("a", "b", "c"), settings, visited)
-    assert "".join(group.name for group in found) == due
 
 
 @pytest.mark.usefixtures("every_position")
@@ -71,17 +46,6 @@ def test_batches_are_captured_as_one() -> None:
 def test_no_batch_is_told() -> None:
     with pytest.raises(ValueError, match="no batch to capture"):
         pipeline.capture_network(conv_net(), [], HALF)
-
-
-def test_examined_are_groups_and_size_of_the_network() -> None:
-    model = conv_net()
-    example = Example.of(model, IMAGES[:1])
-    found = pipeline.examine(model, example, HALF)
-    assert [group.name for group in found.tracing.groups] == ["conv1", "conv2", "fc1"]
-    assert found.complexity == measure_complexity(model, IMAGES[:1])
-    small = PruningSettings(selection=SelectionConfig(flops=0.01))
-    with pytest.raises(ValueError, match="flops"):
-        pipeline.examine(model, example, small)
 
 
 def test_without_recovery_the_cut_is_the_network_with_zeros_where_channels_were() -> None:

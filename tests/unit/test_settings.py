@@ -15,6 +15,7 @@ from acsp_lightning import (
     ACSPPruningCallback,
     Distillation,
     Guard,
+    LatencyAt,
     PruningSettings,
     SelectionConfig,
     preview,
@@ -40,6 +41,11 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "report_dir": ([None], [3]),
     "report_plots": ([False], ["no", 0]),
     "latency_batch_sizes": ([[], [1]], [[0], "1", 1]),
+    "latency_at": (
+        [LatencyAt(batch_size=2), {"precision": "bfloat16", "channels_last": True}],
+        [None, 8, {"batch": 8}, {"batch_size": 0}],
+    ),
+    "latency_table": ([None], [3]),
     "copies": ([None, lambda module: ()], ["copies", 1]),
     "reset_monitors": ([True, False], [None]),
     "guard": (

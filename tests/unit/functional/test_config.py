@@ -24,6 +24,14 @@ from acsp_lightning.functional import SelectionConfig
         ({"flops": -0.1}, "flops is -0.1"),
         ({"flops": math.inf}, "flops is inf"),
         ({"keep": 0.5, "flops": 0.5}, "keep=0.5 and flops=0.5 both fix the volume"),
+        ({"latency": 0}, "latency is 0; it must be a number in (0, 1]"),
+        ({"latency": 0.5, "flops": 0.5}, "flops=0.5 and latency=0.5 both fix the volume"),
+        ({"latency": 0.5, "keep": 0.5}, "keep=0.5 and latency=0.5 both fix the volume"),
+        (
+            {"keep": 0.5, "flops": 0.5, "latency": 0.5},
+            "keep=0.5 and flops=0.5 and latency=0.5 all fix the volume",
+        ),
+        ({"latency": 0.5, "curve": "mss"}, "latency=0.5 needs curve='measured' or 'damage'"),
         ({"tolerance": -0.01}, r"tolerance is -0.01; .* \[0, 1\), 0.01 being one point"),
         ({"tolerance": 1}, "tolerance is 1; "),
         ({"tolerance": True}, "tolerance is True"),
@@ -61,6 +69,8 @@ def test_paper_configuration():
     [
         ({}, True, True, True),
         ({"flops": 0.5}, True, False, True),
+        ({"latency": 0.5}, True, False, True),
+        ({"latency": 0.5, "tolerance": 0.01}, True, True, True),
         ({"tolerance": 0}, True, True, True),
         ({"tolerance": 0.999, "flops": 0.5}, True, True, True),
         ({"keep": 0.5}, False, False, False),

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from helpers.records import step, trade_off, traded
+from helpers.records import network_times, step, trade_off, traded
 
 from acsp_lightning import PruningStep
 from acsp_lightning.functional import WidthReason
@@ -118,3 +118,23 @@ def test_a_knee_at_the_uncut_network_is_told() -> None:
     found = replace(traded(), trade_off=replace(trade_off(), knee=0))
     (message,) = volume(found)
     assert "Every measured cut loses more than 1.5% of accuracy; every channel is kept" in message
+
+
+@pytest.mark.parametrize(("after", "told"), [(0.0219, False), (0.0221, True)])
+def test_a_target_in_time_that_was_missed_by_a_tenth(after: float, told: bool) -> None:
+    found = traded(WidthReason.LEAST_DAMAGE_IN_TIME)
+    messages = list(concerns(replace(found, times=network_times(after=after))))
+    assert any("latency=0.5 was not met within 10%: of 2 networks" in text for text in messages) == told
+    given = traded(WidthReason.HALVED)
+    assert not list(concerns(replace(given, times=network_times(after=after))))
+
+
+def test_a_tolerance_that_stops_short_of_a_target_in_time() -> None:
+    found = replace(traded(WidthReason.TOLERANCE), times=network_times())
+    assert found.trade_off is not None
+    deeper = replace(found, trade_off=replace(found.trade_off, in_time=3))
+    (message,) = concerns(deeper)
+    assert message.startswith("latency=0.5 would cost 20.00% ± 0.50% of accuracy")
+    assert message.endswith("or leave latency out.")
+    met = replace(found, trade_off=replace(found.trade_off, in_time=2))
+    assert not list(concerns(met))

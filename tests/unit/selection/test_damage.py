@@ -392,7 +392,7 @@ def test_the_hull_lies_below_the_curve_and_touches_it(seed: int) -> None:
     damage = np.sort(random.random(12))[::-1] ** 2
     damage[-1] = 0.0
     curve = DamageCurve(tuple(map(int, ks)), tuple(map(float, damage)))
-    hull = list(lower_hull(curve))
+    hull = list(lower_hull(curve, curve.ks))
     assert hull[0] == 0
     assert hull[-1] == 11
     assert hull == sorted(set(hull))
@@ -413,4 +413,5 @@ def test_the_hull_lies_below_the_curve_and_touches_it(seed: int) -> None:
     ],
 )
 def test_small_hulls(damage: tuple[float, ...], hull: list[int]) -> None:
-    assert list(lower_hull(DamageCurve(tuple(range(2, 2 + len(damage))), damage))) == hull
+    ks = tuple(range(2, 2 + len(damage)))
+    assert list(lower_hull(DamageCurve(ks, damage), ks)) == hull

@@ -242,3 +242,13 @@ def test_a_long_wait_is_told_before_most_of_it(
         assert tried == 2
         assert f"up to {SPREAD + REFINED} depths will take 30 s or more" in message
         assert "selection.curve='damage'" in message
+
+
+def test_the_widths_that_meet_a_time_are_measured_too() -> None:
+    fake = Fake(path_of([24, 24]), after(0.6), after(0.6))
+    widths = {"g0": 24, "g1": 2}
+    found = fake.explore(in_time=widths)
+    assert found.in_time is not None
+    assert found.depths[found.in_time].widths == widths
+    assert fake.tried.count(widths) == 1
+    assert fake.explore().in_time is None

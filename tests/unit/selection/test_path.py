@@ -9,7 +9,14 @@ import pytest
 
 from acsp_lightning.selection.cost import FlopsModel
 from acsp_lightning.selection.damage import DamageCurve, total_damage
-from acsp_lightning.selection.path import NetworkCurve, Stage, greedy_path, widths_within
+from acsp_lightning.selection.path import (
+    DamagePath,
+    NetworkCurve,
+    Stage,
+    cheaper_widths,
+    greedy_path,
+    widths_within,
+)
 from acsp_lightning.structure.groups import ChannelGroup, LayerSide
 
 
@@ -60,17 +67,17 @@ def test_the_path_falls_to_the_smallest_widths(seed: int) -> None:
         changed = [name for name in curves if before.widths[name] != after.widths[name]]
         assert len(changed) == 1
         assert before.widths[changed[0]] > after.widths[changed[0]]
-        assert before.flops > after.flops
+        assert before.cost > after.cost
         assert before.damage <= after.damage
     for stage in stages:
-        assert stage.flops == pytest.approx(costs.total(stage.widths))
+        assert stage.cost == pytest.approx(costs.total(stage.widths))
         assert stage.damage == pytest.approx(total_damage(curves, stage.widths))
 
 
 def test_every_step_of_the_path_is_the_cheapest_there_is() -> None:
     curves, costs = problem(3)
     for before, after in itertools.pairwise(greedy_path(curves, costs)):
-        rate = (after.damage - before.damage) / (before.flops - after.flops)
+        rate = (after.damage - before.damage) / (before.cost - after.cost)
         for name, curve in curves.items():
             for k, damage in zip(curve.ks, curve.damage, strict=True):
                 if k < before.widths[name]:
@@ -134,7 +141,7 @@ def test_nothing_that_fits_is_left_out(seed: int) -> None:
 def test_budgets_at_and_beyond_the_ends() -> None:
     curves, costs = problem(0)
     stages = greedy_path(curves, costs)
-    most, least = stages[0].flops, stages[-1].flops
+    most, least = stages[0].cost, stages[-1].cost
     assert widths_within(stages, curves, costs, most) == stages[0].widths
     assert widths_within(stages, curves, costs, math.inf) == stages[0].widths
     assert widths_within(stages, curves, costs, least) == stages[-1].widths
@@ -145,7 +152,7 @@ def test_more_flops_never_do_more_damage_along_the_path() -> None:
     curves, costs = problem(1)
     stages = greedy_path(curves, costs)
     for stage in stages:
-        found = widths_within(stages, curves, costs, stage.flops)
+        found = widths_within(stages, curves, costs, stage.cost)
         assert found is not None
         assert total_damage(curves, found) <= stage.damage + 1e-12
 
@@ -206,3 +213,47 @@ def test_channels_to_spare_all_go_and_hardly_more() -> None:
     assert widths["g0"] == 10
     assert widths["g1"] == 15
     assert widths["g2"] >= 28
+
+
+# -- costs that are staircases -----------------------------------------------------------------
+class Blocks:
+    """A cost that hardware has: it works through blocks of eight channels."""
+
+    def total(self, widths: Mapping[str, int]) -> float:
+        return sum(math.ceil(widths.get(name, 20) / 8) for name in ("a", "b"))
+
+    def saved(self, widths: Mapping[str, int], group: str, k: int) -> float:
+        return self.total(widths) - self.total({**widths, group: k})
+
+
+def test_widths_that_cost_as_much_as_a_larger_one_are_left_out() -> None:
+    every = DamageCurve(tuple(range(2, 21)), tuple(float(20 - k) for k in range(2, 21)))
+    found = cheaper_widths({"a": every, "b": DamageCurve((20,), (0.0,))}, Blocks())
+    assert found["a"] == DamageCurve((8, 16, 20), (12.0, 4.0, 0.0))
+    assert found["b"].ks == (20,)
+
+
+def test_a_path_visits_blocks_and_counts_in_another_cost() -> None:
+    curve = DamageCurve(tuple(range(2, 21)), tuple(float((20 - k) ** 2) for k in range(2, 21)))
+    path = DamagePath.of(cheaper_widths({"a": curve, "b": curve}, Blocks()), Blocks())
+    assert (path.full, path.least) == (6, 2)
+    assert [sorted(stage.widths.values()) for stage in path.stages] == [
+        [20, 20],
+        [16, 20],
+        [16, 16],
+        [8, 16],
+        [8, 8],
+    ]
+    costs = FlopsModel(made_up_groups([20, 20]), {"0": 100, "1": 100, "2": 100})
+
+    class Renamed:
+        def total(self, widths: Mapping[str, int]) -> float:
+            return costs.total({"g0": widths["a"], "g1": widths["b"]})
+
+        def saved(self, widths: Mapping[str, int], group: str, k: int) -> float:
+            raise AssertionError("stages are not chosen again")
+
+    counted = path.counted_in(Renamed())
+    assert [stage.widths for stage in counted.stages] == [stage.widths for stage in path.stages]
+    assert counted.full == 300
+    assert counted.least == pytest.approx(100 * (0.4 + 0.16 + 0.4))

@@ -1,5 +1,6 @@
 """What loggers are given, by loggers that take notes; files of real ones are in test_logbook.py."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,7 +9,8 @@ from helpers.records import step
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from matplotlib.figure import Figure
 
-from acsp_lightning.trainer.loggers import log_cut, log_rolled_back, takes_plots
+from acsp_lightning import PruningSettings
+from acsp_lightning.trainer.loggers import log_cut, log_rolled_back, report_dir, takes_plots
 
 
 class Noting(CSVLogger):
@@ -66,3 +68,12 @@ def test_plots_are_for_loggers_that_take_them(tmp_path: Any) -> None:
     assert not takes_plots(trainer())
     assert not takes_plots(trainer(Noting()))
     assert takes_plots(trainer(Noting(), TensorBoardLogger(tmp_path)))
+
+
+def test_reports_are_beside_the_logs_unless_told_otherwise(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path, version=3)
+    running = SimpleNamespace(logger=logger, default_root_dir="root")
+    assert report_dir(running, PruningSettings()) == Path(logger.log_dir, "acsp")  # type: ignore[arg-type]
+    running.logger = None
+    assert report_dir(running, PruningSettings()) == Path("root/acsp")  # type: ignore[arg-type]
+    assert report_dir(running, PruningSettings(report_dir="here")) == Path("here")  # type: ignore[arg-type]

@@ -1,0 +1,153 @@
+"""A network that is timed: whole, really cut to widths, and layer by layer."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from time import monotonic
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from acsp_lightning.measure.conditions import LatencyAt
+from acsp_lightning.measure.latency import LatencyComparison, compare_latency
+from acsp_lightning.measure.layer_times import layer_calls
+from acsp_lightning.measure.time_table import TimeTable
+from acsp_lightning.progress import tracked
+from acsp_lightning.selection.time_model import TimedLayer, TimeModel, timed_layers
+from acsp_lightning.structure.copying import eager_copy
+from acsp_lightning.structure.forward import random_state_restored
+from acsp_lightning.structure.groups import ChannelGroup
+from acsp_lightning.structure.plan import build_plan
+from acsp_lightning.structure.surgery import apply_plan
+
+MOST_SECONDS = 90.0  # for the layers of a network; networks take up to as much again
+LONG_WAIT = 30.0  # seconds that warrant a message
+FEWEST_PASSES = 9
+SECONDS = 1.0  # for each of two networks
+
+Compare = Callable[[nn.Module, nn.Module, tuple[Any, ...], LatencyAt, float], LatencyComparison]
+"""Times two networks in turns, for some seconds each."""
+
+
+def compare(
+    before: nn.Module, after: nn.Module, inputs: tuple[Any, ...], at: LatencyAt, seconds: float
+) -> LatencyComparison:
+    """Time two networks in turns, see :func:`acsp_lightning.compare_latency`."""
+    (found,) = compare_latency(
+        before,
+        after,
+        inputs,
+        (at.batch_size,),
+        compiled=at.compiled,
+        min_runs=FEWEST_PASSES,
+        min_seconds=seconds,
+    )
+    return found
+
+
+class Clock:
+    """Times a network and its layers under some conditions; the network stays as it is.
+
+    Args:
+        model: the uncut network.
+        groups: its groups of channels.
+        inputs: arguments of forward.
+        at: the conditions.
+        table: times of layers that are known, and those that are not.
+        inform: called with a message if this will take long.
+        compare: times two networks in turns.
+
+    Attributes:
+        at: the conditions.
+        spent: seconds spent so far.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        groups: Sequence[ChannelGroup],
+        inputs: tuple[Any, ...],
+        at: LatencyAt,
+        table: TimeTable,
+        inform: Callable[[str], None] = lambda message: None,
+        *,
+        compare: Compare = compare,
+    ) -> None:
+        self.at = at
+        self.spent = 0.0
+        self._groups = tuple(groups)
+        self._model = model
+        self._example = inputs
+        self._table = table
+        self._compare = compare
+        self._inform = inform
+        self._compared: dict[tuple[tuple[str, int], ...], tuple[float, LatencyComparison]] = {}
+
+    @cached_property
+    def _network(self) -> nn.Module:
+        return self.at.network(self._model)
+
+    @cached_property
+    def _inputs(self) -> tuple[Any, ...]:
+        return self.at.inputs(self._example)
+
+    def compared(self, widths: Mapping[str, int], seconds: float | None = None) -> LatencyComparison:
+        """The uncut network and a copy of it that is cut to some widths, timed in turns.
+
+        Args:
+            widths: numbers of channels; groups that are not listed keep theirs.
+            seconds: for each of the two, :data:`SECONDS` if None. What was timed as long before is not
+                timed again.
+        """
+        cut = {group.name: group.width for group in self._groups} | dict(widths)
+        known = tuple(sorted(cut.items()))
+        seconds = SECONDS if seconds is None else seconds
+        if known not in self._compared or self._compared[known][0] < seconds:
+            began = monotonic()
+            smaller = eager_copy(self._network)
+            # Which channels stay makes no difference to the time.
+            apply_plan(smaller, build_plan(self._groups, {name: range(k) for name, k in cut.items()}))
+            with random_state_restored():
+                found = self._compare(self._network, smaller, self._inputs, self.at, seconds)
+            self._compared[known] = seconds, found
+            self.spent += monotonic() - began
+        return self._compared[known][1]
+
+    def layers(self, candidates: Mapping[str, Sequence[int]]) -> tuple[TimedLayer, ...]:
+        """The layers that can be timed by themselves.
+
+        Args:
+            candidates: numbers of channels below the full one at which they may be timed, ascending, by
+                name of the group.
+        """
+        calls = layer_calls(self._network, self._inputs)
+        return timed_layers(self._network, self._groups, calls, candidates)
+
+    def model(self, layers: Sequence[TimedLayer]) -> TimeModel:
+        """Time the layers at their candidate widths."""
+        kinds = {layer.kind: layer for layer in layers}
+        began, known = monotonic(), dict[tuple[object, ...], NDArray[np.float64]]()
+        with random_state_restored():
+            for kind, layer in tracked(kinds.items(), "Timing layers"):
+                left = MOST_SECONDS - (monotonic() - began)
+                known[kind] = layer.times(self._table, max(0.0, left) / (len(kinds) - len(known)))
+                wait = (monotonic() - began) * len(kinds) / len(known)
+                if len(known) == 1 and wait > LONG_WAIT:
+                    self._inform(
+                        f"Timing {len(kinds)} kinds of layers at their widths will take about "
+                        f"{min(wait, MOST_SECONDS):.0f} s; selection.flops decides without."
+                    )
+        self.spent += monotonic() - began
+        return TimeModel(layers, {layer.name: known[layer.kind] for layer in layers})
+
+    def seconds(self, layers: Sequence[TimedLayer], widths: Mapping[str, int]) -> dict[str, float]:
+        """Measured time of every layer with some widths; groups that are not listed keep theirs."""
+        began = monotonic()
+        share = MOST_SECONDS / 10 / max(1, len(layers))
+        with random_state_restored():
+            found = {
+                layer.name: sum(self._table.of(layer.samples(widths, widths), share)) for layer in layers
+            }
+        self.spent += monotonic() - began
+        return found
