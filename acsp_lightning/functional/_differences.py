@@ -21,7 +21,7 @@ from acsp_lightning.functional.precision import exact_products
 PARTS = 8
 
 # Rows of one matrix product on the CPU: enough to amortise its overhead.
-ROWS = 4096
+ROWS = 8192
 
 # Rows of a matrix between all channels that are worked on at once.
 STRIPE = 512

@@ -115,9 +115,9 @@ def compare_channels(moments: ClassMoments, class_pairs: int | None = None, seed
 
     Classes with fewer than two samples are left out. The sum over class pairs is computed block by
     block; the vectors themselves are never stored. Memory: ten times N * N, eight times the moments,
-    and on the CPU ``ROWS`` * N for each thread. Time: one exponential for each channel, position and
+    and on the CPU 8,192 * N for each thread. Time: one exponential for each channel, position and
     class pair; half of the matrix product of (N, L * P) with its transpose, on accelerators all of it;
-    and L * P differences for each pair of nearly equal channels. From ``MANY_ROWS`` pairs and positions
+    and L * P differences for each pair of nearly equal channels. From 100,000 pairs and positions
     on, exponentials and products are in float32, and again in float64 for channels that are close to
     others: distances are within 1e-5 of those that float64 alone gives.
 

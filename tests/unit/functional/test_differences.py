@@ -105,7 +105,7 @@ def test_channels_of_any_kind(error: float, kind: Any, classes: int) -> None:
 
 
 @pytest.mark.parametrize("stripe", [1, 7, 40])
-@pytest.mark.parametrize("rows", [1, 30, 4096])
+@pytest.mark.parametrize("rows", [1, 30, 8192])
 def test_distances_do_not_depend_on_parts_and_stripes(
     error: float, rows: int, stripe: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
