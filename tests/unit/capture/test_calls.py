@@ -104,6 +104,18 @@ def test_what_a_backward_pass_computes_once_more_does_not_count() -> None:
         assert calls.last is None
 
 
+def test_a_reentrant_checkpoint_runs_forward_in_the_backward_pass() -> None:
+    """The call that counts is one without gradients, and the one with gradients comes too late."""
+    model, calls = watched("net")
+    images = IMAGES.clone().requires_grad_()
+    loss = checkpoint(model.net, images, use_reentrant=True).sum()
+    assert calls.last is None
+    with calls.resting():
+        loss.backward()
+    assert calls.last is None
+    assert images.grad is not None
+
+
 def test_of_several_calls_the_last_counts() -> None:
     model, calls = watched("", "net")
     for factor in (1.0, 2.0):
