@@ -172,6 +172,30 @@ def test_a_hook_that_raises_leaves_the_call_before_it(first: bool) -> None:
     assert (calls.last.name, calls.last.outputs) == ("", again)
 
 
+def test_a_call_goes_on_after_a_part_of_it_has_raised() -> None:
+    class Forgiving(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.spare = nn.Linear(2, 3), nn.Linear(2, 3)
+
+        def forward(self, images: Tensor) -> Any:
+            try:
+                return self.net(images)
+            except ValueError:
+                return self.spare(images)
+
+    def stop(*_: Any) -> None:
+        raise ValueError
+
+    model = Forgiving()
+    model.net.register_forward_pre_hook(stop)
+    calls = LastCall(model, ["", "net"])
+    calls.attach()
+    outputs = model(IMAGES)
+    assert calls.last is not None
+    assert (calls.last.name, calls.last.outputs) == ("", outputs)
+
+
 def test_gradients_within_a_call_without_and_without_within_a_call_with() -> None:
     class Mixed(nn.Module):
         def __init__(self) -> None:
