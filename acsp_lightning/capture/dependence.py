@@ -16,15 +16,13 @@ def depends_on(loss: Tensor, scores: Tensor, outputs: Iterable[Tensor]) -> bool:
         scores: one of ``outputs``, or computed from them.
         outputs: all that the network returned.
     """
-    if scores.grad_fn is None:
-        return False
-    made = {tensor.grad_fn for tensor in outputs if tensor.grad_fn is not None}
+    made = {tensor.grad_fn for tensor in outputs}
     sources = {node for node in _history(scores, made) if node in made} or {scores.grad_fn}
     return any(node in sources for node in _history(loss, sources))
 
 
-def _history(tensor: Tensor, ends: Collection[Node]) -> Iterator[Node]:
-    """The nodes of a graph, from the tensor backward, and not beyond ``ends``."""
+def _history(tensor: Tensor, ends: Collection[Node | None]) -> Iterator[Node]:
+    """The nodes of a graph, from the tensor backward, and not beyond ``ends``; a leaf has none."""
     seen: set[Node] = set()
     waiting: list[Node | None] = [tensor.grad_fn]
     while waiting:

@@ -104,6 +104,18 @@ def test_what_a_backward_pass_computes_once_more_does_not_count() -> None:
         assert calls.last is None
 
 
+def test_a_reentrant_checkpoint_runs_forward_in_the_backward_pass() -> None:
+    """The call that counts is one without gradients, and the one with gradients comes too late."""
+    model, calls = watched("net")
+    images = IMAGES.clone().requires_grad_()
+    loss = checkpoint(model.net, images, use_reentrant=True).sum()
+    assert calls.last is None
+    with calls.resting():
+        loss.backward()
+    assert calls.last is None
+    assert images.grad is not None
+
+
 def test_of_several_calls_the_last_counts() -> None:
     model, calls = watched("", "net")
     for factor in (1.0, 2.0):
@@ -158,6 +170,30 @@ def test_a_hook_that_raises_leaves_the_call_before_it(first: bool) -> None:
     again = model(IMAGES.clone())
     assert calls.last is not None
     assert (calls.last.name, calls.last.outputs) == ("", again)
+
+
+def test_a_call_goes_on_after_a_part_of_it_has_raised() -> None:
+    class Forgiving(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.spare = nn.Linear(2, 3), nn.Linear(2, 3)
+
+        def forward(self, images: Tensor) -> Any:
+            try:
+                return self.net(images)
+            except ValueError:
+                return self.spare(images)
+
+    def stop(*_: Any) -> None:
+        raise ValueError
+
+    model = Forgiving()
+    model.net.register_forward_pre_hook(stop)
+    calls = LastCall(model, ["", "net"])
+    calls.attach()
+    outputs = model(IMAGES)
+    assert calls.last is not None
+    assert (calls.last.name, calls.last.outputs) == ("", outputs)
 
 
 def test_gradients_within_a_call_without_and_without_within_a_call_with() -> None:

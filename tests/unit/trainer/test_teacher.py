@@ -204,7 +204,7 @@ def test_hooks_that_only_listen_are_dropped_and_others_stay() -> None:
 def test_a_hook_that_another_one_needs_stays_with_it() -> None:
     net: Any = conv_net()
     net.conv1.register_forward_pre_hook(lambda m, i: setattr(net, "images", i[0]))
-    net.register_forward_hook(lambda m, i, o: o + net.images.mean())
+    net.register_forward_hook(lambda m, i, o: o + vars(net).pop("images").mean())
     expected = net.eval()(2 * IMAGES)
     drop_listeners(net, (IMAGES,))
     assert torch.equal(net(2 * IMAGES), expected)
