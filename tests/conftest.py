@@ -34,7 +34,7 @@ def gpu(device: torch.device) -> torch.device:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what takes an hour, unless it is asked for, and skip what needs a GPU that is not there."""
+    """Leave out what takes an hour, unless it is asked for; skip what needs a GPU that is missing."""
     if not torch.cuda.is_available() and config.getoption("device") != "cpu":
         skipped = pytest.mark.skip(reason="needs a GPU; --device cpu runs it as far as the CPU can")
         for item in items:
