@@ -144,7 +144,7 @@ class PruningSettings:
             the other to their outputs before the cut; "fold" only folds into them what the kept
             channels predict of the removed ones, without a further pass; "none" leaves their weights.
         recovery_samples: up to this many captured samples serve "least_squares" and the damage curve,
-            all at once; memory grows with it.
+            a validation batch at a time; they themselves stay in the CPU's memory.
         measured_samples: up to this many validation samples, at most half of them, are held back from
             the capture where the volume is measured: ``selection.curve="measured"`` without
             ``selection.flops`` and ``selection.latency``, or ``selection.tolerance``. Cuts are compared

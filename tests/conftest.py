@@ -10,8 +10,36 @@ from helpers.fits import Fit, train_loader, val_loader
 from helpers.points import POINTS
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--device",
+        choices=["cpu", "cuda"],
+        help="where tests of a GPU run: on one, or as far as they can on the CPU; without it on a GPU "
+        "if there is one",
+    )
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Where a test of a GPU runs."""
+    return torch.device(request.config.getoption("device") or "cuda")
+
+
+@pytest.fixture
+def gpu(device: torch.device) -> torch.device:
+    """As above, of tests that the CPU cannot run."""
+    if device.type == "cpu":
+        pytest.skip("only a GPU has what this looks at")
+    return device
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what takes an hour, unless it is asked for by its marker."""
+    """Leave out what takes an hour, unless it is asked for; skip what needs a GPU that is missing."""
+    if not torch.cuda.is_available() and config.getoption("device") != "cpu":
+        skipped = pytest.mark.skip(reason="needs a GPU; --device cpu runs it as far as the CPU can")
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(skipped)
     if "coverage" in config.option.markexpr:
         return
     long = [item for item in items if item.get_closest_marker("coverage")]

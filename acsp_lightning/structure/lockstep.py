@@ -15,9 +15,9 @@ import torch
 from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
-# Bytes of what waiting passes hold. Of 512 pictures of 224 px about half a ResNet-50's passes begin anew
-# at its first stages, and none at its last.
-ROOM = 3 * 2**27
+# Bytes of what waiting passes hold. Where there are more samples, passes begin anew at the first layers,
+# whose maps are large and which are soon reached, and wait at the last.
+ROOM = 2**28
 
 
 class Lockstep:

@@ -52,7 +52,7 @@ def looked_at(
     capture.detach()
     captured = Captured(None, groups, capture.finish().to(device))
     layers = dict.fromkeys(side.layer for group in groups for side in group.consumers)
-    outputs = prepare_refit(model, layers, [(IMAGES.to(device),)])
+    outputs = prepare_refit(model, layers, [(part.to(device),) for part in IMAGES.split(25)])
     settings = PruningSettings(selection=selection)
     sizes = output_sizes(outputs.targets)
     weighed = weigh_groups(model, groups, captured.activations, selection, sizes=sizes)

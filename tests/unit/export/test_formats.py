@@ -317,17 +317,3 @@ def test_weights_that_are_not_numbers_are_kept(tmp_path: Path) -> None:
     assert torch.load(tmp_path / "net.pt", weights_only=True)["bias"].isnan().all()
     with pytest.raises(ValueError, match="by up to nan"):
         export_program(network, noise(2, 3), tmp_path / "net.pt2")
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("suffix", EXPORTS)
-def test_a_network_on_a_gpu_stays_there_and_its_file_does_not(suffix: str, tmp_path: Path) -> None:
-    network = ragged("chain").cuda()
-    path = tmp_path / f"net{suffix}"
-    EXPORTS[suffix](network, noise(4, 1, 6, 6).cuda(), path)
-    assert {p.device.type for p in network.parameters()} == {"cuda"}
-    images = noise(5, 1, 6, 6)
-    loaded: Callable[[Tensor], Any] = lambda x: run_onnx(path, x)[0]  # noqa: E731
-    if suffix == ".pt2":
-        loaded = torch.export.load(path).module()
-    torch.testing.assert_close(loaded(images), outputs(network.cpu(), images), rtol=1e-4, atol=1e-4)

@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional
 
 from acsp_lightning.functional import fold_input, reconstruction_map, refit_weight
-from acsp_lightning.functional.least_squares import REFIT_RIDGE
+from acsp_lightning.functional.least_squares import REFIT_RIDGE, LeastSquares
 
 
 def samples(size=500, channels=12, rank=8, seed=0):
@@ -341,6 +341,40 @@ def test_half_precision_does_not_overflow_in_the_sums():
     x[::2] = -200.0
     found, _ = refit_weight(x, 3 * x, torch.zeros(1, 1, dtype=torch.float16))
     assert found.item() == pytest.approx(3, rel=1e-3)
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("samples", [500, 7], ids=["products", "rows"])
+@pytest.mark.parametrize("sizes", [(1,), (3, 2, 1), (4, 3, 60)])
+def test_samples_in_parts_teach_the_same(sizes, samples, with_bias):
+    """However their means differ, and whatever is constant in the first part alone."""
+    x, y, weight, bias = problem(samples)
+    x[: samples // 2] += 5.0
+    x[: sizes[0], 4] = x[0, 4]
+    bias = bias if with_bias else None
+    expected, expected_shift = refit_weight(x, y, weight, bias)
+    parts = LeastSquares(samples, weight, bias)
+    start = 0
+    for size in (*sizes, samples):
+        parts.add(x[start : start + size], y[start : start + size])
+        start += size
+    found, shift = parts.solve()
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
+    assert (shift is None) is (bias is None)
+    if with_bias:
+        torch.testing.assert_close(shift, expected_shift, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("samples", [500, 7])
+def test_one_part_that_is_not_finite_spoils_all(samples):
+    x, y, weight, bias = problem(samples)
+    x[1, 0] = torch.nan
+    parts = LeastSquares(samples, weight, bias)
+    for part, wanted in zip(x.split(3), y.split(3), strict=True):
+        parts.add(part, wanted)
+    found, shift = parts.solve()
+    assert torch.equal(found, weight)
+    assert torch.equal(shift, bias)
 
 
 def test_no_samples_teach_nothing():

@@ -10,7 +10,7 @@ from scipy import stats
 from torch import Tensor, nn
 from torchmetrics.functional import accuracy, cohen_kappa
 
-from acsp_lightning.measure.fidelity import BATCH, Estimate, collect_scores, compare_scores
+from acsp_lightning.measure.fidelity import Estimate, collect_scores, compare_scores
 
 
 def scores(samples: int = 400, classes: int = 5, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -144,12 +144,12 @@ class Net(nn.Module):
         return self.kind(scale * self.drop(self.norm(self.fc(x))))
 
 
-@pytest.mark.parametrize("samples", [1, BATCH, BATCH + 1, 3 * BATCH - 5])
-def test_scores_are_collected_in_batches_of_bounded_size(samples: int) -> None:
-    net, x = Net().train(), torch.randn(samples, 4)
-    found = collect_scores(net, (x, 2.0), torch.arange(samples) % 3)
-    assert sum(net.sizes) == samples
-    assert max(net.sizes) <= BATCH
+@pytest.mark.parametrize("sizes", [[1], [7, 7, 2], [20]])
+def test_scores_are_collected_batch_by_batch(sizes: list[int]) -> None:
+    net, x = Net().train(), torch.randn(sum(sizes), 4)
+    labels = torch.arange(len(x)) % 3
+    found = collect_scores(net, [(part, 2.0) for part in x.split(sizes)], labels)
+    assert net.sizes == sizes
     assert net.training
     assert net.norm.num_batches_tracked == 0
     assert found is not None
@@ -157,28 +157,15 @@ def test_scores_are_collected_in_batches_of_bounded_size(samples: int) -> None:
     torch.testing.assert_close(found, net.eval()(x, 2.0).detach())
 
 
-@pytest.mark.parametrize(("values", "most"), [(15, 3), (9, 1), (2, 1), (10_000, BATCH)])
-def test_of_large_inputs_fewer_are_run_at_once(
-    values: int, most: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Five values a sample, in two arguments."""
-    monkeypatch.setattr("acsp_lightning.measure.fidelity.VALUES", values)
-    net, x = Net(), torch.randn(BATCH + 7, 4)
-    scale = torch.linspace(1, 2, len(x))[:, None]
-    found = collect_scores(net, (x, scale), torch.arange(len(x)) % 3)
-    assert max(net.sizes) == most
-    torch.testing.assert_close(found, net.eval()(x, scale).detach())
-
-
 def test_scores_are_found_in_outputs_and_their_absence_is_too() -> None:
     x, labels = torch.randn(9, 4), torch.arange(9) % 3
-    plain = collect_scores(Net(), (x,), labels)
-    named = collect_scores(Net(lambda s: ModelOutput(logits=s)), (x,), labels)
-    read = collect_scores(Net(lambda s: {"deep": s}), (x,), labels, lambda found: found["deep"])
+    plain = collect_scores(Net(), [(x,)], labels)
+    named = collect_scores(Net(lambda s: ModelOutput(logits=s)), [(x,)], labels)
+    read = collect_scores(Net(lambda s: {"deep": s}), [(x,)], labels, lambda found: found["deep"])
     for found in (named, read):
         torch.testing.assert_close(found, plain)
-    assert collect_scores(Net(lambda s: {"deep": s}), (x,), labels) is None
-    assert collect_scores(Net(lambda s: s[:1]), (x,), labels) is None, "not a row for each sample"
+    assert collect_scores(Net(lambda s: {"deep": s}), [(x,)], labels) is None
+    assert collect_scores(Net(lambda s: s[:1]), [(x,)], labels) is None, "not a row for each sample"
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -201,7 +188,7 @@ def test_a_forward_that_writes_to_its_inputs_finds_them_as_they_were() -> None:
 
     model, inputs = Writing(), torch.randn(200, 4)
     kept = inputs.clone()
-    found = [collect_scores(model, (inputs,), torch.arange(200) % 3) for _ in range(2)]
+    found = [collect_scores(model, [(inputs,)], torch.arange(200) % 3) for _ in range(2)]
     assert torch.equal(inputs, kept)
     assert torch.equal(*found)
 
@@ -213,5 +200,5 @@ def test_what_has_no_row_for_each_sample_is_handed_on_whole() -> None:
             return x * mask.sum(0)
 
     inputs, mask = torch.randn(200, 4), torch.ones(10, 4)
-    found = collect_scores(Masked(), (inputs, mask), torch.arange(200) % 4)
+    found = collect_scores(Masked(), [(inputs, mask)], torch.arange(200) % 4)
     torch.testing.assert_close(found, 10 * inputs)

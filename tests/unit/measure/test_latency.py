@@ -101,23 +101,6 @@ def test_results_are_frozen_and_plain() -> None:
     assert json.loads(json.dumps(dataclasses.asdict(found)))["runs"] == found.runs
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_is_waited_for() -> None:
-    class Busy(nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
-            torch.cuda._sleep(20_000_000)  # cycles, of which a GPU has 1 to 3 in a nanosecond
-            return images
-
-    (busy,) = measure_latency(Busy(), torch.rand(1, 2, device="cuda"), (1,), **BRIEF)
-    assert 0.005 < busy.median < 0.025
-    assert busy.device == "cuda:0"
-    # Launched while the GPU is busy with the other, it must not seem to be faster than by itself.
-    small, images = convolutions(8).cuda(), torch.rand(1, 3, 24, 24, device="cuda")
-    (alone,) = measure_latency(small, images, (1,))
-    (pair,) = compare_latency(nn.Sequential(Busy(), small), small, images, (1,))
-    assert pair.after.median == pytest.approx(alone.median, rel=0.3)
-
-
 # -- what goes in ------------------------------------------------------------------------------
 class Shapes(nn.Module):
     """Keeps the shapes of what it was called with."""

@@ -42,10 +42,8 @@ def test_all_tell_before_anything_is_settled() -> None:
     passes = Passes(3, held=0)
     passes.steps.run(PLACES)
     found = [entry for entry in passes.log if "tells" in entry or "settled" in entry]
-    expected = [
-        [*(f"{index} tells {place}" for index in range(3)), f"{place} is settled"] for place in PLACES
-    ]
-    assert found == [word for words in expected for word in words]
+    told = {place: [f"{index} tells {place}" for index in range(3)] for place in PLACES}
+    assert found == [line for place in PLACES for line in (*told[place], f"{place} is settled")]
     assert passes.begun() == 3
     assert all(passes.steps.is_settled(place) for place in PLACES)
     assert not any("goes on from c" in entry for entry in passes.log), "nothing is left to do"

@@ -1,4 +1,5 @@
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from helpers.normed import (
 from torch import nn
 
 from acsp_lightning.structure.groups import Norm
+from acsp_lightning.structure.lockstep import Lockstep
 from acsp_lightning.structure.plan import PruningPlan, SideCut
 from acsp_lightning.structure.rescaling import fitted_layers, noted, rescaled
 from acsp_lightning.structure.surgery import apply_plan
@@ -146,3 +148,27 @@ def test_layers_that_recovery_may_change() -> None:
     sides = (("0", "out"), ("1", "out"), ("2", "out"), ("3", "in"))
     plan = PruningPlan(tuple(SideCut(*side, 8, KEPT) for side in sides))
     assert fitted_layers(model, plan) == [model[1], model[3]]
+
+
+@torch.no_grad()
+def test_targets_and_corrections_of_several_batches_are_those_of_one() -> None:
+    """Of uneven batches, met as passes do: all tell before one settles."""
+    places, parts = list(KEPT), X.split([40, 7, 17])
+    plan = PruningPlan((SideCut("0", "out", 8, KEPT),))
+    whole = scaled(MapNorm(8))
+    batched = copy.deepcopy(whole)
+    with noted(whole, [Norm("0", 1)]) as expected:
+        whole(X)
+    with noted(batched, [Norm("0", 1)]) as found:
+        for part in parts:
+            batched(part)
+    for name in ("mean", "spread"):
+        assert torch.allclose(getattr(found["0"], name), getattr(expected["0"], name))
+    for model, targets, given in ((whole, expected, [X]), (batched, found, parts)):
+        apply_plan(model, plan)
+        passes = Lockstep(model, [partial(model, part[:, places]) for part in given], lambda: 0)
+        with rescaled(model, plan, targets, passes.meet) as meetings:
+            passes.run(meetings)
+        assert all(passes.is_settled(place) for place in meetings)
+    for one, other in zip(whole.parameters(), batched.parameters(), strict=True):
+        assert torch.allclose(one, other)
