@@ -24,7 +24,7 @@ from acsp_lightning.functional import SelectionConfig
         ({"flops": -0.1}, "flops is -0.1"),
         ({"flops": math.inf}, "flops is inf"),
         ({"keep": 0.5, "flops": 0.5}, "keep=0.5 and flops=0.5 both fix the volume"),
-        ({"latency": 0}, "latency is 0; it must be a number in (0, 1]"),
+        ({"latency": 0}, r"latency is 0; it must be a number in \(0, 1\]"),
         ({"latency": 0.5, "flops": 0.5}, "flops=0.5 and latency=0.5 both fix the volume"),
         ({"latency": 0.5, "keep": 0.5}, "keep=0.5 and latency=0.5 both fix the volume"),
         (
