@@ -17,7 +17,8 @@ def depends_on(loss: Tensor, scores: Tensor, outputs: Iterable[Tensor]) -> bool:
         outputs: all that the network returned.
     """
     made = {tensor.grad_fn for tensor in outputs}
-    sources = {node for node in _history(scores, made) if node in made} or {scores.grad_fn}
+    sources: set[Node | None] = {node for node in _history(scores, made) if node in made}
+    sources = sources or {scores.grad_fn}
     return any(node in sources for node in _history(loss, sources))
 
 

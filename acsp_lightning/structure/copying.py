@@ -58,7 +58,7 @@ def _attach(copied: nn.Module, model: nn.Module) -> None:
     for name, module in model.named_modules():
         trainer = vars(module).get("_trainer")
         if trainer is not None and name in copies:
-            vars(copies[name]).update(_trainer=trainer, log=_log_nothing)  # log_dict calls log
+            copies[name].__dict__.update(_trainer=trainer, log=_log_nothing)  # log_dict calls log
 
 
 def _log_nothing(*_: Any, **__: Any) -> None: ...
