@@ -18,13 +18,16 @@ def eager_copy(model: M) -> M:
     Compiled callables would not be copied but shared, and run the weights of ``model``. Tensors with a
     history, such as a loss that the module keeps or a weight that a hook computes, are copied without
     it; PyTorch refuses to copy them. Factories are shared: one from a command line holds that, its
-    Trainer, and all the processes that this one has.
+    Trainer, and all the processes that this one has. A LightningModule's forward may ask the copy for
+    its Trainer, but logs nothing: these would be the values of another network.
 
     Raises:
         TypeError: if an attribute cannot be copied: names it.
     """
     with uncompiled(model):
-        return _copied(model, {**_with_history(model), **_factories(model)})
+        copied = _copied(model, {**_with_history(model), **_factories(model)})
+    _attach(copied, model)
+    return copied
 
 
 def check_copyable(model: nn.Module) -> None:
@@ -47,6 +50,18 @@ def _copied(model: M, memo: dict[int, Any]) -> M:
             f"({type(value).__name__}) cannot be copied: {error}. Keep it elsewhere, or leave it out in "
             "the __getstate__ of its owner."
         ) from error
+
+
+def _attach(copied: nn.Module, model: nn.Module) -> None:
+    """Let the LightningModules in a copy know the Trainer of the original, which they cannot copy."""
+    copies = dict(copied.named_modules())
+    for name, module in model.named_modules():
+        trainer = vars(module).get("_trainer")
+        if trainer is not None and name in copies:
+            copies[name].__dict__.update(_trainer=trainer, log=_log_nothing)  # log_dict calls log
+
+
+def _log_nothing(*_: Any, **__: Any) -> None: ...
 
 
 def _uncopyable(model: nn.Module, memo: dict[int, Any]) -> tuple[str, Any] | None:

@@ -102,7 +102,8 @@ class Teaching:
     def _begin(self, trainer: pl.Trainer, survey: FitSurvey, network: nn.Module) -> None:
         self._begun = True
         inputs, largest = survey.example.traced, survey.num_classes - 1
-        teacher = Teacher(network, trainer, inputs, self._read_outputs, largest)
+        precision = trainer.precision_plugin
+        teacher = Teacher(network, precision, inputs, self._read_outputs, largest)
         if teacher.readers:
             self._teacher = teacher
             self._calls = LastCall(trainer.lightning_module, teacher.readers)

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
+from lightning.pytorch.plugins import Precision
 from torch import Tensor, nn
 
 from acsp_lightning.capture.calls import Call
@@ -19,8 +19,8 @@ class Teacher:
     """A copy of the network of a fit, in eval mode, that learns nothing.
 
     Args:
-        network: the copy, which is the teacher's from now on.
-        trainer: of the fit; forward may ask it.
+        network: the copy, from :func:`eager_copy`, which is the teacher's from now on.
+        precision: of the fit.
         inputs: arguments of forward, to try it with.
         read_outputs: finds class scores in what forward returns; None: as :func:`class_scores`.
         largest: the largest label.
@@ -33,16 +33,15 @@ class Teacher:
     def __init__(
         self,
         network: nn.Module,
-        trainer: pl.Trainer,
+        precision: Precision,
         inputs: tuple[Any, ...],
         read_outputs: OutputReader | None,
         largest: int,
     ) -> None:
         self._network = network.eval().requires_grad_(False)
-        self._precision = trainer.precision_plugin
+        self._precision = precision
         self._largest = largest
         broadcast_(network.buffers())  # BatchNorm has seen other batches on every process
-        _attach(network, trainer)
         drop_listeners(network, inputs)
         self.readers: Mapping[str, OutputReader | None] = scoring_modules(
             network, inputs, read_outputs, largest
@@ -61,18 +60,6 @@ class Teacher:
         scores = class_scores(outputs, self.readers[call.name], self._largest)
         assert scores is not None, "the same module in eval mode has returned some before"
         return scores
-
-
-def _attach(network: nn.Module, trainer: pl.Trainer) -> None:
-    """Let forward ask the Trainer, but log nothing: these would be the values of another network."""
-    if isinstance(network, pl.LightningModule):
-        network.trainer = trainer
-    for module in network.modules():
-        if isinstance(module, pl.LightningModule):
-            vars(module)["log"] = _log_nothing  # which log_dict calls
-
-
-def _log_nothing(*_: Any, **__: Any) -> None: ...
 
 
 def drop_listeners(network: nn.Module, inputs: tuple[Any, ...]) -> None:

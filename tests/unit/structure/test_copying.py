@@ -3,8 +3,10 @@
 import threading
 import warnings
 from functools import partial
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from helpers.fits import conv_net, same_state, snapshot
@@ -103,6 +105,28 @@ def test_an_error_of_a_module_itself_stays() -> None:
 
     with pytest.raises(RuntimeError, match="there is one alone"):
         check_copyable(nn.Sequential(Single()))
+
+
+class Asking(pl.LightningModule):
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Any) -> Any:
+        self.log("mean", images.mean())
+        self.log_dict({"largest": images.max()})
+        return self.net(images) * cast(Any, self.trainer).factor
+
+
+def test_a_copy_of_a_module_in_a_fit_asks_the_same_trainer_and_logs_nothing() -> None:
+    trainer: Any = SimpleNamespace(factor=2)
+    module = Asking(nn.Sequential(Asking(conv_net())))
+    for part in (module, module.net[0]):  # type: ignore[index]
+        part.trainer = trainer
+    copied = eager_copy(module)
+    assert copied.trainer is trainer
+    assert torch.equal(copied.eval()(IMAGES), 4 * conv_net().eval()(IMAGES))
+    assert "log" not in vars(module)
 
 
 class Unique:

@@ -4,13 +4,12 @@ import warnings
 from types import SimpleNamespace
 from typing import Any
 
-import lightning.pytorch as pl
 import pytest
 import torch
 from helpers.captured import IMAGES
 from helpers.fits import Classifier, conv_net, hooks, same_state, snapshot
 from helpers.outputs import second
-from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.plugins import MixedPrecision, Precision
 from torch import Tensor, nn
 
 from acsp_lightning.capture.calls import Call
@@ -242,9 +241,8 @@ def test_weights_that_are_computed_go_on(loaded: bool) -> None:
 # -- the teacher ---------------------------------------------------------------------------------------
 
 
-def taught(network: Any, **options: Any) -> Teacher:
-    trainer: Any = SimpleNamespace(precision_plugin=pl.plugins.Precision(), **options)
-    return Teacher(network, trainer, (IMAGES,), None, largest=2)
+def taught(network: Any, precision: Precision | None = None) -> Teacher:
+    return Teacher(network, precision or Precision(), (IMAGES,), None, largest=2)
 
 
 class Asking(Classifier):
@@ -261,7 +259,9 @@ def test_forward_may_ask_the_trainer_and_logs_nothing() -> None:
         def __init__(self) -> None:
             super().__init__(Asking())
 
-    teacher = taught(Outer(), factor=2)
+    module: Any = Outer()
+    module.trainer = SimpleNamespace(factor=2)
+    teacher = taught(eager_copy(module))
     assert list(teacher.readers) == [""]
     expected = 4 * conv_net().eval()(IMAGES)
     assert torch.equal(teacher.answer(Call("", (IMAGES,), {}, None)), expected)
@@ -281,8 +281,7 @@ def test_it_learns_nothing() -> None:
 
 
 def test_it_answers_in_the_precision_of_the_fit() -> None:
-    trainer: Any = SimpleNamespace(precision_plugin=MixedPrecision("bf16-mixed", "cpu"))
-    teacher = Teacher(conv_net(), trainer, (IMAGES,), None, largest=2)
+    teacher = taught(conv_net(), MixedPrecision("bf16-mixed", "cpu"))
     answer = teacher.answer(Call("", (IMAGES,), {}, None))
     assert answer.dtype == torch.bfloat16
 
