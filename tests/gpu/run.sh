@@ -11,7 +11,7 @@ cd "$(dirname "$0")/../.."
 PYTHON=${PYTHON:-python3}
 TORCHVISION=${TORCHVISION:-0.26}  # that of torch 2.11
 LIMIT=470  # seconds
-NEEDED=(fvcore greenlet kneed jsonargparse'[signatures]' matplotlib numpy pillow rich scikit-learn threadpoolctl tqdm pytest)
+NEEDED=(fvcore greenlet kneed jsonargparse'[signatures]' matplotlib numpy pillow rich scikit-learn scipy threadpoolctl tqdm pytest)
 
 device=cuda wheels= fill=
 while [ $# -gt 0 ]; do

@@ -9,15 +9,16 @@ import pytest
 import torch
 from helpers.memory import peak_of
 from torch import Tensor, nn
-from torchvision.models import resnet18, resnet50
+from torchvision.models import resnet50
 
-from acsp_lightning import PruningSettings, SelectionConfig
+from acsp_lightning import LatencyAt, PruningSettings, SelectionConfig
 from acsp_lightning.capture.hooks import ActivationCapture
 from acsp_lightning.functional import ClassMoments, compare_channels, sweep_k_medoids
 from acsp_lightning.functional.least_squares import LeastSquares
 from acsp_lightning.pipeline import capture_network, decide_cut
 from acsp_lightning.previewing import CopySite
 from acsp_lightning.structure.verification import prunable_groups
+from acsp_lightning.zoo import resnet20
 
 pytestmark = pytest.mark.gpu
 CAPTURE = 1.15  # times a plain validation
@@ -36,7 +37,7 @@ class Size:
 
 
 LARGE = Size(resnet50, 224, 256, 50, 1000, 512)
-SMALL = Size(resnet18, 32, 8, 5, 4, 16)
+SMALL = Size(resnet20, 16, 8, 5, 4, 16)
 
 
 @pytest.fixture
@@ -223,3 +224,37 @@ def test_a_refit_asks_its_device_once(samples: int, device: torch.device) -> Non
     with RoundTrips() as trips:
         fit()
     assert trips.count == 1
+
+
+@pytest.mark.filterwarnings("ignore")  # of a network that was never trained
+def test_a_share_of_the_time(
+    size: Size, network: nn.Module, batches: list[Any], gpu: torch.device
+) -> None:
+    """As the events of a GPU have it, which took no part in the decision."""
+    images = batches[0][0]
+    settings = PruningSettings(
+        selection=SelectionConfig(latency=0.75, curve="damage", min_channels=2),
+        latency_at=LatencyAt(batch_size=len(images)),
+        recovery="fold",
+        recovery_samples=size.samples,
+    )
+    example, captured = capture_network(network, batches[:5], settings)
+    site = CopySite(network, batches[:5])
+    smaller = site.prune(*decide_cut(site, captured, settings, example))
+    before, after = (milliseconds(model, images) for model in (network, smaller))
+    print(f"\nlatency=0.75: {before:.1f} ms before, {after:.1f} ms after, {after / before:.2f}")
+    assert after / before <= 0.8
+
+
+def milliseconds(model: nn.Module, images: Tensor) -> float:
+    """Median of some passes, by events."""
+    times = []
+    with torch.no_grad():
+        for _ in range(12):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            model(images)
+            end.record()
+            torch.cuda.synchronize()
+            times.append(start.elapsed_time(end))
+    return float(torch.tensor(times[2:]).median())
