@@ -7,18 +7,18 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from acsp_lightning.capture.statistics import Captured
 from acsp_lightning.measure.accuracy import OutputReader
 from acsp_lightning.measure.fidelity import collect_scores, compare_scores
 from acsp_lightning.progress import tracked
 from acsp_lightning.selection.weighing import Weighed
-from acsp_lightning.structure.copying import eager_copy
+from acsp_lightning.structure.fold import recover_consumers
 from acsp_lightning.structure.forward import sample_count, samples_at
 from acsp_lightning.structure.plan import build_plan
-from acsp_lightning.structure.pruning import prune
 from acsp_lightning.structure.refit import Refit
+from acsp_lightning.structure.surgery import reversible_cut
 
 # Samples that each group is measured on; fewer in a network of many groups, so that all of them together
 # take no more than the capture of a small validation set.
@@ -39,7 +39,7 @@ def with_sensitivity(
 ) -> Mapping[str, Weighed]:
     """Damage of every group in units of what it does to the class scores.
 
-    Each group alone is cut to about half on a copy, the consumers make up for what the kept channels
+    Each group alone is cut to about half and put back, the consumers make up for what the kept channels
     predict of the others, and the change of the scores is divided by the damage at that width. Damage of
     several groups then adds up to the change that the whole cut is expected to make, as a share of the
     variation of the scores.
@@ -82,10 +82,7 @@ def _sensitivities(
     few = _evenly(inputs, most)
     unknown = torch.zeros(sum(map(sample_count, few)), dtype=torch.int64)
 
-    def scores(network: nn.Module) -> Tensor | None:
-        return collect_scores(network, few, unknown, read_outputs)
-
-    uncut, found = scores(model), {}
+    uncut, found = collect_scores(model, few, unknown, read_outputs), {}
     if uncut is None:
         return {}
     moments = captured.activations.input_moments
@@ -93,10 +90,10 @@ def _sensitivities(
         kept, damage = _about_half(weighed[group.name])
         if damage <= 0:
             continue
-        smaller = eager_copy(model)
         plan = build_plan([group], {group.name: kept})
-        prune(smaller, plan, None, groups=[group], input_moments=moments)
-        cut = scores(smaller)
+        with reversible_cut(model, plan, keep=False) as sliced:
+            recover_consumers(model, plan, [group], sliced, moments)
+            cut = collect_scores(model, few, unknown, read_outputs)
         assert cut is not None
         change = compare_scores(uncut, cut, uncut.argmax(1)).score_error.mean
         if change > 0:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import threading
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -111,10 +112,10 @@ def test_what_cannot_be_timed_is_cut_all_the_same(
 
     module, pruning = Classifier(), callback(latency_batch_sizes=[1])
     if failure == "copy":
-        module.leftover = torch.ones(1, requires_grad=True) + 1
+        module.lock = threading.Lock()
     else:
         monkeypatch.setattr(acsp_lightning.pipeline, "compare_latency", fail)
-    message = "deepcopy" if failure == "copy" else "out of memory"
+    message = "'lock'" if failure == "copy" else "out of memory"
     with pytest.warns(UserWarning, match=rf"latency .* could not be measured \(.*{message}"):
         fit(module, [pruning])
     assert pruning.steps[0].latency == ()

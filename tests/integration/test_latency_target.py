@@ -1,6 +1,7 @@
 """A share of the time as the target of previews and fits, on a clock without noise."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +181,8 @@ def test_what_noise_would_hide_is_refused_before_training(
 
 # -- with other options ------------------------------------------------------------------------------
 def test_a_cut_that_is_rolled_back_counts_for_nothing(fit: Fit) -> None:
-    pruning = callback(0, selection=SELECTION, guard=Guard(0.1, "quality"), recovery="none")
+    deep = replace(SELECTION, latency=0.6)
+    pruning = callback(0, selection=deep, guard=Guard(0.1, "quality"), recovery="none")
     fit(Scripted(at_least_six), [pruning], max_epochs=4)
     first, second = pruning.steps
     assert first.verdict is not None

@@ -77,7 +77,7 @@ def test_a_cut_gives_what_norms_give_the_moments_that_it_had() -> None:
     example, captured = capture_network(network, site.batches(), settings)
     proposal, recovery = decide_cut(site, captured, settings, example)
     kept = torch.tensor(proposal.plan.kept("2", "out"))
-    (samples,) = recovery.refit.inputs
+    samples = torch.cat([images for (images,) in recovery.refit.inputs])
     wanted = moments(network, samples)
     cut = site.prune(proposal, recovery)
     for found, before in zip(moments(cut, samples), wanted, strict=True):
