@@ -32,7 +32,7 @@ from acsp_lightning.selection.examination import examine, groups_due
 from acsp_lightning.selection.holdback import enough_to_measure, share_to_hold_back
 from acsp_lightning.selection.proposal import Proposal, propose
 from acsp_lightning.selection.sensitivity import with_sensitivity
-from acsp_lightning.selection.time_target import time_target, timed_candidates
+from acsp_lightning.selection.time_target import time_target
 from acsp_lightning.selection.trials import HeldBack, Timing, Trials
 from acsp_lightning.selection.weighing import announce_wait, weigh_groups
 from acsp_lightning.settings import PruningSettings
@@ -143,7 +143,6 @@ def decide_cut(
         announce_wait(groups, activations, config, site.processes, site.inform)
         return None if outputs is None else output_sizes(outputs.targets)
 
-    timed = settings.selection.latency is not None
     weighed = weigh_groups(
         network,
         captured.groups,
@@ -151,7 +150,6 @@ def decide_cut(
         settings.selection,
         sizes=site.on_rank_zero(prepare),
         round_to=settings.round_to,
-        candidates=timed_candidates(captured.groups, settings) if timed else None,
         decisions=captured.decisions,
         spread=site.spread,
     )

@@ -29,20 +29,13 @@ LEVELS = (1.0, 0.75, 0.5, 0.25, 0.0)  # of the channels, at which a profile time
 
 
 class TimeTarget(Protocol):
-    """A share of the time of a network; see :class:`acsp_lightning.selection.deadline.Deadline`.
-
-    Attributes:
-        candidates: numbers of channels below the full one at which layers have a time, ascending, by
-            name of the group.
-    """
-
-    candidates: Mapping[str, Sequence[int]]
+    """A share of the time of a network; see :class:`acsp_lightning.selection.deadline.Deadline`."""
 
     def check(self) -> None:
         """Raise ``ValueError`` if the target cannot be met."""
 
     def path(self, curves: Mapping[str, DamageCurve]) -> DamagePath:
-        """The path of least damage per second saved."""
+        """The path of least damage per second saved; the curves are at :func:`timed_candidates`."""
 
     def widths(self, path: DamagePath) -> Mapping[str, int]:
         """The widths on it that meet the target."""
@@ -60,7 +53,6 @@ def time_target(
     groups: Sequence[ChannelGroup],
     inputs: tuple[Any, ...],
     settings: PruningSettings,
-    *,
     kept: Path | None = None,
     taken: float = 1.0,
     inform: Callable[[str], None] = lambda message: None,

@@ -19,6 +19,7 @@ from acsp_lightning.functional import (
     width_of_share,
 )
 from acsp_lightning.progress import tracked
+from acsp_lightning.selection.axis import timed_widths
 from acsp_lightning.selection.damage import DamageCurve, OutputSize, candidate_widths, damage_curve
 from acsp_lightning.selection.scores import ChannelScores, score_channels
 from acsp_lightning.structure.groups import ChannelGroup
@@ -69,7 +70,6 @@ def weigh_groups(
     *,
     sizes: Mapping[str, OutputSize] | None = None,
     round_to: int = 1,
-    candidates: Mapping[str, Sequence[int]] | None = None,
     decisions: Mapping[str, WidthDecision] | None = None,
     spread: Spread = in_turn,
 ) -> dict[str, Weighed]:
@@ -83,8 +83,6 @@ def weigh_groups(
         sizes: of the outputs of consumers, by layer, which weight the errors in them; None: every output
             is weighted by its own energy.
         round_to: widths are multiples of this, in positions of a layer.
-        candidates: widths below the full one to weigh, ascending, by group; None: up to
-            :data:`acsp_lightning.selection.damage.STEPS` of each.
         decisions: widths of at least these groups, by name, if they are decided already.
         spread: does the works, one for each group.
 
@@ -96,13 +94,10 @@ def weigh_groups(
     """
 
     def work(group: ChannelGroup) -> Callable[[], Weighed]:
-        step = group.step(round_to)
         decision = None if decisions is None else decisions[group.name]
-        if decision is None and config.keep is not None:
-            decision = width_of_share(group.width, config, round_to=step)
-        known = None if candidates is None else candidates[group.name]
-        ks = candidate_widths(group.width, config.min_channels, step) if known is None else known
-        return lambda: weigh_group(model, group, activations, config, ks, sizes=sizes, decision=decision)
+        return lambda: weigh_group(
+            model, group, activations, config, sizes=sizes, round_to=round_to, decision=decision
+        )
 
     costs = [_cost(group, activations) for group in groups]
     found = spread("Weighing channels", [work(group) for group in groups], costs)
@@ -114,9 +109,9 @@ def weigh_group(
     group: ChannelGroup,
     activations: Activations,
     config: SelectionConfig,
-    candidates: Sequence[int],
     *,
     sizes: Mapping[str, OutputSize] | None = None,
+    round_to: int = 1,
     decision: WidthDecision | None = None,
 ) -> Weighed:
     """Score, cluster and weigh the channels of one group.
@@ -126,13 +121,19 @@ def weigh_group(
         group: the group.
         activations: captured activations.
         config: how to decide.
-        candidates: widths below the full one, ascending.
         sizes: as in :func:`weigh_groups`.
+        round_to: widths are multiples of this, in positions of a layer.
         decision: the width, if it is decided already.
     """
+    step = group.step(round_to)
+    if decision is None and config.keep is not None:
+        decision = width_of_share(group.width, config, round_to=step)
+    candidates = candidate_widths(group.width, config.min_channels, step)
+    if config.latency is not None:
+        candidates = timed_widths(group, config.min_channels, round_to)
     by_damage = decision is None and config.by_damage
     # A layer's own knee needs its whole curve.
-    ks: Sequence[int] | None = candidates if by_damage else None
+    ks: list[int] | None = candidates if by_damage else None
     if decision is not None:
         ks = sorted({*candidates, decision.k} - {group.width})
     scores = score_channels(model, group, activations, config)

@@ -1,7 +1,6 @@
 """A share of the time as the target of previews and fits, on a clock without noise."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,10 @@ from helpers.fits import (
     Fit,
     Saver,
     Scripted,
-    at_least_six,
     callback,
     conv_net,
     job,
+    only_whole,
     same_state,
     snapshot,
     val_loader,
@@ -181,9 +180,10 @@ def test_what_noise_would_hide_is_refused_before_training(
 
 # -- with other options ------------------------------------------------------------------------------
 def test_a_cut_that_is_rolled_back_counts_for_nothing(fit: Fit) -> None:
-    deep = replace(SELECTION, latency=0.6)
-    pruning = callback(0, selection=deep, guard=Guard(0.1, "quality"), recovery="none")
-    fit(Scripted(at_least_six), [pruning], max_epochs=4)
+    selection = SelectionConfig(latency=0.9, curve="damage")
+    guard = Guard(0.1, "quality")
+    pruning = callback(0, selection=selection, guard=guard, include=["net.conv1"], recovery="none")
+    fit(Scripted(only_whole), [pruning], max_epochs=4)
     first, second = pruning.steps
     assert first.verdict is not None
     assert first.verdict.outcome is Outcome.HALVED
