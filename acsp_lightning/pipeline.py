@@ -207,7 +207,8 @@ def _looked_at(
     site.on_all_ranks(read)
     samples = fitted.samples
     if site.processes > 1:
-        samples = join_samples(site.to_rank_zero(by_batch(samples)), most)
+        device = next(site.network.parameters()).device
+        samples = join_samples(site.to_rank_zero(by_batch(samples)), most, device)
 
     def prepare() -> Refit | None:
         if samples is None:

@@ -136,7 +136,7 @@ class PruningSettings:
         exclude: shell patterns on qualified layer names; layers that match one stay whole.
         residual: also cut channels that run through residual sums; all layers that write into a sum
             lose the same ones. None: where there is little to cut inside of residual blocks
-            (torchvision's ResNet-18, RepVGG).
+            (torchvision's ResNet-18 and 34, RepVGG).
         norms: "exact" leaves channels whole whose statistics a LayerNorm or a standardised filter uses;
             "refit" cuts them, with the norm over those that stay, which is an approximation.
         selection: how many channels stay, and which; a dict of its fields will do.

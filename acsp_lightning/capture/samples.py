@@ -30,6 +30,11 @@ class SampleBatches(Sequence[tuple[Any, ...]]):
         self._batches = batches
         self._devices = devices
 
+    @property
+    def resting(self) -> Sequence[tuple[Any, ...]]:
+        """The batches on the CPU."""
+        return self._batches
+
     def __len__(self) -> int:
         return len(self._batches)
 
@@ -54,10 +59,17 @@ class SampleCollector:
         samples: at most this many, at least 1.
         among: tells which of some consecutive samples may be taken, bool (count,), from the number of
             samples before them and their own number; None: all.
+        device: where they are needed; None: where they come from.
     """
 
-    def __init__(self, samples: int, among: Callable[[int, int], Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        samples: int,
+        among: Callable[[int, int], Tensor] | None = None,
+        device: torch.device | None = None,
+    ) -> None:
         self._most = samples
+        self._device = device
         self._among = among
         self._parts: list[list[Any]] = []  # leaves of the samples kept, by batch
         self._counts: list[int] = []
@@ -78,7 +90,9 @@ class SampleCollector:
         kind = _Kind.of(leaves, structure, len(labels))
         if self._kind is None:
             self._kind = kind
-            self._devices = [leaf.device if isinstance(leaf, Tensor) else None for leaf in leaves]
+            self._devices = [
+                (self._device or leaf.device) if isinstance(leaf, Tensor) else None for leaf in leaves
+            ]
         if kind != self._kind:
             return
         self._largest = max(self._largest, len(labels))
@@ -190,27 +204,28 @@ def collect_samples(
 
 
 def by_batch(samples: Samples | None) -> list[tuple[tuple[Any, ...], Tensor]]:
-    """Arguments of forward and labels of every batch, on the devices where they are needed."""
+    """Arguments of forward and labels of every batch, on the CPU where they rest."""
     if samples is None:
         return []
     batches, labels = samples
-    found = list(batches)
+    found = batches.resting if isinstance(batches, SampleBatches) else list(batches)
     return list(zip(found, torch.split(labels, [sample_count(b) for b in found]), strict=True))
 
 
 def join_samples(
-    parts: Iterable[Iterable[tuple[tuple[Any, ...], Tensor]]], samples: int
+    parts: Iterable[Iterable[tuple[tuple[Any, ...], Tensor]]], samples: int, device: torch.device
 ) -> Samples | None:
     """Samples that several processes have read, as :func:`by_batch` gives those of each.
 
     Args:
         parts: of every process.
         samples: at most this many, evenly spaced.
+        device: where they are needed.
 
     Returns:
         The samples; None if there are none.
     """
-    collector = SampleCollector(samples)
+    collector = SampleCollector(samples, device=device)
     for part in parts:
         for arguments, labels in part:
             collector.add(arguments, labels)

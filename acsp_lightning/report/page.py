@@ -49,8 +49,8 @@ NETWORK_PLOTS = {
     "network": (
         "Damage over FLOPs",
         "Read it from right to left: channels are removed in the order of least damage per FLOP saved. "
-        "Damage is the part of the next layers' outputs that the kept channels cannot explain. The "
-        "dashed line is this cut. ",
+        "Damage is the part of the next layers' outputs that the kept channels cannot explain, weighted "
+        "by what errors there were measured to do to the class scores. The dashed line is this cut. ",
     ),
     "channels": (
         "Channels of every layer",

@@ -33,7 +33,9 @@ class DamageCurve:
         damage: (K,), at least 0 and non-increasing, the last being 0: summed over the consumers of the
             group, the variance of the output that the kept channels cannot explain, as a share of the
             variance of the residual sum that the output is added to, or else of the output itself. The
-            taps of a kernel count separately, as if their inputs were uncorrelated.
+            taps of a kernel count separately, as if their inputs were uncorrelated. After
+            :func:`acsp_lightning.selection.sensitivity.with_sensitivity`, the expected change of the
+            class scores, as a share of their variation.
     """
 
     ks: tuple[int, ...]

@@ -19,7 +19,7 @@ class Stage:
     Attributes:
         widths: number of channels of every group.
         cost: cost of all layers: FLOPs, or seconds.
-        damage: total damage, summed over the groups.
+        damage: total damage, summed over the groups, as their curves have it.
     """
 
     widths: Mapping[str, int]

@@ -25,6 +25,10 @@ from acsp_lightning.structure.surgery import reversible_cut
 MOST_SAMPLES, LEAST_SAMPLES = 256, 8
 PASSES = 2000  # of one sample
 
+# Below this damage, and this change of the scores in squares of their precision, rounding decides: of
+# channels that others repeat, whatever is lost is predicted.
+LEAST_DAMAGE, LEAST_CHANGE = 1e-3, 10.0
+
 # A few samples may miss what a layer is for, or hit it: no group counts this many times more, or less,
 # than the median.
 BOUND = 30.0
@@ -39,10 +43,10 @@ def with_sensitivity(
 ) -> Mapping[str, Weighed]:
     """Damage of every group in units of what it does to the class scores.
 
-    Each group alone is cut to about half and put back, the consumers make up for what the kept channels
-    predict of the others, and the change of the scores is divided by the damage at that width. Damage of
-    several groups then adds up to the change that the whole cut is expected to make, as a share of the
-    variation of the scores.
+    Each group alone is cut, to about half or as far as it takes to do damage, and put back. Meanwhile
+    the consumers make up for what the kept channels predict of the others. The change of the scores is
+    divided by the damage at that width. Damage of several groups then adds up to the change that the
+    whole cut is expected to make, as a share of the variation of the scores.
 
     Args:
         model: the uncut network; left as it was.
@@ -77,26 +81,30 @@ def _sensitivities(
     inputs: Sequence[tuple[Any, ...]],
     read_outputs: OutputReader | None,
 ) -> dict[str, float]:
-    """Change of the scores for a damage of 1, by group; of groups without damage at half, nothing."""
+    """Change of the scores for a damage of 1, by group; of groups that cannot be told, nothing."""
     most = min(MOST_SAMPLES, max(LEAST_SAMPLES, PASSES // len(weighed)))
     few = _evenly(inputs, most)
-    unknown = torch.zeros(sum(map(sample_count, few)), dtype=torch.int64)
+    activations = captured.activations
+    classes = max((len(sums.count) for sums in activations.outputs.values()), default=2)
+    unknown = torch.full((sum(map(sample_count, few)),), classes - 1)
 
     uncut, found = collect_scores(model, few, unknown, read_outputs), {}
     if uncut is None:
         return {}
-    moments = captured.activations.input_moments
+    least = LEAST_CHANGE * torch.finfo(uncut.dtype).eps ** 2
     for group in tracked(captured.groups, "Measuring groups"):
-        kept, damage = _about_half(weighed[group.name])
-        if damage <= 0:
+        # Norms over fewer channels are corrected in the cut, and were not here.
+        chosen = None if group.norms else _about_half(weighed[group.name])
+        if chosen is None:
             continue
+        kept, damage = chosen
         plan = build_plan([group], {group.name: kept})
         with reversible_cut(model, plan, keep=False) as sliced:
-            recover_consumers(model, plan, [group], sliced, moments)
+            recover_consumers(model, plan, [group], sliced, activations.input_moments)
             cut = collect_scores(model, few, unknown, read_outputs)
         assert cut is not None
         change = compare_scores(uncut, cut, uncut.argmax(1)).score_error.mean
-        if change > 0:
+        if change > least:
             found[group.name] = change / damage
     return found
 
@@ -114,12 +122,12 @@ def _evenly(inputs: Sequence[tuple[Any, ...]], most: int) -> list[tuple[Any, ...
     return found
 
 
-def _about_half(one: Weighed) -> tuple[list[int], float]:
-    """Channels to keep at the width of a curve that is nearest to half, and the damage there."""
+def _about_half(one: Weighed) -> tuple[list[int], float] | None:
+    """Channels to keep at the harmful width nearest to half, and its damage; None if none does any."""
     assert one.damage is not None
-    *ks, whole = one.damage.ks
-    if not ks:
-        return list(range(whole)), 0.0
-    k = min(ks, key=lambda k: abs(k - whole / 2))
-    place = one.curves.ks.tolist().index(k)
-    return one.curves.sweep.medoids[place].tolist(), one.damage.damage[one.damage.ks.index(k)]
+    *widths, whole = zip(one.damage.ks, one.damage.damage, strict=True)
+    harmful = [(k, damage) for k, damage in widths if damage >= LEAST_DAMAGE]
+    if not harmful:
+        return None
+    k, damage = min(harmful, key=lambda width: abs(width[0] - whole[0] / 2))
+    return one.curves.sweep.medoids[one.curves.ks.tolist().index(k)].tolist(), damage

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from acsp_lightning.structure.forward import uncompiled
+from acsp_lightning.structure.forward import log_nothing, uncompiled
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -58,10 +58,7 @@ def _attach(copied: nn.Module, model: nn.Module) -> None:
     for name, module in model.named_modules():
         trainer = vars(module).get("_trainer")
         if trainer is not None and name in copies:
-            copies[name].__dict__.update(_trainer=trainer, log=_log_nothing)  # log_dict calls log
-
-
-def _log_nothing(*_: Any, **__: Any) -> None: ...
+            copies[name].__dict__.update(_trainer=trainer, log=log_nothing)  # log_dict calls log
 
 
 def _uncopyable(model: nn.Module, memo: dict[int, Any]) -> tuple[str, Any] | None:

@@ -99,6 +99,10 @@ def without_autocast(device_type: str) -> AbstractContextManager[object]:
     return nullcontext()
 
 
+def log_nothing(*_: Any, **__: Any) -> None:
+    """``LightningModule.log`` where a pass is none of the fit."""
+
+
 @contextmanager
 def evaluation_state(
     model: nn.Module, *, grad: bool = False, but: Collection[nn.Module] = ()
@@ -129,6 +133,10 @@ def evaluation_state(
     ):
         try:
             model.eval()
+            for module in model.modules():
+                if vars(module).get("_trainer") is not None:
+                    # What forward logs is of the passes of the fit; log_dict calls log.
+                    vars(module)["log"] = log_nothing
             if grad:
                 for parameter in frozen:
                     parameter.requires_grad_(True)

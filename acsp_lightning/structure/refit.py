@@ -65,14 +65,14 @@ class Refit:
         for place, batch in enumerate(self.inputs):
             tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
             rows = {target.parts[place].shape[0] for target in self.targets.values()}
-            if {len(leaf) for leaf in tensors} != rows:
+            if {leaf.shape[:1] for leaf in tensors} != {torch.Size([count]) for count in rows}:
                 return self
             counts.append(len(tensors[0]))
         # Of a batch after an odd number of samples the second is the first that stays.
         firsts = [before % 2 for before in accumulate(counts, initial=0)][: len(counts)]
         left = [place for place, count in enumerate(counts) if count > firsts[place]]
         return Refit(
-            tuple(_from(self.inputs[place], firsts[place]) for place in left),
+            _EveryOther(self.inputs, left, [firsts[place] for place in left]),
             {
                 layer: replace(target, parts=tuple(target.parts[p].every_other(firsts[p]) for p in left))
                 for layer, target in self.targets.items()
@@ -109,7 +109,7 @@ def prepare_refit(
         for batch in inputs:
             run_forward(model, batch)
             targets.close()
-    return Refit(tuple(inputs), targets.by_layer, found)
+    return Refit(inputs, targets.by_layer, found)
 
 
 def refit_consumers(model: nn.Module, plan: PruningPlan, refit: Refit) -> None:
@@ -213,8 +213,28 @@ class _Fitting:
         self._advance()
 
 
-def _from(batch: tuple[Any, ...], first: int) -> tuple[Any, ...]:
-    found: tuple[Any, ...] = tree_map(
-        lambda leaf: leaf[first::2] if isinstance(leaf, Tensor) else leaf, batch
-    )
-    return found
+class _EveryOther(Sequence[tuple[Any, ...]]):
+    """Every other sample of some batches, one batch at a time, wherever the others rest.
+
+    Args:
+        batches: arguments of forward, by batch.
+        places: of the batches.
+        firsts: the first sample of each, 0 or 1.
+    """
+
+    def __init__(
+        self, batches: Sequence[tuple[Any, ...]], places: Sequence[int], firsts: Sequence[int]
+    ) -> None:
+        self._batches = batches
+        self._places = places
+        self._firsts = firsts
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, place: Any) -> Any:
+        first = self._firsts[place]
+        return tree_map(
+            lambda leaf: leaf[first::2] if isinstance(leaf, Tensor) else leaf,
+            self._batches[self._places[place]],
+        )

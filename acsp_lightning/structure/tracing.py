@@ -66,13 +66,10 @@ def trace_groups(
             f"{type(model).__name__}.forward calls no convolution or linear layer; there is "
             "nothing to prune."
         )
-    asked = [
-        bundle
-        for bundle in bundles(found, model, list(calls))
-        if _asked_for(bundle.layers, include, exclude)
-    ]
+    every = bundles(found, model, list(calls))
+    asked = [bundle for bundle in every if _asked_for(bundle.layers, include, exclude)]
     if residual is None:
-        residual = _share_inside(asked) < ENOUGH_INSIDE
+        residual = _share_inside(every) < ENOUGH_INSIDE
     wanted = [bundle for bundle in asked if residual or not bundle.residual]
     groups = _named_apart([bundle.group for bundle in wanted if bundle.group is not None])
     left_whole = {
@@ -98,13 +95,13 @@ def _followed(model: nn.Module, inputs: tuple[Any, ...], norms: Norms) -> tuple[
         ) from error
 
 
-def _share_inside(asked: Sequence[Bundle]) -> float:
+def _share_inside(bundles: Sequence[Bundle]) -> float:
     """Weights that half of the channels outside of residual sums take, as a share.
 
     The mean over the layers, so that a cut changes it little: 0.5 for the usual residual block of two
     layers, 0.4 for torchvision's ResNet-18, which has shortcuts with layers.
     """
-    groups = [bundle.group for bundle in asked if bundle.group is not None]
+    groups = [bundle.group for bundle in bundles if bundle.group is not None]
     halved: dict[str, set[str]] = {side.layer: set() for group in groups for side in group.producers}
     for group in groups:
         for side in group.sides:

@@ -53,7 +53,7 @@ def prunable_groups(
     look = partial(trace_groups, model, inputs, include=include, exclude=exclude, norms=norms)
     tracing = look(residual=residual)
     tracing = verify_groups(model, inputs, tracing)
-    if not tracing.groups and residual is None:
+    if not tracing.groups and residual is None and tracing.summed:
         tracing = verify_groups(model, inputs, look(residual=True))
     if not tracing.groups:
         reasons = by_reason(tracing.left_whole)

@@ -134,7 +134,7 @@ class FitSite:
 
     def to_rank_zero(self, value: T) -> list[T]:
         """``value`` of every process on the first, and nothing on the others."""
-        return to_rank_zero(value, self._trainer.lightning_module.device)
+        return to_rank_zero(value)
 
     def spread(self, name: str, works: Sequence[Callable[[], T]], costs: Sequence[float]) -> list[T]:
         """Results of works that are shared out among the processes, on the first."""

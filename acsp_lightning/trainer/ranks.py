@@ -17,8 +17,6 @@ T = TypeVar("T")
 
 MISSING = "missing"
 
-CPU = torch.device("cpu")
-
 
 def is_distributed() -> bool:
     """Whether other processes take part in this run."""
@@ -64,8 +62,8 @@ def _packed(value: object) -> bytes:
     return sink.getvalue()
 
 
-def _unpacked(packed: bytes, device: torch.device = CPU) -> Any:
-    return torch.load(io.BytesIO(packed), map_location=device, weights_only=False)
+def _unpacked(packed: bytes) -> Any:
+    return torch.load(io.BytesIO(packed), map_location="cpu", weights_only=False)
 
 
 def run_on_all_ranks(work: Callable[[], T]) -> list[T]:
@@ -109,10 +107,10 @@ def on_rank_zero(work: Callable[[], T]) -> T:
     return from_rank(results[0] if results else None, 0)  # type: ignore[return-value]
 
 
-def to_rank_zero(value: T, device: torch.device = CPU) -> list[T]:
+def to_rank_zero(value: T) -> list[T]:
     """``value`` of every rank, in the order of ranks, on rank 0, and nothing on the others.
 
-    Tensors of other ranks arrive on ``device``. The ranks take turns, so that what this takes on the
+    Tensors of other ranks arrive on the CPU. The ranks take turns, so that what this takes on the
     others does not grow with their number.
 
     Raises:
@@ -125,7 +123,7 @@ def to_rank_zero(value: T, device: torch.device = CPU) -> list[T]:
         box: list[Any] = [packed[0] if dist.get_rank() == source else None]
         dist.broadcast_object_list(box, src=source)
         if is_rank_zero():
-            found.append(_unpacked(box[0], device))
+            found.append(_unpacked(box[0]))
     return found
 
 
