@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from acsp_lightning import (
     Guard,
+    SelectionConfig,
     UnsupportedStructureError,
     compare_latency,
     measure_complexity,
@@ -32,6 +33,25 @@ from acsp_lightning import (
     preview,
 )
 from acsp_lightning.structure import verification
+
+
+class Logging(Classifier):
+    """Logs in its forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = super().forward(x)
+        if self.training:
+            return scores
+        self.log("seen", scores.new_tensor(float(len(x))), batch_size=1, on_epoch=True, on_step=False)
+        return scores
+
+
+def test_what_forward_logs_while_the_network_is_looked_at_is_not_logged(fit: Fit) -> None:
+    """By default groups are cut one by one, on the network itself, to see what the scores feel."""
+    module = Logging()
+    trainer = fit(module, [callback(selection=SelectionConfig(flops=0.6))], max_epochs=2)
+    sizes = {len(images) for images, _ in val_loader()}
+    assert sizes == {int(trainer.callback_metrics["seen"])}
 
 
 class Writer(nn.Module):

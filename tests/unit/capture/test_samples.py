@@ -222,7 +222,7 @@ def test_samples_of_several_processes_are_those_of_one_evenly_spaced(most: int) 
         collect_samples(nn.Identity(), labelled([4, 5, 3], start=start), read_batch, collector)
         parts.append(by_batch(collector.samples))
     assert [len(labels) for _, labels in parts[0]] == [5, 5, 2]
-    found = join_samples([parts[0], by_batch(None), parts[1]], most)
+    found = join_samples([parts[0], by_batch(None), parts[1]], most, torch.device("cpu"))
     assert found is not None
     joined = numbers(whole(found[0]))
     assert len(found[1]) == len(joined) == min(most, 24)
@@ -232,4 +232,15 @@ def test_samples_of_several_processes_are_those_of_one_evenly_spaced(most: int) 
 
 
 def test_no_samples_of_any_process() -> None:
-    assert join_samples([[], by_batch(None)], 8) is None
+    assert join_samples([[], by_batch(None)], 8, torch.device("cpu")) is None
+
+
+def test_samples_that_were_joined_are_moved_to_where_they_are_needed_one_by_one() -> None:
+    collector = SampleCollector(100)
+    collect_samples(nn.Identity(), labelled([4, 4]), read_batch, collector)
+    part = by_batch(collector.samples)
+    assert {images.device.type for (images,), _ in part} == {"cpu"}
+    found = join_samples([part], 100, torch.device("meta"))
+    assert found is not None
+    assert found[0][1][0].device.type == "meta"
+    assert {images.device.type for (images,) in found[0].resting} == {"cpu"}

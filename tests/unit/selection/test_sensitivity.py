@@ -137,3 +137,40 @@ def test_networks_of_many_groups_are_measured_on_fewer_samples(
     with_sensitivity(model, found, weighed, refit, None)
     # Evenly spaced over the batches: a loader may give one class after the other.
     assert torch.equal(torch.cat(seen[:2]), X[:: 24 // taken])
+
+
+class Repeated(nn.Module):
+    """Channels of which each has twins, so that losing half of them does nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.mix = nn.Conv2d(1, 12, 3), nn.Conv2d(12, 6, 2)
+        self.head = nn.Linear(6, 3)
+        with torch.no_grad():
+            self.conv.weight.copy_(self.conv.weight[:3].repeat(4, 1, 1, 1))
+            self.conv.bias.copy_(self.conv.bias[:3].repeat(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.mix(self.conv(x).relu()).relu().mean((2, 3)))
+
+
+def test_channels_that_others_repeat_are_measured_where_they_are_missed() -> None:
+    torch.manual_seed(0)
+    model = Repeated().eval()
+    found, weighed, refit = known(model)
+    one = weighed["conv"].damage
+    assert one.damage[one.ks.index(6)] < 1e-4, "half of the channels are not missed"
+    scaled = with_sensitivity(model, found, weighed, refit, None)
+    k = max(k for k, damage in zip(one.ks, one.damage, strict=True) if damage >= 1e-3)
+    assert k <= 3
+    group = next(group for group in found.groups if group.name == "conv")
+    kept = weighed["conv"].curves.sweep.medoids[weighed["conv"].curves.ks.tolist().index(k)].tolist()
+    smaller = copy.deepcopy(model)
+    moments = found.activations.input_moments
+    prune(smaller, build_plan([group], {"conv": kept}), None, groups=[group], input_moments=moments)
+    with torch.no_grad():
+        uncut = centred(model(X))
+        change = centred(smaller(X)) - uncut
+    expected = float(change.square().sum() / uncut.square().sum())
+    other = scaled["conv"].damage
+    assert other.damage[other.ks.index(k)] == pytest.approx(expected, rel=1e-3)

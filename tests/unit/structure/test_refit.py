@@ -2,6 +2,7 @@
 
 import copy
 import operator
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -1067,6 +1068,47 @@ def test_where_rows_are_no_samples_a_refit_is_left_alone(inputs):
     model = Doubled().double().eval()
     whole = prepare_refit(model, ["read"], [inputs])
     assert set(whole.targets) == {"read"}
+    assert whole.halved() is whole
+
+
+class Resting(Sequence):
+    """Batches that note which of them was asked for."""
+
+    def __init__(self, batches):
+        self.batches, self.asked = batches, []
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __getitem__(self, place):
+        self.asked.append(place)
+        return self.batches[place]
+
+
+def test_batches_are_fetched_one_at_a_time_when_they_are_needed():
+    """They may rest on the CPU, and all of them would not fit on the device."""
+    model = settled(network(Block(), PreActivation()))
+    batches = Resting([(x,) for x in X[:24].split(8)])
+    refit = prepare_refit(model, consumers_of(model), batches)
+    assert refit.inputs is batches
+    half = refit.halved()
+    batches.asked.clear()
+    assert torch.equal(half.inputs[1][0], X[8:16:2])
+    assert batches.asked == [1]
+    assert len(half.inputs) == 3
+
+
+def test_with_a_number_among_the_arguments_a_refit_is_left_alone():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.read = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x, scale):
+            return self.read(x * scale)
+
+    model = Scaled().double().eval()
+    whole = prepare_refit(model, ["read"], [(X[:8], torch.tensor(2.0, dtype=torch.float64))])
     assert whole.halved() is whole
 
 
