@@ -222,9 +222,9 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
             return
         self._stop_capture()
         activations = merge_over_ranks(capture.finish, pl_module.device)
-        epoch, whole = trainer.current_epoch, self._survey.look.tracing.whole
-        groups, held_back = capture.groups, capture.held_back
-        self._captured = Captured(epoch, groups, activations, metric, None, whole, held_back)
+        epoch, look = trainer.current_epoch, self._survey.look.tracing
+        groups, held = capture.groups, capture.held_back
+        self._captured = Captured(epoch, groups, activations, metric, None, look.whole, held, look.sums)
 
     def _stop_capture(self) -> None:
         if self._capture is not None:

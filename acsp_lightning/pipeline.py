@@ -98,7 +98,8 @@ def capture_network(
     finally:
         capture.detach()
     activations = capture.finish()
-    return example, Captured(None, groups, activations, left_whole=tracing.whole, held_back=share)
+    whole, sums = tracing.whole, tracing.sums
+    return example, Captured(None, groups, activations, None, None, whole, share, sums)
 
 
 def decide_cut(
@@ -294,6 +295,7 @@ def make_cut(
         classes_after=classes_after,
         class_names=tuple(site.class_names()),
         left_whole=captured.left_whole,
+        sums=captured.sums,
         norms=proposal.plan.norms(proposal.groups),
         trade_off=proposal.trade_off,
         times=proposal.times,

@@ -23,7 +23,6 @@ from acsp_lightning.selection.weighing import in_turn
 from acsp_lightning.settings import PruningSettings, with_options
 from acsp_lightning.structure.copying import eager_copy
 from acsp_lightning.structure.forward import random_state_restored
-from acsp_lightning.structure.groups import sums_note
 from acsp_lightning.structure.pruning import Recovery
 
 T = TypeVar("T")
@@ -113,9 +112,8 @@ def preview_cut(
         example, captured = capture_network(
             model, site.batches(), settings, measured=trade_off is not False
         )
-        note = sums_note(captured.groups, captured.left_whole, settings.residual)
-        if note is not None:
-            site.inform(note)
+        if captured.sums is not None:
+            site.inform(captured.sums)
         if captured.held_back and is_shuffled(dataloader):
             site.warn(SHUFFLED)
         return make_cut(site, captured, settings, example, shares=shares)

@@ -123,6 +123,7 @@ class Captured:
         left_whole: why groups that were asked for cannot be cut, and layers that residual=True
             would add are not, by name.
         held_back: share of the validation samples that was not captured, to measure cuts on.
+        sums: what was decided about residual sums, as a sentence; None if there is nothing to decide.
     """
 
     epoch: int | None
@@ -132,6 +133,7 @@ class Captured:
     decisions: Mapping[str, WidthDecision] | None = None
     left_whole: Mapping[str, str] = field(default_factory=dict)
     held_back: float = 0.0
+    sums: str | None = None
 
 
 def check_positions(layer: str, known: int, found: int) -> None:

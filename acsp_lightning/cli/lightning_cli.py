@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from acsp_lightning.callback import ACSPPruningCallback
 from acsp_lightning.cli.log_folders import empty_folders_removed
 from acsp_lightning.cli.preview import PreviewCallback, check_writable, with_shares_joined, write_preview
-from acsp_lightning.cli.profile import ProfileCallback, check_target, write_profile
+from acsp_lightning.cli.profile import ProfileCallback, check_target, runtime_of, write_profile
 from acsp_lightning.cli.refusals import Parser, RefusalError, is_deliberate
 from acsp_lightning.cli.sources import (
     Sources,
@@ -82,6 +82,7 @@ class CommandLineTrainer(pl.Trainer):
         model: pl.LightningModule,
         datamodule: pl.LightningDataModule | None = None,
         out: str = TIMES,
+        runtime: Literal["torch", "onnxruntime"] = "torch",
     ) -> None:
         """Times the network and its layers, cut to many widths, for a cut that is decided elsewhere.
 
@@ -91,9 +92,10 @@ class CommandLineTrainer(pl.Trainer):
             model: the module.
             datamodule: its data; of the validation batches the first is used.
             out: file to write; on the machine that trains it is given as latency_table.
+            runtime: what runs the network and its layers. "onnxruntime": exported, on the CPU.
         """
         check_target(out)
-        timing = ProfileCallback(self._settings())
+        timing = ProfileCallback(self._settings(), runtime_of(runtime))
         self.limit_val_batches = 1
         self._look(timing, model, datamodule)
         print(write_profile(timing.times, out))

@@ -13,7 +13,6 @@ from acsp_lightning.previewing import check_trade_off, preview_cut
 from acsp_lightning.progress import shown_by
 from acsp_lightning.report import PruningStep, step_table, trade_off_table, write_report
 from acsp_lightning.settings import PruningSettings
-from acsp_lightning.structure.groups import summed_note
 from acsp_lightning.trainer.loaders import validation_batches
 from acsp_lightning.trainer.progress_bars import display_of
 
@@ -137,5 +136,5 @@ def write_preview(step: PruningStep | None, out: str) -> str:
     if step.trade_off is not None:
         table = f"{trade_off_table(step.trade_off)}\n\n{table}"
     Path(out, "preview", "table.txt").write_text(table + "\n", encoding="utf-8")
-    note = summed_note(step.left_whole)
-    return "\n\n".join([table, *([note] if note else []), f"To read: {write_report(step, out)}"])
+    sums = [] if step.sums is None else [step.sums]
+    return "\n\n".join([table, *sums, f"To read: {write_report(step, out)}"])

@@ -13,6 +13,7 @@ from acsp_lightning.cli.preview import check_alone
 from acsp_lightning.measure.time_table import StoredTimes
 from acsp_lightning.pipeline import NO_BATCH
 from acsp_lightning.progress import shown_by
+from acsp_lightning.selection.clock import TORCH, Runtime
 from acsp_lightning.selection.examination import trace
 from acsp_lightning.selection.time_target import profile
 from acsp_lightning.settings import PruningSettings
@@ -25,13 +26,15 @@ class ProfileCallback(pl.Callback):
 
     Args:
         settings: which widths are possible, and under what conditions a pass counts.
+        runtime: what runs the network and its layers.
 
     Attributes:
         times: what was measured; None before the validation has ended.
     """
 
-    def __init__(self, settings: PruningSettings) -> None:
+    def __init__(self, settings: PruningSettings, runtime: Runtime = TORCH) -> None:
         self.settings = settings
+        self.runtime = runtime
         self.times: StoredTimes | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -46,7 +49,22 @@ class ProfileCallback(pl.Callback):
             example, _ = survey(pl_module, batches, self.settings.read_batch)
             if example is not None:
                 groups = trace(pl_module, example, self.settings).groups
-                self.times = profile(pl_module, groups, example.counted, self.settings, rank_zero_info)
+                self.times = profile(
+                    pl_module, groups, example.counted, self.settings, rank_zero_info, self.runtime
+                )
+
+
+def runtime_of(name: str) -> Runtime:
+    """What runs networks that are timed, by its name.
+
+    Raises:
+        ImportError: if a package that it needs is missing.
+    """
+    if name == "torch":
+        return TORCH
+    from acsp_lightning.export.onnx_times import onnxruntime
+
+    return onnxruntime()
 
 
 def check_target(out: str) -> None:

@@ -1,13 +1,11 @@
 """Export of a network to files for other runtimes, each verified against the network."""
 
 import io
-import logging
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
-from importlib import import_module
 from inspect import signature
 from os import PathLike
 from pathlib import Path
@@ -18,6 +16,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves, tree_map
 
+from acsp_lightning.export.onnx import Run, onnx_package, open_onnx, quiet, write_onnx
 from acsp_lightning.files import atomic_write
 from acsp_lightning.structure.copying import eager_copy
 from acsp_lightning.structure.forward import (
@@ -34,13 +33,6 @@ from acsp_lightning.structure.forward import (
 __all__ = ["Exported", "export_onnx", "export_program", "export_state_dict"]
 
 TOLERANCE = 1e-4  # of the largest output, or of 1 where that is smaller
-
-# They log at length what the exception says anyway.
-LOGGERS = ("torch.fx.experimental.symbolic_shapes", "torch.onnx._internal.exporter._core")
-
-Run = Callable[[tuple[Any, ...]], list[Tensor]]
-
-"""A function of the arguments of forward that returns the output tensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +89,8 @@ def export_onnx(
             existing file is left unchanged then.
     """
     for package in ("onnx", "onnxscript", "onnxruntime"):
-        _onnx_package(package)
-    return _export(model, positional(inputs), Path(path), "onnx", _write_onnx, _read_onnx)
+        onnx_package(package)
+    return _export(model, positional(inputs), Path(path), "onnx", _write_onnx, open_onnx)
 
 
 def export_program(
@@ -178,7 +170,7 @@ def _export(
     with _failing_as(f"{name} cannot be copied to the CPU"):
         network = eager_copy(model).cpu()
         batches = [of_batch_size(arguments, size) for size in sizes]
-    with atomic_write(target) as draft, evaluation_state(network), _quiet():
+    with atomic_write(target) as draft, evaluation_state(network), quiet():
         expected = []
         for batch in batches:
             shown = describe_inputs(batch)
@@ -219,25 +211,7 @@ def _write_onnx(program: ExportedProgram, path: Path) -> None:
     first = next(place for place, tensor in enumerate(tensors) if tensor.ndim)
     # Only a name: all axes of this size share it.
     names = [{0: "batch"} if place == first else None for place in range(len(tensors))]
-    torch.onnx.export(
-        program, (), path, dynamo=True, verbose=False, external_data=False, dynamic_shapes=names
-    )
-
-
-def _read_onnx(path: Path) -> Run:
-    onnxruntime = _onnx_package("onnxruntime")
-    options = onnxruntime.SessionOptions()
-    # By default it starts a thread for every core, and warns if it may not use them all.
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    names = [entry.name for entry in session.get_inputs()]
-
-    def run(arguments: tuple[Any, ...]) -> list[Tensor]:
-        arrays = [leaf.numpy() for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
-        found = session.run(None, dict(zip(names, arrays, strict=True)))
-        return [torch.from_numpy(array) for array in found]
-
-    return run
+    write_onnx(program, path, names)
 
 
 def _read_program(path: Path) -> Run:
@@ -277,16 +251,6 @@ def _on_cpu(value: Any) -> Any:
     return value.detach().cpu() if isinstance(value, Tensor) else value
 
 
-def _onnx_package(name: str) -> Any:
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise ImportError(
-            f"Export to ONNX needs onnx, onnxscript and onnxruntime, and {name} cannot be imported "
-            f"({error}). Install them: pip install 'acsp-lightning[export]'."
-        ) from error
-
-
 @contextmanager
 def _failing_as(what: str) -> Iterator[None]:
     """Turn errors of the body, except ``OSError``, into a ``ValueError`` that begins with ``what``."""
@@ -300,16 +264,3 @@ def _failing_as(what: str) -> Iterator[None]:
             root = root.__cause__
         first = re.sub(r"\x1b\[\d*m", "", str(root)).strip().partition("\n")[0]
         raise ValueError(f"{what}: {type(root).__name__}: {first}") from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    loggers = [logging.getLogger(name) for name in LOGGERS]
-    before = [logger.disabled for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.disabled = True
-        yield
-    finally:
-        for logger, disabled in zip(loggers, before, strict=True):
-            logger.disabled = disabled

@@ -26,7 +26,20 @@ WARM_UP_RUNS = 3  # allocations, kernel selection, compilation
 
 WARM_UP_SHARE = 0.2  # of min_seconds; processors raise their clock rate under load
 
-TURN = 3  # timed passes before switching to the other network
+# Timed passes before switching to the other network, after one that fills the caches again. A long pass,
+# in seconds, hardly notices, and more turns tell more.
+TURN = 3
+LONG_PASS = 0.1
+
+# The standard error of a median is this share of the distance between the quartiles over the root of the
+# number, if values are distributed normally.
+MEDIAN_ERROR = 0.93
+
+
+QUARTILES = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+
+Turns = Sequence[Sequence[float]]
+"""Seconds of the timed passes of a network, turn by turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +72,16 @@ class LatencyComparison:
     Attributes:
         before: latency of the first network.
         after: latency of the second.
+        speedup: how many times faster the second network is; below 1 if it is slower. The median over
+            the turns of the ratio of both times: a machine that changes its pace changes it for both
+            networks of a turn.
+        error: standard error of ``speedup``, as a share of it.
     """
 
     before: Latency
     after: Latency
-
-    @property
-    def speedup(self) -> float:
-        """How many times faster the second network is, by the medians; below 1 if it is slower."""
-        return self.before.median / self.after.median
+    speedup: float
+    error: float
 
 
 def measure_latency(
@@ -110,7 +124,7 @@ def measure_latency(
     """
     arguments = positional(example_inputs)
     found = _measure((model,), arguments, batch_sizes, compiled, min_runs, min_seconds)
-    return tuple(latency for (latency,) in found)
+    return tuple(latency for ((latency, _),) in found)
 
 
 def compare_latency(
@@ -143,7 +157,16 @@ def compare_latency(
     """
     arguments = positional(example_inputs)
     found = _measure((before, after), arguments, batch_sizes, compiled, min_runs, min_seconds)
-    return tuple(LatencyComparison(first, second) for first, second in found)
+    return tuple(compared(first, second) for first, second in found)
+
+
+def compared(first: tuple[Latency, Turns], second: tuple[Latency, Turns]) -> LatencyComparison:
+    """The record of two networks that took turns, each with the seconds of its passes by turn."""
+    (before, slower), (after, faster) = first, second
+    ratios = torch.tensor([sum(a) / sum(b) for a, b in zip(slower, faster, strict=True)])
+    low, middle, high = ratios.double().quantile(QUARTILES).tolist()
+    error = MEDIAN_ERROR * (high - low) / middle / len(ratios) ** 0.5
+    return LatencyComparison(before, after, middle, error)
 
 
 def check_batch_sizes(name: str, sizes: Sequence[int]) -> None:
@@ -163,8 +186,8 @@ def _measure(
     compiled: bool,
     min_runs: int,
     min_seconds: float,
-) -> list[list[Latency]]:
-    """For every batch size, the latencies of all models."""
+) -> list[list[tuple[Latency, Turns]]]:
+    """For every batch size, the latencies of all models, with the seconds of the passes."""
     check_batch_sizes("batch_sizes", batch_sizes)
     if isinstance(min_runs, bool) or not isinstance(min_runs, int) or min_runs < 1:
         raise ValueError(f"min_runs is {min_runs!r}; it must be an integer >= 1.")
@@ -182,8 +205,8 @@ def _measure(
         for size in batch_sizes:
             batch = of_batch_size(arguments, size)
             with _compiled(models) if compiled else nullcontext(models) as networks:
-                times = _times(networks, batch, TIMERS[device.type], min_runs, min_seconds)
-            found.append([_summary(size, device, compiled, seconds) for seconds in times])
+                times = times_in_turns(networks, batch, TIMERS[device.type], min_runs, min_seconds)
+            found.append([summary(size, str(device), turns, compiled=compiled) for turns in times])
     return found
 
 
@@ -235,13 +258,13 @@ def _seconds_on_cuda(network: Callable[..., Any], arguments: tuple[Any, ...]) ->
 TIMERS: Mapping[str, Timer] = {"cpu": _seconds_on_cpu, "cuda": _seconds_on_cuda}
 
 
-def _times(
+def times_in_turns(
     networks: Sequence[Callable[..., Any]],
     arguments: tuple[Any, ...],
     timer: Timer,
     min_runs: int,
     min_seconds: float,
-) -> list[list[float]]:
+) -> list[Turns]:
     """Seconds of every timed pass of every network, after the warm-up.
 
     Not by torch.utils.benchmark, whose Timer runs one statement and cannot alternate between two.
@@ -263,27 +286,30 @@ def _in_turns(
     timer: Timer,
     min_runs: int,
     min_seconds: float,
-) -> list[list[float]]:
-    times: list[list[float]] = [[] for _ in networks]
-    end = perf_counter() + min_seconds * len(networks)
-    while len(times[0]) < min_runs or perf_counter() < end:
-        for network, seconds in zip(networks, times, strict=True):
-            # Untimed: the other network has filled the caches, a larger one more of them.
-            timer(network, cloned(arguments))
-            seconds += [timer(network, cloned(arguments)) for _ in range(TURN)]
-    return times
+) -> list[Turns]:
+    times: list[list[list[float]]] = [[] for _ in networks]
+    runs, end = 0, perf_counter() + min_seconds * len(networks)
+    while runs < min_runs or perf_counter() < end:
+        for network, turns in zip(networks, times, strict=True):
+            # The other network has filled the caches, a larger one more of them.
+            first = timer(network, cloned(arguments))
+            long = first > LONG_PASS
+            turns.append([first] if long else [timer(network, cloned(arguments)) for _ in range(TURN)])
+        runs += min(len(turns[-1]) for turns in times)
+    return list(times)
 
 
-def _summary(size: int, device: torch.device, compiled: bool, seconds: Sequence[float]) -> Latency:
-    first, median, third = torch.tensor(seconds, dtype=torch.float64).quantile(
-        torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
-    )
-    return Latency(
+def summary(size: int, device: str, turns: Turns, *, compiled: bool = False) -> tuple[Latency, Turns]:
+    """The record of timed passes, see :class:`Latency`, beside them."""
+    seconds = [second for turn in turns for second in turn]
+    first, median, third = torch.tensor(seconds, dtype=torch.float64).quantile(QUARTILES).tolist()
+    found = Latency(
         batch_size=size,
-        device=str(device),
+        device=device,
         threads=torch.get_num_threads(),
         compiled=compiled,
         runs=len(seconds),
-        median=float(median),
-        quartiles=(float(first), float(third)),
+        median=median,
+        quartiles=(first, third),
     )
+    return found, turns

@@ -109,18 +109,31 @@ def time_layers(layers: Sequence[tuple[nn.Module, Call]], seconds: float) -> lis
     """
     device = device_of(layer for layer, _ in layers)
     timer = TIMERS[device.type]
-    times: list[list[float]] = [[] for _ in layers]
     inputs = [call.example(device) for _, call in layers]
     current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
     with torch.no_grad(), without_autocast(device.type), current:
-        end = perf_counter() + seconds
-        for place in range(WARM_UP + MOST_ROUNDS):
-            if place >= WARM_UP + FEWEST_ROUNDS and perf_counter() > end:
-                break
-            for (layer, _), value, found in zip(layers, inputs, times, strict=True):
-                passed = timer(layer, (value.clone(),))
-                if place >= WARM_UP:
-                    found.append(passed)
+        return least_times(
+            lambda place: timer(layers[place][0], (inputs[place].clone(),)), len(layers), seconds
+        )
+
+
+def least_times(timed: Callable[[int], float], count: int, seconds: float) -> list[float]:
+    """The least of the times of some passes, taken in turns.
+
+    Args:
+        timed: makes a pass of the layer at a place, and returns its seconds.
+        count: number of layers.
+        seconds: as in :func:`time_layers`.
+    """
+    times: list[list[float]] = [[] for _ in range(count)]
+    end = perf_counter() + seconds
+    for turn in range(WARM_UP + MOST_ROUNDS):
+        if turn >= WARM_UP + FEWEST_ROUNDS and perf_counter() > end:
+            break
+        for place, found in enumerate(times):
+            passed = timed(place)
+            if turn >= WARM_UP:
+                found.append(passed)
     return [min(found) for found in times]
 
 

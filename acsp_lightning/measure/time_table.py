@@ -135,13 +135,19 @@ class StoredTimes:
             draft.write_text(json.dumps(to_record(self, json=True), indent=1), encoding="utf-8")
 
 
-def conditions(device: torch.device) -> dict[str, str]:
-    """What times depend on besides the layers."""
+def conditions(device: torch.device, runtime: str = "") -> dict[str, str]:
+    """What times depend on besides the layers.
+
+    Args:
+        device: of the network.
+        runtime: what runs it, with its version, if that is not torch.
+    """
     cuda = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if cuda else platform.processor() or platform.machine()
     # The name of a processor may be no more than that of its kind.
     host, threads = platform.node(), str(torch.get_num_threads())
-    return {"host": host, "device": name, "threads": threads, "torch": torch.__version__}
+    other = {"runtime": runtime} if runtime else {}
+    return {"host": host, "device": name, "threads": threads, "torch": torch.__version__, **other}
 
 
 @contextmanager

@@ -177,6 +177,8 @@ def _lead(step: PruningStep) -> Iterator[str]:
         f"{step.after.flops / step.before.flops:.0%} of the operations, with "
         f"{step.after.parameters / step.before.parameters:.0%} of the parameters.</p>"
     )
+    if step.sums is not None:
+        yield f"<p>{escape(step.sums)}</p>"
 
 
 def _totals(step: PruningStep) -> str:

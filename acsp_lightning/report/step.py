@@ -100,6 +100,7 @@ class PruningStep:
         class_names: names of the classes, as far as the data has them.
         left_whole: why layers that were asked for cannot be cut, by name of their group, and why those
             are not that residual=True would add.
+        sums: what was decided about residual sums, as a sentence; None if there was nothing to decide.
         norms: layers that the cut approximates: norms and standardised filters, of which statistics are
             those of the channels that stay.
         trade_off: what cuts of several depths were measured to cost; None if none was measured.
@@ -127,6 +128,7 @@ class PruningStep:
     classes_after: ClassCounts | None = None
     class_names: Sequence[str] = ()
     left_whole: Mapping[str, str] = field(default_factory=dict)
+    sums: str | None = None
     norms: Sequence[str] = ()
     trade_off: TradeOff | None = None
     times: NetworkTimes | None = None

@@ -1,6 +1,7 @@
 """A network that is timed: whole, really cut to widths, and layer by layer."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from time import monotonic
 from typing import Any
@@ -11,8 +12,8 @@ from torch import nn
 
 from acsp_lightning.measure.conditions import LatencyAt
 from acsp_lightning.measure.latency import LatencyComparison, compare_latency
-from acsp_lightning.measure.layer_times import layer_calls
-from acsp_lightning.measure.time_table import TimeTable
+from acsp_lightning.measure.layer_times import layer_calls, time_layers
+from acsp_lightning.measure.time_table import Stopwatch, TimeTable
 from acsp_lightning.progress import tracked
 from acsp_lightning.selection.time_model import TimedLayer, TimeModel, timed_layers
 from acsp_lightning.structure.copying import eager_copy
@@ -25,6 +26,8 @@ MOST_SECONDS = 90.0  # for the layers of a network; networks take up to as much 
 LONG_WAIT = 30.0  # seconds that warrant a message
 FEWEST_PASSES = 9
 SECONDS = 1.0  # for each of two networks
+PATIENCE = 10.0  # where these do not tell enough
+SURE = 0.02  # of a ratio of two times: two standard errors that are small enough
 
 Compare = Callable[[nn.Module, nn.Module, tuple[Any, ...], LatencyAt, float], LatencyComparison]
 """Times two networks in turns, for some seconds each."""
@@ -44,6 +47,24 @@ def compare(
         min_seconds=seconds,
     )
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """What runs layers and networks that are timed.
+
+    Attributes:
+        name: with its version; empty: torch.
+        stopwatch: times layers.
+        compare: times two networks in turns.
+    """
+
+    name: str
+    stopwatch: Stopwatch
+    compare: Compare
+
+
+TORCH = Runtime("", time_layers, compare)
 
 
 class Clock:
@@ -82,7 +103,7 @@ class Clock:
         self._table = table
         self._compare = compare
         self._inform = inform
-        self._compared: dict[tuple[tuple[str, int], ...], tuple[float, LatencyComparison]] = {}
+        self._compared: dict[tuple[tuple[str, int], ...], LatencyComparison] = {}
 
     @cached_property
     def _network(self) -> nn.Module:
@@ -92,27 +113,29 @@ class Clock:
     def _inputs(self) -> tuple[Any, ...]:
         return self.at.inputs(self._example)
 
-    def compared(self, widths: Mapping[str, int], seconds: float | None = None) -> LatencyComparison:
+    def compared(self, widths: Mapping[str, int]) -> LatencyComparison:
         """The uncut network and a copy of it that is cut to some widths, timed in turns.
+
+        For :data:`SECONDS` each, and for :data:`PATIENCE` if the ratio is not sure after that. What was
+        timed before is not timed again.
 
         Args:
             widths: numbers of channels; groups that are not listed keep theirs.
-            seconds: for each of the two, :data:`SECONDS` if None. What was timed as long before is not
-                timed again.
         """
         cut = {group.name: group.width for group in self._groups} | dict(widths)
         known = tuple(sorted(cut.items()))
-        seconds = SECONDS if seconds is None else seconds
-        if known not in self._compared or self._compared[known][0] < seconds:
+        if known not in self._compared:
             began = monotonic()
             smaller = eager_copy(self._network)
             # Which channels stay makes no difference to the time.
             apply_plan(smaller, build_plan(self._groups, {name: range(k) for name, k in cut.items()}))
             with random_state_restored():
-                found = self._compare(self._network, smaller, self._inputs, self.at, seconds)
-            self._compared[known] = seconds, found
+                found = self._compare(self._network, smaller, self._inputs, self.at, SECONDS)
+                if 2 * found.error > SURE:
+                    found = self._compare(self._network, smaller, self._inputs, self.at, PATIENCE)
+            self._compared[known] = found
             self.spent += monotonic() - began
-        return self._compared[known][1]
+        return self._compared[known]
 
     def layers(self, candidates: Mapping[str, Sequence[int]]) -> tuple[TimedLayer, ...]:
         """The layers that can be timed by themselves.

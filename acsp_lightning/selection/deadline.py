@@ -1,9 +1,8 @@
 """A target in time: met on the path of least damage, checked on networks that are really cut."""
 
-import math
 from collections.abc import Mapping, Sequence
 
-from acsp_lightning.measure.latency import Latency, LatencyComparison
+from acsp_lightning.measure.latency import LatencyComparison
 from acsp_lightning.selection.clock import Clock
 from acsp_lightning.selection.damage import DamageCurve
 from acsp_lightning.selection.forecast import Forecast
@@ -13,7 +12,6 @@ from acsp_lightning.selection.time_model import TimedLayer, TimeModel
 
 MOST_CHECKS = 3
 CLOSE = 0.02  # of the target: it is met
-PATIENCE = 10.0  # seconds for each of two networks, where a second does not tell enough
 
 
 class Deadline:
@@ -54,9 +52,7 @@ class Deadline:
         """The uncut network and the smallest, if :meth:`check` has nothing against them."""
         target = self._asked / self._taken
         found = self._clock.compared(smallest)
-        if _noise(found.before) > (1 - target) * found.before.median:
-            found = self._clock.compared(smallest, PATIENCE)
-        _check_noise(self._asked, target, found.before)
+        _check_noise(self._asked, target, found)
         if 1 / found.speedup > (1 + CLOSE) * target:
             where = f"{self._clock.at}, {found.before.device}"
             times = found.before.median, found.after.median
@@ -132,6 +128,7 @@ class Deadline:
             at=self._clock.at,
             before=network.before,
             after=network.after,
+            measured=1 / network.speedup,
             predicted=foreseen,
             smallest=None if forecast is None else forecast.smallest,
             checks=tuple(self._checks),
@@ -163,20 +160,15 @@ def unreachable(asked: float, taken: float, times: tuple[float, float], where: s
     )
 
 
-def _noise(latency: Latency) -> float:
-    """Two standard errors of the median of normally distributed times, in seconds."""
-    first, third = latency.quartiles
-    return 2 * 0.93 * (third - first) / math.sqrt(latency.runs)
-
-
-def _check_noise(asked: float, target: float, uncut: Latency) -> None:
-    """Refuse a gain that noise would hide."""
-    first, third = (1000 * quartile for quartile in uncut.quartiles)
-    median, gain, noise = 1000 * uncut.median, (1 - target) * uncut.median, _noise(uncut)
-    if noise > gain:
+def _check_noise(asked: float, target: float, found: LatencyComparison) -> None:
+    """Refuse a gain that noise would hide: two standard errors of the share that is to be left."""
+    noise = 2 * found.error * target
+    if noise > 1 - target:
+        median = 1000 * found.before.median
+        first, third = (1000 * quartile for quartile in found.before.quartiles)
         raise ValueError(
-            f"selection.latency={asked} is to save {1000 * gain:.3g} of {median:.3g} ms a pass, but "
-            f"{uncut.runs} passes of the uncut network tell its time to ± {1000 * noise:.3g} ms alone "
-            f"(quartiles {first:.3g} and {third:.3g} ms). Ask for more, time where nothing else "
-            "runs, or raise latency_at.batch_size."
+            f"selection.latency={asked} is to save {(1 - target) * median:.3g} of {median:.3g} ms a "
+            f"pass, but what a network saves is known to ± {noise * median:.3g} ms alone: "
+            f"{found.before.runs} passes of the uncut one have quartiles of {first:.3g} and {third:.3g} "
+            "ms. Ask for more, time where nothing else runs, or raise latency_at.batch_size."
         )

@@ -45,6 +45,7 @@ class NetworkTimes:
         at: the conditions.
         before: of the network before this cut.
         after: of the planned one, on a copy, timed in turns with it; None if times are those of a table.
+        measured: share of the time before this cut that ``after`` is, by turns; None likewise.
         predicted: share of the time before this cut that was predicted for the planned network, before
             it was timed; None if the widths were given.
         smallest: share of the time before this cut that the smallest network takes; None if the widths
@@ -60,6 +61,7 @@ class NetworkTimes:
     at: LatencyAt
     before: Latency
     after: Latency | None
+    measured: float | None
     predicted: float | None
     smallest: float | None
     checks: tuple[TimeCheck, ...]
@@ -70,9 +72,8 @@ class NetworkTimes:
     @property
     def share(self) -> float:
         """Share of the time before this cut that the network takes after it, as far as it is known."""
-        if self.after is not None:
-            return self.after.median / self.before.median
-        return 1.0 if self.predicted is None else self.predicted
+        known = self.predicted if self.measured is None else self.measured
+        return 1.0 if known is None else known
 
     @property
     def reached(self) -> float:

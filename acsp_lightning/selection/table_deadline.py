@@ -157,6 +157,7 @@ class TableDeadline:
             at=self._clock.at,
             before=self._uncut,
             after=None,
+            measured=None,
             predicted=self._forecast.share(model.total(widths)),
             smallest=self._forecast.smallest,
             checks=(),

@@ -5,8 +5,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import nn
 
+from acsp_lightning.measure.conditions import LatencyAt
 from acsp_lightning.measure.layer_times import device_of
 from acsp_lightning.measure.time_table import (
     StoredTimes,
@@ -16,7 +18,7 @@ from acsp_lightning.measure.time_table import (
     kept_times,
 )
 from acsp_lightning.selection.axis import timed_widths
-from acsp_lightning.selection.clock import Clock
+from acsp_lightning.selection.clock import TORCH, Clock, Runtime
 from acsp_lightning.selection.damage import DamageCurve
 from acsp_lightning.selection.deadline import Deadline
 from acsp_lightning.selection.network_times import NetworkTimes
@@ -93,6 +95,7 @@ def profile(
     inputs: tuple[Any, ...],
     settings: PruningSettings,
     inform: Callable[[str], None] = lambda message: None,
+    runtime: Runtime = TORCH,
 ) -> StoredTimes:
     """Time a network and its layers, cut to many widths, for a decision elsewhere.
 
@@ -102,19 +105,30 @@ def profile(
         inputs: arguments of forward.
         settings: which widths are possible, and under what conditions a pass counts.
         inform: called with a message if timing will take long.
+        runtime: what runs them.
+
+    Raises:
+        ValueError: if another runtime than torch does not know the conditions.
     """
-    table, candidates = TimeTable(), timed_candidates(groups, settings)
-    clock = Clock(model, groups, inputs, settings.latency_at, table, inform)
+    at = settings.latency_at
+    if runtime.name and at != LatencyAt(at.batch_size):
+        raise ValueError(
+            f"latency_at is {at}, and {runtime.name} runs exported networks in the precision of their "
+            "weights, on the CPU: leave everything but batch_size out of latency_at."
+        )
+    table, candidates = TimeTable(stopwatch=runtime.stopwatch), timed_candidates(groups, settings)
+    clock = Clock(model, groups, inputs, at, table, inform, compare=runtime.compare)
     costs = clock.model(clock.layers(candidates))
+    device = torch.device("cpu") if runtime.name else device_of([model])
     networks = {}
     for level in LEVELS:
         widths = {group.name: _nearest(group, candidates[group.name], level) for group in groups}
         networks[costs.total(widths)] = clock.compared(widths)
     return StoredTimes(
-        conditions=conditions(device_of([model])),
+        conditions=conditions(device, runtime.name),
         layers=table.seconds,
         networks=tuple(TimedNetwork(total, times) for total, times in networks.items()),
-        latency_at=str(settings.latency_at),
+        latency_at=str(at),
     )
 
 

@@ -109,9 +109,14 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Run an operator on the tensors and on their marks."""
         kwargs = kwargs or {}
-        if self.suspended or not self._concerned(args, kwargs):
+        if self.suspended:
             return func(*args, **kwargs)
-        self._settle(args, kwargs)
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if not any(self._is_concerned(tensor) for tensor in given):
+            return func(*args, **kwargs)
+        if any(self.marks(tensor) is not None for tensor in given):
+            for tensor in given:  # what was mixed meets channels
+                self.use(tensor)
         rule = operators.rule(func)
         if rule is None and func._can_decompose():
             with self:
@@ -123,21 +128,13 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
             (rule or operators.unknown)(self, func, args, kwargs, result)
         except Exception:  # arguments that a rule does not know
             operators.unknown(self, func, args, kwargs, result)
-        for leaf in tree_leaves((args, kwargs)):
-            for marks, reason in self.mixtures(leaf):
+        for tensor in given:
+            for marks, reason in self.mixtures(tensor):
                 self.mix(marks, reason, result)
         return result
 
-    def _concerned(self, args: Any, kwargs: Any) -> bool:
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        return any(t in self._marks or t in self._mixtures or self.origins(t) for t in tensors)
-
-    def _settle(self, args: Any, kwargs: Any) -> None:
-        """Pin what was mixed, if that meets channels."""
-        leaves = tree_leaves((args, kwargs))
-        if any(self.marks(leaf) is not None for leaf in leaves):
-            for leaf in leaves:
-                self.use(leaf)
+    def _is_concerned(self, tensor: Tensor) -> bool:
+        return tensor in self._marks or tensor in self._mixtures or bool(self.origins(tensor))
 
     def mix(self, marks: Tensor, reason: str, result: Any) -> None:
         """Note that tensors were made of channels that were mixed with one another.

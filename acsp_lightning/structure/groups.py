@@ -1,7 +1,7 @@
 """Groups of channels that exist together, as plain data."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import gcd
 from typing import Literal
@@ -95,16 +95,33 @@ class Tracing:
         groups: the groups that can be cut, in order of execution of their first layer.
         left_whole: name of every group that was asked for but cannot be cut, and the reason.
         summed: layers whose channels run through residual sums, which are not offered.
+        chosen: whether residual sums are offered because there is little else to cut, and not because
+            they were asked for.
     """
 
     groups: tuple[ChannelGroup, ...]
     left_whole: Mapping[str, str]
     summed: tuple[str, ...] = ()
+    chosen: bool = False
 
     @property
     def whole(self) -> dict[str, str]:
         """Why layers stay whole, also those for which nobody has asked."""
         return {**self.left_whole, **dict.fromkeys(self.summed, SUMMED)}
+
+    @property
+    def sums(self) -> str | None:
+        """That residual sums were chosen, or what residual=True would add, as a sentence; else None."""
+        if self.chosen and any(group.residual for group in self.groups):
+            return STREAMS
+        more = sum(reason == SUMMED for reason in self.whole.values())
+        if not more:
+            return None
+        layers = "1 more layer writes" if more == 1 else f"{more} more layers write"
+        pronouns = ("stays", "it") if more == 1 else ("stay", "them")
+        return (
+            f"{layers} into residual sums and {pronouns[0]} whole; residual=True cuts {pronouns[1]} too."
+        )
 
 
 SUMMED = "it writes into a residual sum; residual=True cuts it too"
@@ -114,31 +131,6 @@ STREAMS = (
     "Residual sums are cut too, since there is little to cut inside of residual blocks. Set "
     "residual=True to say so yourself, or residual=False to leave them whole."
 )
-
-
-def sums_note(
-    groups: Iterable[ChannelGroup], whole: Mapping[str, str], residual: bool | None
-) -> str | None:
-    """What was decided about residual sums, or residual=True would add, as a sentence; None if nothing.
-
-    Args:
-        groups: what can be cut.
-        whole: why layers stay whole.
-        residual: what was asked for.
-    """
-    if residual is None and any(group.residual for group in groups):
-        return STREAMS
-    return summed_note(whole)
-
-
-def summed_note(whole: Mapping[str, str]) -> str | None:
-    """What residual=True would add, as a sentence; None if that is nothing."""
-    more = sum(reason == SUMMED for reason in whole.values())
-    if not more:
-        return None
-    layers = "1 more layer writes" if more == 1 else f"{more} more layers write"
-    pronouns = ("stays", "it") if more == 1 else ("stay", "them")
-    return f"{layers} into residual sums and {pronouns[0]} whole; residual=True cuts {pronouns[1]} too."
 
 
 def by_reason(whole: Mapping[str, str]) -> str:

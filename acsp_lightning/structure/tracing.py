@@ -68,8 +68,8 @@ def trace_groups(
         )
     every = bundles(found, model, list(calls))
     asked = [bundle for bundle in every if _asked_for(bundle.layers, include, exclude)]
-    if residual is None:
-        residual = _share_inside(every) < ENOUGH_INSIDE
+    chosen = residual is None and _share_inside(every) < ENOUGH_INSIDE
+    residual = residual or chosen
     wanted = [bundle for bundle in asked if residual or not bundle.residual]
     groups = _named_apart([bundle.group for bundle in wanted if bundle.group is not None])
     left_whole = {
@@ -78,7 +78,8 @@ def trace_groups(
         if isinstance(modules[name], nn.RNNBase | nn.RNNCellBase)
     }
     left_whole |= _reasons(wanted, groups)
-    return Tracing(groups, left_whole, () if residual else _summed(asked, groups, left_whole))
+    summed = () if residual else _summed(asked, groups, left_whole)
+    return Tracing(groups, left_whole, summed, chosen)
 
 
 def _followed(model: nn.Module, inputs: tuple[Any, ...], norms: Norms) -> tuple[Findings, Counter[str]]:

@@ -54,7 +54,7 @@ def prunable_groups(
     tracing = look(residual=residual)
     tracing = verify_groups(model, inputs, tracing)
     if not tracing.groups and residual is None and tracing.summed:
-        tracing = verify_groups(model, inputs, look(residual=True))
+        tracing = verify_groups(model, inputs, replace(look(residual=True), chosen=True))
     if not tracing.groups:
         reasons = by_reason(tracing.left_whole)
         raise UnsupportedStructureError(

@@ -20,7 +20,7 @@ from acsp_lightning.selection.time_target import time_target
 from acsp_lightning.settings import PruningSettings
 from acsp_lightning.structure.example import Example
 from acsp_lightning.structure.fingerprint import Fingerprint, fingerprint
-from acsp_lightning.structure.groups import ChannelGroup, Tracing, by_reason, sums_note
+from acsp_lightning.structure.groups import ChannelGroup, Tracing, by_reason
 from acsp_lightning.structure.verification import unseen_layers
 from acsp_lightning.trainer.averaging import (
     Copies,
@@ -158,7 +158,7 @@ def survey_fit(trainer: pl.Trainer, settings: PruningSettings, initial: Complexi
         copies = Copies(trainer, settings, idle)
         doubtful = copies.doubtful()
         unseen = without_copies(module, idle, [*copies, *doubtful])
-        warn_of_tracing(found.tracing, settings.residual, unseen)
+        warn_of_tracing(found.tracing, unseen)
         warn_of_doubtful(doubtful)
         warn_of_lookalikes(trainer, copies)
         scored = check_outputs(module, example.traced, labels, settings.read_outputs)
@@ -195,19 +195,17 @@ def _share(trainer: pl.Trainer, settings: PruningSettings) -> tuple[Example | No
     return survey(trainer.lightning_module, batches, settings.read_batch)
 
 
-def warn_of_tracing(tracing: Tracing, residual: bool | None, unseen: Sequence[str]) -> None:
+def warn_of_tracing(tracing: Tracing, unseen: Sequence[str]) -> None:
     """Name the layers that are left whole, and those that forward never calls; count those in sums.
 
     Args:
         tracing: of the network.
-        residual: what was asked for.
         unseen: names of layers that forward never calls.
     """
     if tracing.left_whole:
         rank_zero_warn(f"Some layers are left whole. {by_reason(tracing.left_whole)}.")
-    note = sums_note(tracing.groups, tracing.whole, residual)
-    if note is not None:
-        rank_zero_info(note)
+    if tracing.sums is not None:
+        rank_zero_info(tracing.sums)
     if unseen:
         rank_zero_warn(
             f"forward calls {', '.join(map(repr, unseen))} neither in eval nor in train mode. If "

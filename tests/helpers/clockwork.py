@@ -69,11 +69,10 @@ def set_clock(monkeypatch: pytest.MonkeyPatch, timer: Any = network_seconds) -> 
     monkeypatch.setattr("acsp_lightning.measure.layer_times.WARM_UP", 0)
 
 
-def compared(before: float, after: float, spread: float = 0.0) -> LatencyComparison:
-    """Two networks of some median, and quartiles that are a share of it apart."""
+def compared(before: float, after: float, error: float = 0.0) -> LatencyComparison:
+    """Two networks of some median, of which the ratio has some error."""
 
     def taken(median: float) -> Latency:
-        quartiles = median * (1 - spread / 2), median * (1 + spread / 2)
-        return Latency(1, "cpu", 1, False, 25, median, quartiles)
+        return Latency(1, "cpu", 1, False, 25, median, (median, median))
 
-    return LatencyComparison(taken(before), taken(after))
+    return LatencyComparison(taken(before), taken(after), before / after, error)

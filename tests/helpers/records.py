@@ -68,6 +68,8 @@ def viewed() -> PruningStep:
         LatencyComparison(
             Latency(size, "cpu", 2, False, 20, 0.002 * size, (0.001, 0.003)),
             Latency(size, "cpu", 2, False, 20, 0.001 * size, (0.001, 0.003)),
+            speedup=2.0,
+            error=0.01,
         )
         for size in (1, 32)
     )
@@ -132,6 +134,7 @@ def network_times(
         at=LatencyAt(batch_size=8),
         before=latency(before),
         after=latency(after),
+        measured=after / before,
         predicted=0.51,
         smallest=0.1,
         checks=(TimeCheck(0.55, 0.6), TimeCheck(0.51, after / before)),

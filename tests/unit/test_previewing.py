@@ -27,6 +27,18 @@ from acsp_lightning import PruningStep, SelectionConfig, preview
 from acsp_lightning.capture.batches import read_batch
 from acsp_lightning.capture.holdout import held_back
 from acsp_lightning.measure.accuracy import count_correct
+from acsp_lightning.structure.groups import STREAMS
+
+
+class Added(nn.Module):
+    """A layer that writes into a residual sum, as in RepVGG."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x + self.conv(x)).relu()
 
 
 def trained(fit: Fit) -> Classifier:
@@ -309,3 +321,16 @@ def test_too_few_samples_for_a_trade_off_are_told() -> None:
         step = preview(Classifier(), val_loader(), SelectionConfig(flops=0.5), trade_off=True)
     assert step.trade_off is None
     assert step.samples == 18
+
+
+def test_that_sums_were_chosen_is_in_the_record(fit: Fit, logged: list[str]) -> None:
+    """Of a network that has nothing else to cut, in a preview and in a fit."""
+    torch.manual_seed(0)
+    stem, head = nn.Conv2d(1, 8, 3, padding=1), [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)]
+    module = Classifier(nn.Sequential(stem, *(Added() for _ in range(2)), *head))
+    assert preview(module, val_loader(), HALF).sums == STREAMS
+    pruning = callback()
+    fit(module, [pruning], max_epochs=2)
+    assert STREAMS in logged
+    assert [step.sums for step in pruning.steps] == [STREAMS]
+    assert widths(module)["net.0"] == 4

@@ -8,7 +8,6 @@ from helpers.commands import RECIPE, SHORT, from_own_command_line, from_python
 from helpers.records import step
 
 from acsp_lightning.cli.preview import write_preview
-from acsp_lightning.structure.groups import SUMMED
 
 pytestmark = [
     # LightningCLI 2.6 calls methods of jsonargparse that 4.49 deprecates.
@@ -127,9 +126,10 @@ def test_a_checkpoint_that_is_not_there_is_the_first_thing_said(acsp, capfd) -> 
     assert said == "nowhere.ckpt does not exist.\n"
 
 
-def test_a_preview_counts_what_residual_would_add(tmp_path: Path) -> None:
-    found = replace(step(), epoch=None)
+def test_a_preview_says_what_was_decided_about_residual_sums(tmp_path: Path) -> None:
     (tmp_path / "preview").mkdir()
-    said = "1 more layer writes into residual sums and stays whole; residual=True cuts it too."
-    assert said not in write_preview(found, str(tmp_path))
-    assert said in write_preview(replace(found, left_whole={"stem": SUMMED}), str(tmp_path))
+    sums = "Residual sums are <cut>."
+    printed = write_preview(replace(step(), epoch=None, sums=sums), str(tmp_path))
+    assert f"\n\n{sums}\n\n" in printed
+    page = (tmp_path / "preview" / "report.html").read_text()
+    assert "<p>Residual sums are &lt;cut&gt;.</p>" in page

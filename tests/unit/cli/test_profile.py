@@ -54,6 +54,25 @@ def test_a_preview_in_time_keeps_the_times_of_layers(acsp, tmp_path: Path, capsy
     assert StoredTimes.read(tmp_path / "preview" / "times.json").layers
 
 
+def test_times_of_exported_networks(acsp, tmp_path: Path, capsys, monkeypatch) -> None:
+    """On the clock without noise; that of ONNX Runtime itself is tested where it is used."""
+    import onnxruntime
+
+    monkeypatch.setitem(latency.TIMERS, "cpu", lambda run, arguments: float(len(run(*arguments))) * 1e-3)
+    words = [*QUICK, "--runtime=onnxruntime", "--out=times.json"]
+    with pytest.raises(SystemExit):
+        acsp("profile", "--config", RECIPE, *words, "--trainer.callbacks.latency_at.compiled=true")
+    assert "leave everything but batch_size out of latency_at" in capsys.readouterr().err
+    acsp("profile", "--config", RECIPE, *words)
+    assert "onnxruntime on cpu" in capsys.readouterr().out
+    stored = StoredTimes.read(tmp_path / "times.json")
+    assert stored.conditions["runtime"] == f"onnxruntime {onnxruntime.__version__}"
+    assert set(stored.layers.values()) == {1e-3}
+    table = "--trainer.callbacks.latency_table=times.json"
+    acsp("preview", "--config", RECIPE, *QUICK, table, "--latency=1.0")
+    assert json.loads((tmp_path / "preview" / "report.json").read_text())["times"]["predicted"] == 1.0
+
+
 def test_a_file_that_cannot_be_written_is_refused_first(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for out in (tmp_path, tmp_path / "file" / "times.json"):

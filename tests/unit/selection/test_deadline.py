@@ -17,9 +17,9 @@ from acsp_lightning.measure.conditions import LatencyAt
 from acsp_lightning.measure.latency import LatencyComparison
 from acsp_lightning.measure.time_table import TimeTable
 from acsp_lightning.selection.axis import timed_widths
-from acsp_lightning.selection.clock import Clock, compare
+from acsp_lightning.selection.clock import PATIENCE, SURE, Clock, compare
 from acsp_lightning.selection.damage import DamageCurve, total_damage
-from acsp_lightning.selection.deadline import CLOSE, MOST_CHECKS, PATIENCE, Deadline
+from acsp_lightning.selection.deadline import CLOSE, MOST_CHECKS, Deadline
 from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.plan import build_plan
 from acsp_lightning.structure.tracing import trace_groups
@@ -177,45 +177,43 @@ def test_what_the_smallest_network_cannot_reach_is_refused_with_the_figures() ->
 
 
 class Noisy:
-    """A comparison whose quartiles are some share of the median apart, by how long it takes."""
+    """A comparison whose ratio has some error, by how long it takes."""
 
-    def __init__(self, spread: float, patient: float) -> None:
-        self.spreads = {0.0: spread, PATIENCE: patient}
+    def __init__(self, error: float, patient: float) -> None:
+        self.errors = {0.0: error, PATIENCE: patient}
         self.asked: list[float] = []
 
     def __call__(self, *arguments: Any) -> LatencyComparison:
         *others, seconds = arguments
         self.asked.append(seconds)
         found = compare(*others, 0.0)
-        return clockwork.compared(found.before.median, found.after.median, self.spreads[seconds])
+        return clockwork.compared(found.before.median, found.after.median, self.errors[seconds])
 
 
-# Two standard errors of a median of 25: 2 x 0.93 x 0.3 / 5 = 11 % of the time.
 @pytest.mark.parametrize(
-    ("asked", "spread", "patient", "refused", "turns"),
+    ("asked", "error", "patient", "refused", "longer"),
     [
-        (0.9, 0.3, 0.3, True, [0.0, PATIENCE]),
-        (0.9, 0.3, 0.2, False, [0.0, PATIENCE]),
-        (0.85, 0.3, 0.3, False, [0.0]),
+        (0.9, 0.4 * SURE, 1.0, False, False),
+        # Two standard errors of a share of 0.9.
+        (0.9, 0.6 * SURE, 0.05, False, True),
+        (0.9, 0.6 * SURE, 0.06, True, True),
+        (0.5, 0.6 * SURE, 0.3, False, True),
     ],
 )
 def test_noise_larger_than_the_gain_is_refused_after_a_longer_look(
-    asked: float, spread: float, patient: float, refused: bool, turns: list[float]
+    asked: float, error: float, patient: float, refused: bool, longer: bool
 ) -> None:
-    case, noisy = Case(), Noisy(spread, patient)
+    case, noisy = Case(), Noisy(error, patient)
     deadline = case.deadline(asked, compare=noisy)
     path = deadline.path(case.curves)
     if refused:
         for look in (deadline.check, lambda: deadline.widths(path)):
-            with pytest.raises(
-                ValueError, match=r"is to save .* tell its time to ± .* alone \(quartiles"
-            ):
+            with pytest.raises(ValueError, match=r"is to save .* known to ± .* alone: .* quartiles of"):
                 look()
-        assert noisy.asked[:2] == turns
     else:
         deadline.widths(path)
-        assert noisy.asked[: len(turns)] == turns
-        assert PATIENCE not in noisy.asked[len(turns) :]
+    turns = [0.0, PATIENCE] if longer else [0.0]
+    assert noisy.asked == turns * (len(noisy.asked) // len(turns))
 
 
 def test_times_of_widths_that_were_given() -> None:

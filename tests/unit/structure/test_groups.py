@@ -9,8 +9,6 @@ from acsp_lightning.structure.groups import (
     LayerSide,
     Tracing,
     by_reason,
-    summed_note,
-    sums_note,
 )
 
 
@@ -54,19 +52,20 @@ def test_sums_that_are_cut_unasked_are_mentioned() -> None:
         ChannelGroup(name, 4, (LayerSide(name, "out", 4, (0, 1, 2, 3), (0, 1, 2, 3)),), (), (), residual)
         for name, residual in (("a", False), ("b", True))
     )
-    assert sums_note([inside, stream], {}, None) == STREAMS
-    assert sums_note([inside, stream], {}, True) is None
-    assert sums_note([inside], {"b": SUMMED}, None) == summed_note({"b": SUMMED})
+    assert Tracing((inside, stream), {}, chosen=True).sums == STREAMS
+    assert Tracing((inside, stream), {}).sums is None
+    # None of those that were chosen can be cut.
+    assert Tracing((inside,), {"b": "it is odd"}, chosen=True).sums is None
 
 
 def test_what_residual_would_add_is_counted() -> None:
-    assert summed_note({"a": "it is odd"}) is None
+    assert Tracing((), {"a": "it is odd"}).sums is None
     tracing = Tracing((), {"a": "it is odd"}, ("b", "c"))
     assert tracing.whole == {"a": "it is odd", "b": SUMMED, "c": SUMMED}
-    assert summed_note(tracing.whole) == (
+    assert tracing.sums == (
         "2 more layers write into residual sums and stay whole; residual=True cuts them too."
     )
-    assert summed_note({"b": SUMMED}) == (
+    assert Tracing((), {}, ("b",)).sums == (
         "1 more layer writes into residual sums and stays whole; residual=True cuts it too."
     )
 

@@ -9,6 +9,7 @@ from torch.nn import functional
 from torchvision.models import resnet18, resnet50
 
 from acsp_lightning import UnsupportedStructureError
+from acsp_lightning.structure.groups import STREAMS
 from acsp_lightning.structure.tracing import trace_groups
 from acsp_lightning.zoo import mobilenet_v2, resnet20, resnet56
 
@@ -213,8 +214,11 @@ class Stages(nn.Sequential):
     [(2, 1, 10 / 11), (4, 2, 18 / 20), (3, 2, 14 / 16), (2, 2, 10 / 12), (1, 1, 6 / 7)],
 )
 def test_streams_are_offered_where_half_of_the_insides_takes_too_little(blocks, stride, inside):
-    groups = offered(Stages(blocks, stride), X).groups
-    assert any(group.residual for group in groups) is (inside / 2 < 0.45)
+    chosen = inside / 2 < 0.45
+    found = offered(Stages(blocks, stride), X)
+    assert any(group.residual for group in found.groups) is chosen
+    assert (found.sums == STREAMS) is chosen
+    assert offered(Stages(blocks, stride), X, residual=True).sums is None
     assert not any(g.residual for g in offered(Stages(blocks, stride), X, residual=False).groups)
 
 

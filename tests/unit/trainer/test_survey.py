@@ -73,13 +73,13 @@ def test_nothing_is_trained_before_a_refusal(fit: Fit) -> None:
 
 def test_layers_that_stay_whole_and_that_nobody_calls_are_named() -> None:
     with pytest.warns(UserWarning, match=r"left whole\. 'conv': too odd; 'fc': too narrow\."):
-        warn_of_tracing(Tracing((), {"conv": "too odd", "fc": "too narrow"}), None, ())
+        warn_of_tracing(Tracing((), {"conv": "too odd", "fc": "too narrow"}), ())
     with pytest.warns(UserWarning, match=r"forward calls 'aux', 'head' neither"):
-        warn_of_tracing(Tracing((), {}), None, ("aux", "head"))
+        warn_of_tracing(Tracing((), {}), ("aux", "head"))
 
 
 def test_layers_in_residual_sums_are_counted_in_the_log(logged: list[str]) -> None:
-    warn_of_tracing(Tracing((), {}, ("conv1", "conv2")), None, ())
+    warn_of_tracing(Tracing((), {}, ("conv1", "conv2")), ())
     assert logged == [
         "2 more layers write into residual sums and stay whole; residual=True cuts them too."
     ]
