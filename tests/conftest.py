@@ -33,16 +33,27 @@ def gpu(device: torch.device) -> torch.device:
     return device
 
 
+APART = ("coverage", "fault", "processes")  # markers of what takes long
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what takes an hour, unless it is asked for; skip what needs a GPU that is missing."""
+    """Leave out what takes long, unless it is asked for; skip what needs a GPU that is missing.
+
+    It is asked for by its marker or, but for the coverage of an hour, by naming its file.
+    """
     if not torch.cuda.is_available() and config.getoption("device") != "cpu":
         skipped = pytest.mark.skip(reason="needs a GPU; --device cpu runs it as far as the CPU can")
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(skipped)
-    if "coverage" in config.option.markexpr:
-        return
-    long = [item for item in items if item.get_closest_marker("coverage")]
+    named = [Path(argument.partition("::")[0]).resolve() for argument in config.args]
+
+    def is_apart(item: pytest.Item) -> bool:
+        own = [marker for marker in APART if item.get_closest_marker(marker)]
+        waiting = [marker for marker in own if marker not in config.option.markexpr]
+        return "coverage" in waiting or (bool(waiting) and item.path not in named)
+
+    long = [item for item in items if is_apart(item)]
     if long:
         config.hook.pytest_deselected(items=long)
         items[:] = [item for item in items if item not in long]

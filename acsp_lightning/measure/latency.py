@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from statistics import mean
 from time import perf_counter
 from typing import Any
 
@@ -163,7 +164,7 @@ def compare_latency(
 def compared(first: tuple[Latency, Turns], second: tuple[Latency, Turns]) -> LatencyComparison:
     """The record of two networks that took turns, each with the seconds of its passes by turn."""
     (before, slower), (after, faster) = first, second
-    ratios = torch.tensor([sum(a) / sum(b) for a, b in zip(slower, faster, strict=True)])
+    ratios = torch.tensor([mean(a) / mean(b) for a, b in zip(slower, faster, strict=True)])
     low, middle, high = ratios.double().quantile(QUARTILES).tolist()
     error = MEDIAN_ERROR * (high - low) / middle / len(ratios) ** 0.5
     return LatencyComparison(before, after, middle, error)

@@ -24,6 +24,8 @@ from acsp_lightning.structure.plan import build_plan
 from acsp_lightning.structure.pruning import prune
 from acsp_lightning.structure.tracing import trace_groups
 
+pytestmark = pytest.mark.processes
+
 # Where processes of their own find the helpers, and the package.
 TESTS = os.pathsep.join([str(Path(ddp_job.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
 

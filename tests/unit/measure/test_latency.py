@@ -93,6 +93,11 @@ def test_a_machine_that_changes_its_pace_does_so_for_both() -> None:
     assert uneven.error == pytest.approx(0.93 * (4 - 2) / 3 / 5**0.5)
 
 
+def test_a_turn_of_one_long_pass_is_compared_with_short_ones() -> None:
+    found = compared(summary(1, "cpu", [[0.2], [0.2]]), summary(1, "cpu", turns([0.05, 0.05])))
+    assert found.speedup == pytest.approx(4)
+
+
 def turns(seconds: list[float]) -> list[list[float]]:
     return [[second] * 3 for second in seconds]
 
