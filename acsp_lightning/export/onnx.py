@@ -29,8 +29,8 @@ def onnx_package(name: str) -> Any:
         return import_module(name)
     except ImportError as error:
         raise ImportError(
-            f"ONNX needs onnx, onnxscript and onnxruntime, and {name} cannot be imported ({error}). "
-            "Install them: pip install 'acsp-lightning[export]'."
+            f"Export to ONNX needs onnx, onnxscript and onnxruntime, and {name} cannot be imported "
+            f"({error}). Install them: pip install 'acsp-lightning[export]'."
         ) from error
 
 
