@@ -16,8 +16,8 @@ from acsp_lightning.structure.groups import ChannelGroup
 # A plot of more is unreadable, and its MDS would take longer than the cut.
 MOST_CHANNELS = 400
 
-# Exponentials for the class separation of one layer: all pairs of a hundred classes, and of a thousand some
-# that take a hundredth of comparing the channels.
+# Exponentials for the class separation of one layer: all pairs of a hundred classes, and of a thousand
+# some that take a hundredth of comparing the channels.
 MOST_EXPONENTIALS = 2 * 10**7
 
 
