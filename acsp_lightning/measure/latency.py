@@ -76,7 +76,7 @@ class LatencyComparison:
         speedup: how many times faster the second network is; below 1 if it is slower. The median over
             the turns of the ratio of both times: a machine that changes its pace changes it for both
             networks of a turn.
-        error: standard error of ``speedup``, as a share of it.
+        error: standard error of ``speedup``, as a share of it; of a single turn 0.
     """
 
     before: Latency
