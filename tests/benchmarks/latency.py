@@ -157,7 +157,9 @@ class Bench:
 
 def pictures(data: Path, size: int) -> tuple[list[Batch], list[Batch]]:
     """Some images that networks were trained on, and all that they were not."""
-    module = ImageFolderDataModule(data, val=None, test="test", size=size, val_share=0.08, seed=0)
+    module = ImageFolderDataModule(
+        data, val=None, test="test", size=size, augmentation="padded_crop", val_share=0.08, seed=0
+    )
     for stage in ("fit", "test"):
         module.setup(stage)
     return list(module.val_dataloader()), list(module.test_dataloader())
