@@ -1,6 +1,7 @@
 """Times of networks and of their layers as ONNX Runtime runs them on the CPU."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,7 +17,6 @@ from acsp_lightning.measure.latency import (
     TIMERS,
     LatencyComparison,
     compared,
-    summary,
     times_in_turns,
 )
 from acsp_lightning.measure.layer_times import Call, least_times
@@ -45,13 +45,13 @@ def time_exported_layers(layers: Sequence[tuple[nn.Module, Call]], seconds: floa
     """
     found = []
     for run, (_, call) in zip(exported_layers(layers), layers, strict=True):
-        value = call.example(CPU)
-        found += least_times(lambda _: _seconds(run, value), 1, seconds / len(layers))  # noqa: B023
+        timed = partial(TIMERS["cpu"], _called(run), (call.example(CPU),))
+        found += least_times([timed], seconds / len(layers))
     return found
 
 
-def _seconds(run: Run, value: Tensor) -> float:
-    return TIMERS["cpu"](lambda *arguments: run(arguments), (value,))
+def _called(run: Run) -> Callable[..., list[Tensor]]:
+    return lambda *arguments: run(arguments)
 
 
 def exported_layers(layers: Sequence[tuple[nn.Module, Call]]) -> Iterator[Run]:
@@ -101,6 +101,6 @@ def compare_exported(
         for network, file in zip((before, after), files, strict=True):
             export_onnx(network, arguments, file)
         runs = [open_onnx(file) for file in files]
-    networks = [lambda *given, run=run: run(given) for run in runs]
+    networks = [_called(run) for run in runs]
     timed = times_in_turns(networks, arguments, TIMERS["cpu"], FEWEST_PASSES, seconds)
-    return compared(*(summary(at.batch_size, "onnxruntime on cpu", turns) for turns in timed))
+    return compared(at.batch_size, "onnxruntime on cpu", timed)

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from statistics import mean
 from time import perf_counter
 from typing import Any
 
@@ -27,10 +26,9 @@ WARM_UP_RUNS = 3  # allocations, kernel selection, compilation
 
 WARM_UP_SHARE = 0.2  # of min_seconds; processors raise their clock rate under load
 
-# Timed passes before switching to the other network, after one that fills the caches again. A long pass,
-# in seconds, hardly notices, and more turns tell more.
+# Timed passes before switching to the other network, after one that fills the caches again.
 TURN = 3
-LONG_PASS = 0.1
+LONG_PASS = 0.1  # seconds; it hardly notices the caches, and turns of one pass tell more
 
 # The standard error of a median is this share of the distance between the quartiles over the root of the
 # number, if values are distributed normally.
@@ -125,7 +123,7 @@ def measure_latency(
     """
     arguments = positional(example_inputs)
     found = _measure((model,), arguments, batch_sizes, compiled, min_runs, min_seconds)
-    return tuple(latency for ((latency, _),) in found)
+    return tuple(summary(size, device, turns, compiled=compiled) for size, device, (turns,) in found)
 
 
 def compare_latency(
@@ -158,14 +156,16 @@ def compare_latency(
     """
     arguments = positional(example_inputs)
     found = _measure((before, after), arguments, batch_sizes, compiled, min_runs, min_seconds)
-    return tuple(compared(first, second) for first, second in found)
+    return tuple(compared(size, device, both, compiled=compiled) for size, device, both in found)
 
 
-def compared(first: tuple[Latency, Turns], second: tuple[Latency, Turns]) -> LatencyComparison:
-    """The record of two networks that took turns, each with the seconds of its passes by turn."""
-    (before, slower), (after, faster) = first, second
-    ratios = torch.tensor([mean(a) / mean(b) for a, b in zip(slower, faster, strict=True)])
-    low, middle, high = ratios.double().quantile(QUARTILES).tolist()
+def compared(
+    size: int, device: str, both: Sequence[Turns], *, compiled: bool = False
+) -> LatencyComparison:
+    """The record of two networks that took turns of the same numbers of passes."""
+    before, after = (summary(size, device, turns, compiled=compiled) for turns in both)
+    ratios = [sum(first) / sum(second) for first, second in zip(*both, strict=True)]
+    low, middle, high = torch.tensor(ratios, dtype=torch.float64).quantile(QUARTILES).tolist()
     error = MEDIAN_ERROR * (high - low) / middle / len(ratios) ** 0.5
     return LatencyComparison(before, after, middle, error)
 
@@ -187,8 +187,8 @@ def _measure(
     compiled: bool,
     min_runs: int,
     min_seconds: float,
-) -> list[list[tuple[Latency, Turns]]]:
-    """For every batch size, the latencies of all models, with the seconds of the passes."""
+) -> list[tuple[int, str, list[Turns]]]:
+    """Every batch size, the device, and the seconds of the passes of all models."""
     check_batch_sizes("batch_sizes", batch_sizes)
     if isinstance(min_runs, bool) or not isinstance(min_runs, int) or min_runs < 1:
         raise ValueError(f"min_runs is {min_runs!r}; it must be an integer >= 1.")
@@ -207,7 +207,7 @@ def _measure(
             batch = of_batch_size(arguments, size)
             with _compiled(models) if compiled else nullcontext(models) as networks:
                 times = times_in_turns(networks, batch, TIMERS[device.type], min_runs, min_seconds)
-            found.append([summary(size, str(device), turns, compiled=compiled) for turns in times])
+            found.append((size, str(device), times))
     return found
 
 
@@ -271,14 +271,16 @@ def times_in_turns(
     Not by torch.utils.benchmark, whose Timer runs one statement and cannot alternate between two.
     """
     try:
-        _in_turns(networks, arguments, timer, WARM_UP_RUNS, WARM_UP_SHARE * min_seconds)
+        tried = _in_turns(networks, arguments, timer, WARM_UP_RUNS, WARM_UP_SHARE * min_seconds)
     except Exception as error:
         raise ValueError(
             f"Timing needs a forward pass that runs on {describe_inputs(arguments)}; it raised "
             f"{type(error).__name__}: {error}. Check that model(*inputs) runs by itself, on the model's "
             "device and dtype, for batches of this size."
         ) from error
-    return _in_turns(networks, arguments, timer, min_runs, min_seconds)
+    quickest = min(seconds for turns in tried for turn in turns for seconds in turn)
+    length = 1 if quickest > LONG_PASS else TURN
+    return _in_turns(networks, arguments, timer, min_runs, min_seconds, length)
 
 
 def _in_turns(
@@ -287,24 +289,23 @@ def _in_turns(
     timer: Timer,
     min_runs: int,
     min_seconds: float,
+    length: int = TURN,
 ) -> list[Turns]:
     times: list[list[list[float]]] = [[] for _ in networks]
-    runs, end = 0, perf_counter() + min_seconds * len(networks)
-    while runs < min_runs or perf_counter() < end:
+    end = perf_counter() + min_seconds * len(networks)
+    while length * len(times[0]) < min_runs or perf_counter() < end:
         for network, turns in zip(networks, times, strict=True):
-            # The other network has filled the caches, a larger one more of them.
-            first = timer(network, cloned(arguments))
-            long = first > LONG_PASS
-            turns.append([first] if long else [timer(network, cloned(arguments)) for _ in range(TURN)])
-        runs += min(len(turns[-1]) for turns in times)
+            if length > 1:  # the other network has filled the caches, a larger one more of them
+                timer(network, cloned(arguments))
+            turns.append([timer(network, cloned(arguments)) for _ in range(length)])
     return list(times)
 
 
-def summary(size: int, device: str, turns: Turns, *, compiled: bool = False) -> tuple[Latency, Turns]:
-    """The record of timed passes, see :class:`Latency`, beside them."""
+def summary(size: int, device: str, turns: Turns, *, compiled: bool = False) -> Latency:
+    """The record of timed passes; see :class:`Latency`."""
     seconds = [second for turn in turns for second in turn]
     first, median, third = torch.tensor(seconds, dtype=torch.float64).quantile(QUARTILES).tolist()
-    found = Latency(
+    return Latency(
         batch_size=size,
         device=device,
         threads=torch.get_num_threads(),
@@ -313,4 +314,3 @@ def summary(size: int, device: str, turns: Turns, *, compiled: bool = False) -> 
         median=median,
         quartiles=(first, third),
     )
-    return found, turns

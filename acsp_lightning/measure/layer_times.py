@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from time import perf_counter
 from typing import Any
@@ -112,28 +113,32 @@ def time_layers(layers: Sequence[tuple[nn.Module, Call]], seconds: float) -> lis
     inputs = [call.example(device) for _, call in layers]
     current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
     with torch.no_grad(), without_autocast(device.type), current:
-        return least_times(
-            lambda place: timer(layers[place][0], (inputs[place].clone(),)), len(layers), seconds
-        )
+
+        def passed(layer: nn.Module, value: Tensor) -> float:
+            return timer(layer, (value.clone(),))
+
+        passes = [
+            partial(passed, layer, value) for (layer, _), value in zip(layers, inputs, strict=True)
+        ]
+        return least_times(passes, seconds)
 
 
-def least_times(timed: Callable[[int], float], count: int, seconds: float) -> list[float]:
-    """The least of the times of some passes, taken in turns.
+def least_times(passes: Sequence[Callable[[], float]], seconds: float) -> list[float]:
+    """The least of the times of some passes of every layer, taken in turns.
 
     Args:
-        timed: makes a pass of the layer at a place, and returns its seconds.
-        count: number of layers.
+        passes: for every layer, makes a pass and returns its seconds.
         seconds: as in :func:`time_layers`.
     """
-    times: list[list[float]] = [[] for _ in range(count)]
+    times: list[list[float]] = [[] for _ in passes]
     end = perf_counter() + seconds
     for turn in range(WARM_UP + MOST_ROUNDS):
         if turn >= WARM_UP + FEWEST_ROUNDS and perf_counter() > end:
             break
-        for place, found in enumerate(times):
-            passed = timed(place)
+        for timed, found in zip(passes, times, strict=True):
+            taken = timed()
             if turn >= WARM_UP:
-                found.append(passed)
+                found.append(taken)
     return [min(found) for found in times]
 
 

@@ -14,7 +14,7 @@ from helpers.fits import same_state
 from torch import Tensor, nn
 
 from acsp_lightning import compare_latency, measure_latency
-from acsp_lightning.measure.latency import TIMERS, compared, summary
+from acsp_lightning.measure.latency import TIMERS, compared
 
 BRIEF: dict[str, Any] = {"min_runs": 3, "min_seconds": 0}
 
@@ -81,34 +81,37 @@ def test_a_quarter_of_the_channels_is_faster() -> None:
 
 def test_a_machine_that_changes_its_pace_does_so_for_both() -> None:
     """In the first turns of three passes everything takes three times as long as in the others."""
-    steady, twice = summary(1, "cpu", turns([3, 3, 3, 1, 1])), summary(1, "cpu", turns([6, 6, 2, 2, 2]))
-    found = compared(twice, steady)
-    assert (steady[0].median, twice[0].median) == (3, 2)
+    found = compared(1, "cpu", [turns([6, 6, 2, 2, 2]), turns([3, 3, 3, 1, 1])])
+    assert (found.before.median, found.after.median) == (2, 3)
     assert found.speedup == 2
     # Ratios of 2, 2, 2/3, 2, 2.
     assert found.error == 0
-    uneven = compared(summary(1, "cpu", turns([3, 6, 9, 12, 15])), summary(1, "cpu", turns([3] * 5)))
+    uneven = compared(1, "cpu", [turns([3, 6, 9, 12, 15]), turns([3] * 5)])
     assert uneven.speedup == 3
     # Quartiles of 2 and 4 around a median of 3, of five turns.
     assert uneven.error == pytest.approx(0.93 * (4 - 2) / 3 / 5**0.5)
-
-
-def test_a_turn_of_one_long_pass_is_compared_with_short_ones() -> None:
-    found = compared(summary(1, "cpu", [[0.2], [0.2]]), summary(1, "cpu", turns([0.05, 0.05])))
-    assert found.speedup == pytest.approx(4)
 
 
 def turns(seconds: list[float]) -> list[list[float]]:
     return [[second] * 3 for second in seconds]
 
 
-def test_of_long_passes_none_is_made_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(TIMERS, "cpu", lambda network, arguments: float(len(network(*arguments))))
+# A turn of a short pass has four of them, three of which are timed; the warm-up is one such turn.
+@pytest.mark.parametrize(("quicker", "runs", "calls"), [(0.2, 5, 4 + 5), (0.09, 6, 4 + 2 * 4)])
+def test_turns_of_two_long_passes_are_one_of_each(
+    monkeypatch: pytest.MonkeyPatch, quicker: float, runs: int, calls: int
+) -> None:
+    def timer(network: Any, arguments: tuple[Tensor, ...]) -> float:
+        network(*arguments)
+        return 1.0 if network is first else quicker
+
+    monkeypatch.setitem(TIMERS, "cpu", timer)
 
     first, second = Sleeping(0), Sleeping(0)
     (found,) = compare_latency(first, second, torch.rand(1, 2), (1,), min_runs=5, min_seconds=0)
-    assert (found.before.runs, found.after.runs) == (5, 5)
-    assert len(first.log) == len(second.log) == 3 + 5, "three to warm up"
+    assert (found.before.runs, found.after.runs) == (runs, runs)
+    assert len(first.log) == len(second.log) == calls
+    assert found.speedup == pytest.approx(1 / quicker)
 
 
 def test_two_networks_take_turns() -> None:
