@@ -48,8 +48,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
     "efficientnet_b0": (lambda: efficientnet_b0(), 224, 32),
 }
 SHARES = (0.7, 0.5)
-FLOPS = (0.8, 0.65, 0.5, 0.35, 0.2)
-ROUNDINGS = (1, 8, 16, 32)
+FLOPS = (0.8, 0.6, 0.4, 0.2)
+ROUNDINGS = (1, 8, 16)
 UNSEEN = 32  # images on which outputs are compared
 FEWEST_PASSES = 9
 
