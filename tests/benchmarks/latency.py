@@ -5,11 +5,11 @@
     python tests/benchmarks/latency.py --out OUT --only resnet56 --weights FILE --data DIR
 
 ResNet-50, MobileNet-V2 and EfficientNet-B0 at 224 x 224, VGG-16 and ResNet-56 at 32 x 32, with random
-weights and images, so that the error of the outputs and not accuracy is compared. With trained weights,
-and a folder that holds train/CLASS/*.png and test/CLASS/*.png, it is the errors on the test images
-straight after the cut, in percent. A row is a cut by ``latency=``, timed once more after it was made,
-beside cuts by ``flops=`` with several ``round_to``: between these, time and the logarithm of the damage
-are interpolated for every rounding, and the best one counts.
+weights and images and calibrated BatchNorms, so that the error of the outputs and not accuracy is
+compared. With trained weights, and a folder that holds train/CLASS/*.png and test/CLASS/*.png, it is the
+errors on the test images straight after the cut, in percent. A row is a cut by ``latency=``, timed once
+more after it was made, beside cuts by ``flops=`` with several ``round_to``: between these, time and the
+logarithm of the damage are interpolated for every rounding, and the best one counts.
 
 Every cut is written to OUT/latency at once; the same command goes on from there.
 """
@@ -35,6 +35,7 @@ from acsp_lightning.measure.accuracy import count_correct
 from acsp_lightning.pipeline import capture_network, decide_cut
 from acsp_lightning.previewing import CopySite
 from acsp_lightning.settings import PruningSettings
+from acsp_lightning.structure.batchnorm import recalibrate_batchnorm
 from acsp_lightning.structure.example import Example
 from acsp_lightning.zoo import ImageClassifier, ImageFolderDataModule, resnet56, vgg16_bn
 
@@ -81,6 +82,7 @@ class Bench:
         if options.weights is None:
             images, labels = torch.randn(samples, 3, size, size), torch.arange(samples) % 4
             batches = list(zip(images.split(32), labels.split(32), strict=True))
+            recalibrate_batchnorm(self.network, images.split(32), samples // 32)
         else:
             batches, self.judges = pictures(options.data, size)
             ImageClassifier(self.network, num_classes=10, weights=options.weights)
