@@ -135,7 +135,7 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
             rank_zero_info("fast_dev_run has no second epoch: nothing will be pruned.")
             return
         run_on_all_ranks(lambda: check_step_schedule(self.epochs, trainer, self._monitor.patience))
-        self._survey = survey_fit(trainer, self, self._initial)
+        self._survey = survey_fit(trainer, self, self._initial, has_cut=bool(self.steps))
         self._initial = self._initial or self._survey.complexity
         if self.steps:
             self._teaching.resume(trainer, self._survey, self.steps[0].epoch)

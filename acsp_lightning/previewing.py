@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 from acsp_lightning.capture.class_names import class_names
 from acsp_lightning.capture.holdout import SHUFFLED, is_shuffled
 from acsp_lightning.functional import SelectionConfig
-from acsp_lightning.measure.time_table import TIMES
+from acsp_lightning.measure.time_table import LAYER_TIMES
 from acsp_lightning.pipeline import capture_network, make_cut, prune_network
 from acsp_lightning.report import PruningStep
 from acsp_lightning.selection.proposal import Proposal
@@ -70,7 +70,7 @@ def preview(
             asked for with ``keep`` or a curve that has none.
     """
     settings = PruningSettings(selection=selection, **options)
-    kept = None if settings.report_dir is None else Path(settings.report_dir, TIMES)
+    kept = None if settings.report_dir is None else Path(settings.report_dir, LAYER_TIMES)
     return preview_cut(model, dataloader, settings, trade_off=trade_off, times_file=kept)
 
 

@@ -28,7 +28,6 @@ from acsp_lightning.cli.sources import (
     with_saved_arguments,
     without_class,
 )
-from acsp_lightning.measure.time_table import TIMES
 from acsp_lightning.trainer.checks import callbacks_of, check_trainer
 
 # Titles of groups in the help, where LightningCLI would show docstrings of its classes.
@@ -81,7 +80,7 @@ class CommandLineTrainer(pl.Trainer):
         self,
         model: pl.LightningModule,
         datamodule: pl.LightningDataModule | None = None,
-        out: str = TIMES,
+        out: str = "times.json",
         runtime: Literal["torch", "onnxruntime"] = "torch",
     ) -> None:
         """Times the network and its layers, cut to many widths, for a cut that is decided elsewhere.

@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import torch
 
 from acsp_lightning.files import atomic_write
-from acsp_lightning.measure.time_table import TIMES
+from acsp_lightning.measure.time_table import LAYER_TIMES
 from acsp_lightning.previewing import check_trade_off, preview_cut
 from acsp_lightning.progress import shown_by
 from acsp_lightning.report import PruningStep, step_table, trade_off_table, write_report
@@ -34,7 +34,7 @@ class PreviewCallback(pl.Callback):
 
     def __init__(self, settings: PruningSettings, shares: Sequence[float] = (), out: str = ".") -> None:
         self.settings = settings
-        self._times_file = Path(out, "preview", TIMES)
+        self._times_file = Path(out, "preview", LAYER_TIMES)
         # A single share may also be met without a path along which cuts are measured.
         measured = settings.selection.by_damage or len(shares) > 1
         self._trade_off = (shares or True) if measured else False

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from acsp_lightning.capture.batches import survey
 from acsp_lightning.cli.preview import check_alone
-from acsp_lightning.measure.time_table import StoredTimes
+from acsp_lightning.measure.time_table import Profile
 from acsp_lightning.pipeline import NO_BATCH
 from acsp_lightning.progress import shown_by
 from acsp_lightning.selection.clock import TORCH, Runtime
@@ -35,7 +35,7 @@ class ProfileCallback(pl.Callback):
     def __init__(self, settings: PruningSettings, runtime: Runtime = TORCH) -> None:
         self.settings = settings
         self.runtime = runtime
-        self.times: StoredTimes | None = None
+        self.times: Profile | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Raise ``ValueError`` if there are several processes."""
@@ -80,7 +80,7 @@ def check_target(out: str) -> None:
         raise ValueError(f"{path} cannot be written ({error}); set out=.") from error
 
 
-def write_profile(times: StoredTimes | None, out: str) -> str:
+def write_profile(times: Profile | None, out: str) -> str:
     """Write what was measured; returns the text to print.
 
     Raises:

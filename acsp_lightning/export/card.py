@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from acsp_lightning.export.formats import Exported
 from acsp_lightning.measure.complexity import Complexity
 from acsp_lightning.report import PruningStep, verdict_line
+from acsp_lightning.report.times import summary
 from acsp_lightning.serialization import check_format, decode
 
 __all__ = ["SNIPPET", "callback_settings", "model_card", "pruning_steps"]
@@ -253,11 +254,17 @@ def _latencies(standing: Sequence[PruningStep]) -> list[str]:
         for step in standing
         for found in step.latency
     ]
+    shares = [
+        f"A share of the time was asked for, {_name(step)}: {summary(step.times)}."
+        for step in standing
+        if step.times is not None
+    ]
     if not rows:
-        return ["Latency: not measured."]
+        return shares or ["Latency: not measured."]
     return [
         "Latency, the median of repeated forward passes, both networks in turns:",
         _table(("cut", "batch", "device", "before (ms)", "straight after (ms)"), rows),
+        *shares,
     ]
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from acsp_lightning.measure.latency import check_batch_sizes
+from acsp_lightning.measure.latency import is_batch_size
 from acsp_lightning.structure.copying import eager_copy
 from acsp_lightning.structure.forward import of_batch_size
 
@@ -37,7 +37,10 @@ class LatencyAt:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        check_batch_sizes("latency_at.batch_size", (self.batch_size,))
+        if not is_batch_size(self.batch_size):
+            raise ValueError(
+                f"latency_at.batch_size is {self.batch_size!r}; it must be one integer >= 1, such as 32."
+            )
         for name in ("compiled", "channels_last"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(

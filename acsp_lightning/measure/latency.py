@@ -1,7 +1,7 @@
 """Latency of a network: the measured time of a forward pass."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from time import perf_counter
@@ -145,7 +145,8 @@ def compare_latency(
         batch_sizes: as in :func:`measure_latency`.
         compiled: as in :func:`measure_latency`.
         min_runs: as in :func:`measure_latency`, for each of the networks.
-        min_seconds: as in :func:`measure_latency`, for each of the networks.
+        min_seconds: minimum time to measure for, for each network in the mean: both make the same
+            number of passes in twice that time.
 
     Returns:
         One measurement for each batch size, in the order of ``batch_sizes``.
@@ -176,8 +177,13 @@ def check_batch_sizes(name: str, sizes: Sequence[int]) -> None:
     if isinstance(sizes, str) or not isinstance(sizes, Sequence):
         raise ValueError(f"{name} is {sizes!r}; {wanted}.")
     for size in sizes:
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        if not is_batch_size(size):
             raise ValueError(f"{name} has {size!r}; {wanted}.")
+
+
+def is_batch_size(size: object) -> bool:
+    """Whether this is an integer >= 1."""
+    return isinstance(size, int) and not isinstance(size, bool) and size >= 1
 
 
 def _measure(
@@ -195,6 +201,7 @@ def _measure(
     if not 0 <= min_seconds < math.inf:
         raise ValueError(f"min_seconds is {min_seconds!r}; it must be a finite number >= 0.")
     device = _device(models, arguments)
+    timer = timer_on(device)
     if compiled:
         models = [eager_copy(model) for model in models]
     found = []
@@ -206,7 +213,7 @@ def _measure(
         for size in batch_sizes:
             batch = of_batch_size(arguments, size)
             with _compiled(models) if compiled else nullcontext(models) as networks:
-                times = times_in_turns(networks, batch, TIMERS[device.type], min_runs, min_seconds)
+                times = times_in_turns(networks, batch, timer, min_runs, min_seconds)
             found.append((size, str(device), times))
     return found
 
@@ -215,12 +222,16 @@ def _device(models: Sequence[nn.Module], arguments: tuple[Any, ...]) -> torch.de
     tensors = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
     tensors += [parameter for model in models for parameter in model.parameters()]
     devices = {tensor.device for tensor in tensors} - {torch.device("cpu")}
-    if len(devices) > 1 or any(device.type not in TIMERS for device in devices):
-        raise ValueError(
-            f"The networks and their inputs are on {', '.join(sorted(map(str, devices)))}; latency is "
-            "measured on the CPU and on a single GPU. Move them there."
-        )
+    if len(devices) > 1:
+        raise _elsewhere(devices)
     return devices.pop() if devices else torch.device("cpu")
+
+
+def _elsewhere(devices: Iterable[torch.device]) -> ValueError:
+    return ValueError(
+        f"The networks and their inputs are on {', '.join(sorted(map(str, devices)))}; latency is "
+        "measured on the CPU and on a single GPU. Move them there."
+    )
 
 
 @contextmanager
@@ -257,6 +268,13 @@ def _seconds_on_cuda(network: Callable[..., Any], arguments: tuple[Any, ...]) ->
 
 
 TIMERS: Mapping[str, Timer] = {"cpu": _seconds_on_cpu, "cuda": _seconds_on_cuda}
+
+
+def timer_on(device: torch.device) -> Timer:
+    """What times passes on a device; raises ``ValueError`` if nothing does."""
+    if device.type not in TIMERS:
+        raise _elsewhere([device])
+    return TIMERS[device.type]
 
 
 def times_in_turns(

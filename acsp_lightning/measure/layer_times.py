@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from acsp_lightning.measure.latency import TIMERS
+from acsp_lightning.measure.latency import timer_on
 from acsp_lightning.structure.forward import evaluation_state, run_forward, without_autocast
 
 WARM_UP = 2  # rounds that are not timed
@@ -107,9 +107,12 @@ def time_layers(layers: Sequence[tuple[nn.Module, Call]], seconds: float) -> lis
     Args:
         layers: layers in eval mode, on one device, with how they are called.
         seconds: time to spend; at least :data:`FEWEST_ROUNDS` passes are timed all the same.
+
+    Raises:
+        ValueError: if they are neither on the CPU nor on a GPU.
     """
     device = device_of(layer for layer, _ in layers)
-    timer = TIMERS[device.type]
+    timer = timer_on(device)
     inputs = [call.example(device) for _, call in layers]
     current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
     with torch.no_grad(), without_autocast(device.type), current:

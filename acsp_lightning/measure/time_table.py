@@ -3,11 +3,12 @@
 import json
 import math
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import nn
@@ -18,7 +19,7 @@ from acsp_lightning.measure.layer_times import Call, device_of, key_of, time_lay
 from acsp_lightning.progress import warn_on_error
 from acsp_lightning.serialization import from_record, to_record
 
-TIMES = "times.json"  # in the folder of reports
+LAYER_TIMES = "layer_times.json"  # in the folder of reports
 MOST_BYTES = 2**28  # of weights and inputs that are held at a time
 
 Sample = Callable[[], tuple[nn.Module, Call]]
@@ -96,33 +97,32 @@ class TimedNetwork:
 
 @dataclass(frozen=True, slots=True)
 class StoredTimes:
-    """Times as a file has them.
+    """Times of layers as a file has them.
 
     Attributes:
         conditions: what they depend on besides the layers, see :func:`conditions`.
         layers: seconds by :func:`key_of`.
-        networks: cut to several depths, the uncut one first; empty in a file of layers alone.
-        latency_at: the conditions of the passes of the networks, in words; empty without networks.
     """
 
     conditions: Mapping[str, str]
     layers: Mapping[str, float]
-    networks: tuple[TimedNetwork, ...] = ()
-    latency_at: str = ""
 
     @classmethod
-    def read(cls, path: Path) -> "StoredTimes":
+    def read(cls, path: Path) -> Self:
         """What :meth:`write` has written.
 
         Raises:
             OSError: if the file cannot be read; ValueError: if it is no such file.
         """
-        advice = "Write it again with acsp-lightning profile."
-        stored = from_record(cls, json.loads(path.read_text(encoding="utf-8")), advice)
-        for seconds in chain(stored.layers.values(), (network.total for network in stored.networks)):
+        stored = from_record(cls, json.loads(path.read_text(encoding="utf-8")), advice="")
+        for seconds in stored.all_seconds():
             if not 0 < seconds < math.inf:
-                raise ValueError(f"it has a time of {seconds} s. {advice}")
+                raise ValueError(f"it has a time of {seconds} s.")
         return stored
+
+    def all_seconds(self) -> Iterable[float]:
+        """All times."""
+        return self.layers.values()
 
     def write(self, path: Path) -> None:
         """Write a file, and the folders above it.
@@ -133,6 +133,23 @@ class StoredTimes:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as draft:
             draft.write_text(json.dumps(to_record(self, json=True), indent=1), encoding="utf-8")
+
+
+@dataclass(frozen=True, slots=True)
+class Profile(StoredTimes):
+    """Times of a network and its layers, for a decision on another machine.
+
+    Attributes:
+        networks: cut to several depths, the uncut one first.
+        latency_at: the conditions of their passes, in words.
+    """
+
+    networks: tuple[TimedNetwork, ...]
+    latency_at: str
+
+    def all_seconds(self) -> Iterable[float]:
+        """All times, of layers and networks."""
+        return chain(self.layers.values(), (network.total for network in self.networks))
 
 
 def conditions(device: torch.device, runtime: str = "") -> dict[str, str]:
@@ -146,8 +163,14 @@ def conditions(device: torch.device, runtime: str = "") -> dict[str, str]:
     name = torch.cuda.get_device_name(device) if cuda else platform.processor() or platform.machine()
     # The name of a processor may be no more than that of its kind.
     host, threads = platform.node(), str(torch.get_num_threads())
-    other = {"runtime": runtime} if runtime else {}
-    return {"host": host, "device": name, "threads": threads, "torch": torch.__version__, **other}
+    found = {"host": host, "device": name, "threads": threads, "torch": torch.__version__}
+    if runtime:
+        return {**found, "runtime": runtime}
+    found["matmul"] = torch.get_float32_matmul_precision()
+    if cuda:
+        settings = torch.backends.cudnn
+        found["cudnn"] = f"tf32 {settings.allow_tf32}, benchmark {settings.benchmark}"
+    return found
 
 
 @contextmanager

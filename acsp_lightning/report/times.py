@@ -8,7 +8,7 @@ from acsp_lightning.selection.network_times import NetworkTimes
 HEAD = ("layer", "before, ms", "predicted", "after", "share before", "after")
 
 NOTE = (
-    "Every layer was run by itself, in turns with others of its kind; its fastest pass counts. What the "
+    "Every layer was run by itself, in turns with others; its fastest pass counts. What the "
     "network takes besides lies between the layers (activations, sums, starting operations), or in "
     "caches that a layer finds filled by others."
 )
@@ -68,7 +68,8 @@ def summary(times: NetworkTimes) -> str:
         reached = "" if times.after is not None else f", {times.reached:.3f} of the time"
         parts.append(predicted + reached)
     if times.after is not None:
-        parts.append(f"measured {milliseconds(times.after.median)} ms, {times.reached:.3f} of the time")
+        measured = milliseconds(times.share * before.median)
+        parts.append(f"measured {measured} ms, {times.reached:.3f} of the time")
     if times.smallest is not None:
         parts.append(f"the smallest network takes {times.taken * times.smallest:.3f}")
     spent = [] if times.table else [f"{times.spent:.0f} s of measuring"]

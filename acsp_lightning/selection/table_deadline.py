@@ -8,7 +8,7 @@ from torch import nn
 
 from acsp_lightning.measure.conditions import LatencyAt
 from acsp_lightning.measure.layer_times import Call, key_of
-from acsp_lightning.measure.time_table import StoredTimes, TimeTable
+from acsp_lightning.measure.time_table import Profile, TimeTable
 from acsp_lightning.selection.clock import Clock
 from acsp_lightning.selection.damage import DamageCurve
 from acsp_lightning.selection.deadline import CLOSE, unreachable
@@ -26,7 +26,7 @@ ANEW = (
 )
 
 
-def read_table(path: Path, at: LatencyAt) -> StoredTimes:
+def read_table(path: Path, at: LatencyAt) -> Profile:
     """Times of layers and networks, as ``acsp-lightning profile`` writes them.
 
     Args:
@@ -34,14 +34,13 @@ def read_table(path: Path, at: LatencyAt) -> StoredTimes:
         at: the conditions that are wanted.
 
     Raises:
-        ValueError: if it cannot be read, has no networks, or was made under other conditions.
+        ValueError: if it cannot be read, or was made under other conditions.
     """
     try:
-        stored = StoredTimes.read(path)
+        stored = Profile.read(path)
     except (OSError, ValueError) as error:
-        raise ValueError(f"latency_table={path} cannot be read: {error}. {ANEW}") from error
-    if not stored.networks:
-        raise ValueError(f"latency_table={path} has times of layers, but of no network. {ANEW}")
+        reason = str(error).strip().rstrip(".")
+        raise ValueError(f"latency_table={path} cannot be read: {reason}. {ANEW}") from error
     if stored.latency_at != str(at):
         raise ValueError(
             f"latency_table={path} was timed at {stored.latency_at}, and latency_at is {at}. {ANEW}"
@@ -54,7 +53,7 @@ def table_clock(
     groups: Sequence[ChannelGroup],
     inputs: tuple[object, ...],
     at: LatencyAt,
-    stored: StoredTimes,
+    stored: Profile,
     path: Path,
 ) -> Clock:
     """A clock that knows the layers of a table, and refuses all others."""
@@ -85,7 +84,7 @@ class TableDeadline:
         clock: Clock,
         candidates: Mapping[str, Sequence[int]],
         asked: float,
-        stored: StoredTimes,
+        stored: Profile,
         path: Path,
     ) -> None:
         self.candidates = candidates

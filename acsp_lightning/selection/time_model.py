@@ -1,6 +1,5 @@
 """Time of the layers of a network as a function of the widths of its groups, from measured times."""
 
-import copy
 import itertools
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +12,7 @@ from torch import nn
 from acsp_lightning.measure.layer_times import Call, key_of
 from acsp_lightning.measure.time_table import Sample, TimeTable
 from acsp_lightning.selection.axis import Axis
+from acsp_lightning.structure.copying import eager_copy
 from acsp_lightning.structure.groups import ChannelGroup, LayerSide
 from acsp_lightning.structure.layers import channel_dim, side_width
 from acsp_lightning.structure.plan import PruningPlan, SideCut
@@ -60,7 +60,7 @@ class TimedLayer:
 
         def sample(call: Call) -> tuple[nn.Module, Call]:
             if not cuts:
-                return copy.deepcopy(self.module), call
+                return eager_copy(self.module), call
             layer = _cut(self.module, PruningPlan(tuple(cuts)))
             return layer, call.resized(channel_dim(layer), side_width(layer, "in"))
 
@@ -121,7 +121,7 @@ def _coarse(axis: Axis | None) -> list[int]:
 
 def _cut(module: nn.Module, plan: PruningPlan) -> nn.Module:
     holder = nn.Module()
-    holder.layer = copy.deepcopy(module)
+    holder.layer = eager_copy(module)
     apply_plan(holder, plan)
     return holder.layer
 
@@ -134,6 +134,8 @@ def timed_layers(
 ) -> tuple[TimedLayer, ...]:
     """The layers of a network that can be timed by themselves, with the groups in them.
 
+    Those that are cut along parameters of their own, and not as layers of a known kind, cannot.
+
     Args:
         model: the uncut network.
         groups: its groups.
@@ -141,13 +143,18 @@ def timed_layers(
         candidates: numbers of channels below the full one, ascending, by name of the group.
     """
     parts: dict[str, dict[str, list[tuple[ChannelGroup, LayerSide]]]] = {}
+    others: set[str] = set()
     for group in groups:
         for side in group.sides:
-            if side.side in ("in", "out"):
+            if side.side not in ("in", "out"):
+                others.add(side.layer)
+            else:
                 what = "tied" if side in group.passthrough and side.side == "in" else side.side
                 parts.setdefault(side.layer, {}).setdefault(what, []).append((group, side))
     found = []
     for name, made in calls.items():
+        if name in others:
+            continue
         module = model.get_submodule(name)
         own = parts.get(name, {})
         inner, tied, outer = (

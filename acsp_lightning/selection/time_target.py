@@ -11,7 +11,7 @@ from torch import nn
 from acsp_lightning.measure.conditions import LatencyAt
 from acsp_lightning.measure.layer_times import device_of
 from acsp_lightning.measure.time_table import (
-    StoredTimes,
+    Profile,
     TimedNetwork,
     TimeTable,
     conditions,
@@ -71,10 +71,15 @@ def time_target(
         inform: called with a message if timing will take long.
 
     Raises:
-        ValueError: if ``settings.latency_table`` cannot be used.
+        ValueError: if ``settings.latency_table`` cannot be used, or is given without a target.
     """
     asked, at = settings.selection.latency, settings.latency_at
     if asked is None:
+        if settings.latency_table is not None:
+            raise ValueError(
+                f"latency_table={settings.latency_table} has times, but no share of the time is asked "
+                "for: set selection.latency, or leave latency_table out."
+            )
         yield None
         return
     candidates = timed_candidates(groups, settings)
@@ -96,7 +101,7 @@ def profile(
     settings: PruningSettings,
     inform: Callable[[str], None] = lambda message: None,
     runtime: Runtime = TORCH,
-) -> StoredTimes:
+) -> Profile:
     """Time a network and its layers, cut to many widths, for a decision elsewhere.
 
     Args:
@@ -124,7 +129,7 @@ def profile(
     for level in LEVELS:
         widths = {group.name: _nearest(group, candidates[group.name], level) for group in groups}
         networks[costs.total(widths)] = clock.compared(widths)
-    return StoredTimes(
+    return Profile(
         conditions=conditions(device, runtime.name),
         layers=table.seconds,
         networks=tuple(TimedNetwork(total, times) for total, times in networks.items()),

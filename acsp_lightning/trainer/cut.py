@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from acsp_lightning.capture.class_names import class_names
-from acsp_lightning.measure.time_table import TIMES
+from acsp_lightning.measure.time_table import LAYER_TIMES
 from acsp_lightning.pipeline import prune_network
 from acsp_lightning.progress import warn_on_error
 from acsp_lightning.selection.proposal import Proposal
@@ -119,7 +119,7 @@ class FitSite:
         if not self.is_rank_zero or self._settings.selection.latency is None:
             return None
         return warn_on_error(
-            lambda: report_dir(self._trainer, self._settings) / TIMES,
+            lambda: report_dir(self._trainer, self._settings) / LAYER_TIMES,
             "Times of layers could not be given a folder",
             "They are not kept for the next cut.",
         )

@@ -119,13 +119,16 @@ class FitSurvey:
         return renewed, groups
 
 
-def survey_fit(trainer: pl.Trainer, settings: PruningSettings, initial: Complexity | None) -> FitSurvey:
+def survey_fit(
+    trainer: pl.Trainer, settings: PruningSettings, initial: Complexity | None, *, has_cut: bool = False
+) -> FitSurvey:
     """Read the labels to be captured, trace the network and measure it; warn of what stays whole.
 
     Args:
         trainer: of a fit, with the module on its device.
         settings: what is to be cut.
         initial: the complexity that ``selection.flops`` is a share of; None: that of the network now.
+        has_cut: whether a cut was made earlier in the fit, before which the target in time was checked.
 
     Raises:
         ValueError: if there is no batch, labels are not classes, nothing can be cut, or a volume cannot
@@ -175,7 +178,7 @@ def survey_fit(trainer: pl.Trainer, settings: PruningSettings, initial: Complexi
     result: list[FitSurvey] = []
     run_on_all_ranks(lambda: result.append(look()))
     (found,) = result
-    if initial is None:  # else it was checked before the first cut, with the groups that there were
+    if not has_cut:  # a fit that goes on may do so on another machine
         on_rank_zero(lambda: _check_time(module, found, settings))
     return found
 

@@ -235,7 +235,7 @@ def test_the_first_process_meets_a_target_in_time(tmp_path: Path) -> None:
     once, again = first["times"]
     assert (once["taken"], again["taken"]) == (1.0, once["measured"])
     assert again["after"]["median"] / once["before"]["median"] == pytest.approx(0.75, abs=0.05)
-    assert (tmp_path / "records" / "times.json").is_file()
+    assert (tmp_path / "records" / "layer_times.json").is_file()
 
 
 def test_on_the_first_process_a_target_in_time_is_refused_for_all(tmp_path: Path) -> None:

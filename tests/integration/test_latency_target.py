@@ -102,7 +102,7 @@ def test_over_two_cuts_the_share_is_that_of_the_first_network(make_trainer: Any,
     assert first.taken == 1
     assert second.taken == first.reached
     assert met(second.reached)
-    stored = json.loads((tmp_path / "times.json").read_text())
+    stored = json.loads((tmp_path / "layer_times.json").read_text())
     assert any(key.startswith("Conv2d(") for key in stored["layers"])
     records = [read_step(folder) for folder in find_records(tmp_path)]
     assert sorted(step.epoch or 0 for step in records) == [0, 1]
@@ -294,7 +294,7 @@ def test_a_fit_meets_the_time_of_another_machine(
     assert "there.json" in step_table(step)
     (record,) = find_records(tmp_path)
     assert read_step(record).times == step.times
-    assert not (tmp_path / "times.json").exists()
+    assert not (tmp_path / "layer_times.json").exists()
 
 
 def test_a_table_that_does_not_fit_is_refused_before_training(fit: Fit, table: Path) -> None:
@@ -307,3 +307,17 @@ def test_a_table_that_does_not_fit_is_refused_before_training(fit: Fit, table: P
     assert module.steps == wider.steps == 0
     with pytest.raises(ValueError, match=r"epochs is \[0, 1\], and latency_table=.* Cut once"):
         callback(0, 1, selection=SELECTION, latency_table=table)
+
+
+def test_a_fit_that_goes_on_before_its_first_cut_is_checked_anew(
+    make_trainer: Fit, table: Path, tmp_path: Path
+) -> None:
+    """On a machine that lacks the table, or is another one."""
+    pruning = callback(1, selection=SELECTION, latency_table=table)
+    job(make_trainer, pruning, Saver(tmp_path), max_epochs=3)
+    table.unlink()
+    again = callback(1, selection=SELECTION, latency_table=table)
+    with pytest.raises(ValueError, match=r"latency_table=.*there\.json cannot be read"):
+        job(make_trainer, again, max_epochs=3, ckpt_path=tmp_path / "epoch0-end.ckpt")
+    assert not again.steps
+    job(make_trainer, again, max_epochs=3, ckpt_path=tmp_path / "epoch2-end.ckpt")

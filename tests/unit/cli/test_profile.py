@@ -8,7 +8,7 @@ from helpers.commands import RECIPE
 
 from acsp_lightning.cli.profile import check_target, write_profile
 from acsp_lightning.measure import latency
-from acsp_lightning.measure.time_table import StoredTimes
+from acsp_lightning.measure.time_table import Profile, StoredTimes
 
 pytestmark = pytest.mark.filterwarnings(
     # LightningCLI 2.6 calls methods of jsonargparse that 4.49 deprecates.
@@ -31,7 +31,7 @@ def test_times_that_are_profiled_decide_a_preview(acsp, tmp_path: Path, capsys, 
     assert "latency_table=there/times.json" in printed
     assert "(batch 1, cpu, " in printed
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
-    stored = StoredTimes.read(tmp_path / "there" / "times.json")
+    stored = Profile.read(tmp_path / "there" / "times.json")
     assert len(stored.networks) > 2
 
     def refuse(*_: Any) -> float:
@@ -51,7 +51,7 @@ def test_a_preview_in_time_keeps_the_times_of_layers(acsp, tmp_path: Path, capsy
     printed = capsys.readouterr().out
     assert "latency=0.5 asks for" in printed
     assert "Layers that hold the network back" in printed
-    assert StoredTimes.read(tmp_path / "preview" / "times.json").layers
+    assert StoredTimes.read(tmp_path / "preview" / "layer_times.json").layers
 
 
 def test_times_of_exported_networks(acsp, tmp_path: Path, capsys, monkeypatch) -> None:
@@ -65,7 +65,7 @@ def test_times_of_exported_networks(acsp, tmp_path: Path, capsys, monkeypatch) -
     assert "leave everything but batch_size out of latency_at" in capsys.readouterr().err
     acsp("profile", "--config", RECIPE, *words)
     assert "onnxruntime on cpu" in capsys.readouterr().out
-    stored = StoredTimes.read(tmp_path / "times.json")
+    stored = Profile.read(tmp_path / "times.json")
     assert stored.conditions["runtime"] == f"onnxruntime {onnxruntime.__version__}"
     assert set(stored.layers.values()) == {1e-3}
     table = "--trainer.callbacks.latency_table=times.json"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.fits import Classifier, Fit, callback, conv_net
-from helpers.records import complexity, step, viewed
+from helpers.records import complexity, network_times, step, viewed
 from torch import nn
 
 from acsp_lightning import ACSPPruningCallback, PruningStep, SelectionConfig
@@ -224,6 +224,9 @@ def test_several_cuts_are_summed_up_and_those_undone_left_out() -> None:
     assert "cuts: cut after epoch 1, cut after epoch 3" in found["Method"]
     assert "cut after epoch 2 rolled back, to be cut again at half the depth" in found["Method"]
     assert "Latency: not measured." in card
+    timed = model_card(conv_net(), [replace(step(1, 6, 4), times=network_times())])
+    assert "Latency: not measured." not in timed
+    assert "cut after epoch 1: latency=0.5 asks for 20.00 ms" in timed
 
 
 @pytest.mark.parametrize(

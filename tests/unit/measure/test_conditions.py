@@ -38,7 +38,8 @@ def test_a_copy_is_converted_and_the_network_left() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, "latency_at.batch_size has 0"),
+        ({"batch_size": 0}, "latency_at.batch_size is 0; it must be one integer >= 1, such as 32"),
+        ({"batch_size": [1, 8]}, r"batch_size is \[1, 8\]; it must be one integer"),
         ({"compiled": 1}, "latency_at.compiled is 1; it must be True or False"),
         ({"channels_last": "no"}, "latency_at.channels_last is 'no'"),
         ({"precision": "int8"}, "latency_at.precision is 'int8'; it must be one of float32, float16"),

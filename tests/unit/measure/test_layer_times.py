@@ -1,5 +1,6 @@
 """Single layers on the clock: which calls are seen, and how they are timed."""
 
+import pytest
 import torch
 from helpers.fits import hooks, same_state, snapshot
 from torch import Tensor, nn
@@ -112,3 +113,11 @@ def test_the_device_of_layers() -> None:
     assert device_of(layers).type == "meta"
     assert device_of([nn.BatchNorm1d(2, affine=False, device="meta")]).type == "meta"
     assert device_of(layers[:1]) == torch.device("cpu")
+
+
+def test_layers_on_other_devices_are_refused() -> None:
+    layer = nn.Linear(2, 2, device="meta")
+    with pytest.raises(
+        ValueError, match=r"are on meta; latency is measured on the CPU and on a single GPU"
+    ):
+        time_layers([(layer, Call((1, 2), torch.float32, channels_last=False))], 0.0)

@@ -1,6 +1,7 @@
 """Tables of times: what is timed once, what a file keeps, and which files are of use."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 from acsp_lightning.measure import time_table
 from acsp_lightning.measure.layer_times import Call, key_of
 from acsp_lightning.measure.time_table import (
+    Profile,
     StoredTimes,
     TimedNetwork,
     TimeTable,
@@ -58,9 +60,39 @@ def test_large_layers_are_not_held_together(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_file_has_what_was_written(tmp_path: Path) -> None:
     network = TimedNetwork(0.3, compared(0.5, 0.25))
-    written = StoredTimes({"device": "here"}, {"a": 0.25}, (network,), "batch 1")
-    written.write(tmp_path / "deep" / "times.json")
-    assert StoredTimes.read(tmp_path / "deep" / "times.json") == written
+    path = tmp_path / "deep" / "times.json"
+    for written in (
+        StoredTimes({"device": "here"}, {"a": 0.25}),
+        Profile({"device": "here"}, {"a": 0.25}, (network,), "batch 1"),
+    ):
+        written.write(path)
+        assert type(written).read(path) == written
+    replace(written, networks=(replace(network, total=0.0),)).write(path)
+    with pytest.raises(ValueError, match=r"it has a time of 0\.0 s\.$"):
+        Profile.read(path)
+
+
+def test_times_of_layers_are_no_profile_and_a_profile_is_no_store(tmp_path: Path) -> None:
+    path = tmp_path / "times.json"
+    StoredTimes({}, {"a": 0.25}).write(path)
+    with pytest.raises(ValueError, match=r"must have .*'networks'"):
+        Profile.read(path)
+    Profile(conditions(torch.device("cpu")), {"a": 0.25}, (), "batch 1").write(path)
+    with kept_times(path, nn.Linear(2, 2)) as table:
+        assert table.seconds == {}
+
+
+def test_precision_of_products_is_a_condition() -> None:
+    before = conditions(torch.device("cpu"))
+    known = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert conditions(torch.device("cpu")) != before
+        assert conditions(torch.device("cpu"), "other 1.0") == conditions(
+            torch.device("cpu"), "other 1.0"
+        )
+    finally:
+        torch.set_float32_matmul_precision(known)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,9 @@ def test_the_sentence_has_what_was_asked_predicted_and_measured() -> None:
         "latency=0.5 asks for 20.00 ms (batch 8, cpu, 2 threads); predicted 20.40 ms; measured 20.00 "
         "ms, 0.500 of the time; the smallest network takes 0.100; 12 s of measuring"
     )
+    # The ratio is one of turns, and not of the medians.
+    turns = dataclasses.replace(network_times(), measured=0.45)
+    assert "measured 18.00 ms, 0.450 of the time" in summary(turns)
     later = dataclasses.replace(network_times(taken=0.8), predicted=None, smallest=None)
     assert summary(later) == (
         "latency=0.5 asks for 25.00 ms (batch 8, cpu, 2 threads); measured 20.00 ms, 0.400 of the "

@@ -1,18 +1,23 @@
 """The clock of a network: what it times, once, and what it leaves as it was."""
 
 import dataclasses
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from helpers import clockwork
 from helpers.captured import IMAGES, captured
+from helpers.compiled import Backend
 from helpers.fits import conv_net, same_state, snapshot
 from torch import nn
 
 from acsp_lightning import apply_plan
+from acsp_lightning.measure import latency
 from acsp_lightning.measure.conditions import LatencyAt
 from acsp_lightning.measure.latency import LatencyComparison
+from acsp_lightning.measure.layer_times import Call
 from acsp_lightning.measure.time_table import TimeTable
 from acsp_lightning.selection import clock as clock_module
 from acsp_lightning.selection.clock import Clock, compare
@@ -114,3 +119,35 @@ def test_conditions_are_those_of_both_networks() -> None:
     for network in (before, after):
         assert {p.dtype for p in network.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in model.parameters()} != {torch.bfloat16}
+
+
+def test_layers_of_a_cut_network_are_timed_in_turns_with_one_another() -> None:
+    asked: list[int] = []
+
+    def stopwatch(layers: Sequence[tuple[nn.Module, Call]], _: float) -> list[float]:
+        asked.append(len(layers))
+        return [1.0] * len(layers)
+
+    model = conv_net()
+    groups, _ = captured(model)
+    timed = Clock(model, list(groups.values()), (IMAGES[:1],), AT, TimeTable({}, stopwatch))
+    layers = timed.layers({})
+    found = timed.seconds(layers, {"conv1": 3, "fc1": 5})
+    assert list(found) == [layer.name for layer in layers]
+    assert asked == [len(layers)]
+
+
+def test_compiled_networks_are_compiled_and_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = Backend()
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    monkeypatch.setitem(latency.TIMERS, "cpu", lambda run, arguments: len(run(*arguments)) * 1e-3)
+    model = conv_net()
+    groups, _ = captured(model)
+    at = dataclasses.replace(AT, compiled=True)
+    timed = Clock(model, list(groups.values()), (IMAGES[:1],), at, TimeTable())
+    found = timed.compared({"conv1": 3})
+    assert found.before.compiled
+    assert found.after.compiled
+    assert backend.graphs == 2
+    assert backend.runs > 2 * found.before.runs - 1

@@ -147,14 +147,28 @@ def test_a_target_counts_from_the_first_network() -> None:
     assert times.reached == pytest.approx(0.4, rel=0.05)
 
 
-@pytest.mark.parametrize(("asked", "taken"), [(1.0, 1.0), (0.5, 0.4)])
+@pytest.mark.parametrize(("asked", "taken"), [(1.0, 1.0), (0.5, 0.4), (0.5, 0.505)])
 def test_nothing_is_cut_where_the_target_is_met_already(asked: float, taken: float) -> None:
     case = Case()
     deadline = case.deadline(asked, taken)
     widths = deadline.widths(deadline.path(case.curves))
     assert widths == {group.name: group.width for group in case.groups}
     assert deadline.seconds(widths) is None
-    assert deadline.times(widths).checks == ()
+    times = deadline.times(widths)
+    assert times.checks == ()
+    assert times.share == 1
+
+
+def test_what_an_earlier_cut_left_of_the_target_is_not_asked_for_again() -> None:
+    """It is within what counts as met, and less than what a busy machine can tell."""
+    case, noisy = Case(), Noisy(0.4 * SURE, 1.0)
+    deadline = case.deadline(0.5, (1 + CLOSE) * 0.5, compare=noisy)
+    deadline.check()
+    widths = deadline.widths(deadline.path(case.curves))
+    assert widths == {group.name: group.width for group in case.groups}
+    assert deadline.times(widths).reached == (1 + CLOSE) * 0.5
+    with pytest.raises(ValueError, match="is to save"):  # the same share of a first network
+        case.deadline(1 / (1 + CLOSE), compare=Noisy(2 * SURE, CLOSE)).check()
 
 
 def test_what_the_smallest_network_cannot_reach_is_refused_with_the_figures() -> None:

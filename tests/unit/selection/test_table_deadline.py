@@ -12,7 +12,7 @@ from helpers.captured import IMAGES, captured
 from torch import nn
 
 from acsp_lightning import LatencyAt, PruningSettings, apply_plan
-from acsp_lightning.measure.time_table import StoredTimes
+from acsp_lightning.measure.time_table import Profile, StoredTimes
 from acsp_lightning.selection.damage import DamageCurve
 from acsp_lightning.selection.table_deadline import TableDeadline, read_table, table_clock
 from acsp_lightning.selection.time_target import profile, timed_candidates
@@ -40,7 +40,7 @@ class Case:
             clockwork.set_clock(patch)
             self.stored = profile(self.model, self.groups, (IMAGES[:1],), PruningSettings())
 
-    def deadline(self, asked: float, stored: StoredTimes | None = None) -> TableDeadline:
+    def deadline(self, asked: float, stored: Profile | None = None) -> TableDeadline:
         stored = stored or self.stored
         clock = table_clock(self.model, self.groups, (IMAGES[:1],), LatencyAt(), stored, FILE)
         return TableDeadline(clock, self.candidates, asked, stored, FILE)
@@ -135,8 +135,10 @@ def test_files_that_are_no_tables(tmp_path: Path) -> None:
     path.write_text("{")
     with pytest.raises(ValueError, match=r"cannot be read: .*acsp-lightning profile"):
         read_table(path, LatencyAt())
-    replace(stored, networks=()).write(path)
-    with pytest.raises(ValueError, match="has times of layers, but of no network"):
+    StoredTimes(stored.conditions, stored.layers).write(path)
+    with pytest.raises(
+        ValueError, match=r"cannot be read: .*'networks'.* wrote it\. Write it anew with"
+    ):
         read_table(path, LatencyAt())
     stored.write(path)
     assert read_table(path, LatencyAt()) == stored

@@ -166,3 +166,38 @@ def test_a_layer_that_is_called_twice_takes_both_times() -> None:
 
     model = Twice().eval()
     assert modelled(model, (), {}).total({}) == pytest.approx(truth(model, (), {}))
+
+
+def test_layers_that_deepcopy_refuses_or_shares() -> None:
+    """A weight that a hook has computed, and a forward that was compiled with the uncut weights."""
+    model = Chain()
+    model.fc = nn.utils.weight_norm(model.fc)
+    model.a.forward = torch.compile(model.a.forward, backend="eager")  # type: ignore[method-assign]
+    model(IMAGE)
+    model.eval()
+    calls = layer_calls(model, (IMAGE,))
+    groups = trace_groups(model, (IMAGE,)).groups
+    layers = {layer.name: layer for layer in timed_layers(model, groups, calls, {"a": [8]})}
+    (sample,) = layers["a"].samples({}, {"a": 8})
+    smaller, call = sample()
+    assert smaller(torch.rand(call.shape)).shape[1] == 8
+    (sample,) = layers["fc"].samples({}, {})
+    whole, call = sample()
+    assert whole(torch.rand(call.shape)).shape[1] == 16
+
+
+def test_layers_that_are_cut_along_parameters_are_left_to_the_rest_of_the_network() -> None:
+    class Scale(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gamma = nn.Parameter(torch.rand(24, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.gamma * x
+
+    model = Chain().eval()
+    model.norm = Scale()  # type: ignore[assignment]
+    groups = trace_groups(model, (IMAGE,)).groups
+    assert any(side.layer == "norm" for group in groups for side in group.sides)
+    layers = timed_layers(model, groups, layer_calls(model, (IMAGE,)), {})
+    assert [layer.name for layer in layers] == ["a", "b", "fc", "head"]

@@ -10,7 +10,7 @@ from helpers.fits import conv_net, same_state, snapshot
 
 from acsp_lightning import LatencyAt, PruningSettings, SelectionConfig
 from acsp_lightning.measure import latency
-from acsp_lightning.measure.time_table import StoredTimes
+from acsp_lightning.measure.time_table import Profile, StoredTimes
 from acsp_lightning.selection.axis import timed_widths
 from acsp_lightning.selection.deadline import Deadline
 from acsp_lightning.selection.table_deadline import TableDeadline
@@ -32,7 +32,7 @@ class Case:
         settings = PruningSettings(selection=SelectionConfig(latency=share), **options)
         return time_target(self.model, self.groups, (IMAGES[:1],), settings, kept=kept)
 
-    def profile(self, path: Path, **options: Any) -> StoredTimes:
+    def profile(self, path: Path, **options: Any) -> Profile:
         stored = profile(self.model, self.groups, (IMAGES[:1],), PruningSettings(**options))
         stored.write(path)
         return stored
@@ -50,7 +50,6 @@ def test_a_target_is_timed_here_at_widths_that_settings_allow(tmp_path: Path) ->
         assert target.candidates == {group.name: timed_widths(group, 2, 4) for group in case.groups}
         target._clock.model(target._clock.layers(target.candidates))
     assert len(StoredTimes.read(kept).layers) > 3
-    assert StoredTimes.read(kept).networks == ()
 
 
 def test_a_profile_has_all_that_a_decision_elsewhere_needs(
@@ -86,5 +85,17 @@ def test_a_profile_under_other_conditions_is_refused(tmp_path: Path) -> None:
     with (
         pytest.raises(ValueError, match=r"timed at batch 1, and latency_at is batch 4\. Write it anew"),
         case.target(latency_table=path, latency_at=at),
+    ):
+        pass
+
+
+def test_a_table_without_a_target_is_refused(tmp_path: Path) -> None:
+    case, path = Case(), tmp_path / "times.json"
+    case.profile(path)
+    with (
+        pytest.raises(
+            ValueError, match=r"latency_table=.* set selection\.latency, or leave latency_table"
+        ),
+        case.target(None, latency_table=path),
     ):
         pass
