@@ -9,7 +9,6 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.hooks import RemovableHandle
 
-from acsp_lightning.capture.hooks import ActivationCapture
 from acsp_lightning.capture.statistics import Captured
 from acsp_lightning.checkpoint import resize_on_load
 from acsp_lightning.measure.complexity import Complexity
@@ -18,6 +17,7 @@ from acsp_lightning.progress import shown_by
 from acsp_lightning.report import PruningStep
 from acsp_lightning.settings import PruningSettings, check_epochs, with_hints, with_options
 from acsp_lightning.trainer.averaging import averaged_copies
+from acsp_lightning.trainer.capturing import FitCapture
 from acsp_lightning.trainer.checks import (
     check_schedule,
     check_step_schedule,
@@ -26,12 +26,11 @@ from acsp_lightning.trainer.checks import (
     check_training_batch,
     is_fast_dev_run,
     parameter_shapes,
+    passed_epochs,
 )
 from acsp_lightning.trainer.cut import FitSite
 from acsp_lightning.trainer.distillation import Teaching
 from acsp_lightning.trainer.guard import GuardMonitor, check_judged
-from acsp_lightning.trainer.loaders import expect_batch
-from acsp_lightning.trainer.merging import merge_over_ranks
 from acsp_lightning.trainer.monitors import spare_stopping
 from acsp_lightning.trainer.progress_bars import display_of
 from acsp_lightning.trainer.ranks import check_ranks_agree, run_on_all_ranks
@@ -90,9 +89,10 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
         self._tried = False  # the first training batch
         self._initial: Complexity | None = None
         self._survey: FitSurvey | None = None  # from the start of a fit to its end
-        self._capture: ActivationCapture | None = None
+        self._capture = FitCapture()
         self._captured: Captured | None = None
         self._load_hooks: list[RemovableHandle] = []
+        self._stage = ""
         self._unreadable: ValueError | None = None  # a state that another version wrote
 
     @property
@@ -107,6 +107,7 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Let pruned checkpoints load, and check the Trainer, the schedule and the parameters."""
         check_trainer(trainer)
+        self._stage = stage
         self._forget()  # a fit that failed has had no teardown
         self._load_hooks.append(verify_before_load(pl_module, lambda: trainer.ckpt_path))
         for module in (pl_module, *averaged_copies(trainer)):
@@ -137,6 +138,8 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
         run_on_all_ranks(lambda: check_step_schedule(self.epochs, trainer, self._monitor.patience))
         self._survey = survey_fit(trainer, self, self._initial, has_cut=bool(self.steps))
         self._initial = self._initial or self._survey.complexity
+        waiting = {self._captured.epoch} if self._captured else set()
+        self._settled |= passed_epochs(self._missed() - waiting, trainer)
         if self.steps:
             self._teaching.resume(trainer, self._survey, self.steps[0].epoch)
 
@@ -172,17 +175,14 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
             self._start_capture(trainer.current_epoch, pl_module, self._survey)
 
     def _start_capture(self, epoch: int, pl_module: pl.LightningModule, survey: FitSurvey) -> None:
-        self._stop_capture()
+        self._capture.stop()
         self._captured = None
         self._survey, groups = survey.due(pl_module, self, self._visited)
         if not groups:
             rank_zero_warn(f"Every layer was visited before epoch {epoch}; no cut.")
             self._settled.add(epoch)
             return
-        self._capture = ActivationCapture(
-            pl_module, groups.values(), self.selection.grid, survey.num_classes, survey.held_back
-        )
-        self._capture.attach()
+        self._capture.begin(pl_module, groups.values(), self._survey, self.selection.grid)
 
     def on_validation_batch_start(
         self,
@@ -194,8 +194,8 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
     ) -> None:
         """Tell the hooks the labels of the batch that comes."""
         enough = self.max_batches is not None and batch_idx >= self.max_batches
-        if self._capture is not None and dataloader_idx == 0 and not enough:
-            expect_batch(trainer, self._capture, batch, self.read_batch)
+        if dataloader_idx == 0 and not enough:
+            self._capture.expect(trainer, batch, self.read_batch)
 
     def on_validation_batch_end(
         self,
@@ -207,8 +207,7 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Let the hooks rest until the next labels."""
-        if self._capture is not None:
-            self._capture.pause()
+        self._capture.pause()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remove the hooks, and keep the statistics of all processes for the cut."""
@@ -216,26 +215,16 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
             self._monitor.after_sanity_check(trainer)
         if self._survey is None or trainer.sanity_checking:
             return
-        capture = self._capture
-        metric = self._monitor.after_validation(trainer, captured=capture is not None)
-        if capture is None:
-            return
-        self._stop_capture()
-        activations = merge_over_ranks(capture.finish, pl_module.device)
-        epoch, look = trainer.current_epoch, self._survey.look.tracing
-        groups, held = capture.groups, capture.held_back
-        self._captured = Captured(epoch, groups, activations, metric, None, look.whole, held, look.sums)
-
-    def _stop_capture(self) -> None:
-        if self._capture is not None:
-            self._capture.detach()
-        self._capture = None
+        captures = self._capture.is_running
+        metric = self._monitor.after_validation(trainer, captured=captures)
+        if captures:
+            self._captured = self._capture.finish(trainer, metric, self._survey)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Leave no hook behind; what waits for its cut goes into the checkpoints written now."""
-        self._stop_capture()
+        self._capture.stop()
         self._teaching.forget()
         self._survey = None
 
@@ -244,7 +233,7 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
         self._forget()
 
     def _forget(self) -> None:
-        self._stop_capture()
+        self._capture.stop()
         self._captured = None  # or the next fit would cut by it
         self._monitor.forget()
         self._teaching.forget()
@@ -283,11 +272,14 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
         try:
             example = self._survey.example
             step = make_cut(site, captured, self, example, self._initial, earlier=self.steps)
+            self.steps.append(step)
+        except BaseException:
+            self._monitor.forget()  # a checkpoint that is written now has no record to judge
+            raise
         finally:
             if site.is_cut:
                 self._captured = None
                 self._visited += [g.name for g in captured.groups[: self.layers_per_epoch]]
-        self.steps.append(step)
         announce_cut(trainer, step, self)
 
     def _judge(self, trainer: pl.Trainer, next_epoch: int | None) -> None:
@@ -309,10 +301,12 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
             self._judge(trainer, None)
         if self._survey is None:
             return
-        missed = set(self.epochs) - self._settled - {step.epoch for step in self.steps}
         self._captured = None  # a cut that waits is not made any more
-        example = self._survey.example
+        missed, example = self._missed(), self._survey.example
         self.steps[:] = announce_end(trainer, self._site(trainer), self.steps, missed, example, self)
+
+    def _missed(self) -> set[int]:
+        return set(self.epochs) - self._settled - {step.epoch for step in self.steps}
 
     # -- checkpoints ---------------------------------------------------------------------------------
 
@@ -336,11 +330,13 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
         fix_loop_progress(checkpoint, judged if self.guard is not None else self.epochs)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The inverse of :meth:`state_dict`."""
+        """The inverse of :meth:`state_dict`, in a fit; a test leaves what the last fit did."""
+        if self._stage != "fit":
+            return
         try:
             state = CallbackState.from_dict(state_dict)
         except ValueError as error:
-            self._unreadable = error  # which only a fit minds
+            self._unreadable = error
             return
         self.steps = state.steps
         self._visited = state.visited

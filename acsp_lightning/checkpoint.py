@@ -190,18 +190,19 @@ def resize_on_load(module: nn.Module) -> RemovableHandle:
     """Let every later ``load_state_dict`` of ``module`` resize its layers first, as the file has them.
 
     Names may differ by wrappers (``_orig_mod.``, ``module.``), as for :func:`load_pruned`. The hook also
-    acts where ``module`` is a part of a larger module, and copies of the module have it.
+    acts where ``module`` is a part of a larger module, and copies of the module have it, pickled ones
+    too.
     """
-
-    def hook(owner: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-        own = {f"{prefix}{name}" for name in owner.state_dict()}
-        found = [name for name in state if name.startswith(prefix)]
-        for name, match in matching_names(found, own).items():
-            state[match] = state.pop(name)
-        resize_layers(owner, state, prefix)
-
-    handle: RemovableHandle = module.register_load_state_dict_pre_hook(hook)  # type: ignore[no-untyped-call]
+    handle: RemovableHandle = module.register_load_state_dict_pre_hook(_resize)  # type: ignore[no-untyped-call]
     return handle
+
+
+def _resize(owner: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    own = {f"{prefix}{name}" for name in owner.state_dict()}
+    found = [name for name in state if name.startswith(prefix)]
+    for name, match in matching_names(found, own).items():
+        state[match] = state.pop(name)
+    resize_layers(owner, state, prefix)
 
 
 class PrunedCheckpointMixin:

@@ -37,6 +37,7 @@ from acsp_lightning.selection.trials import HeldBack, Timing, Trials
 from acsp_lightning.selection.weighing import announce_wait, weigh_groups
 from acsp_lightning.settings import PruningSettings
 from acsp_lightning.site import Site
+from acsp_lightning.structure.default_dtype import default_dtype
 from acsp_lightning.structure.example import Example, as_arguments
 from acsp_lightning.structure.forward import evaluation_state, random_state_restored
 from acsp_lightning.structure.pruning import Recovery, prune
@@ -94,7 +95,8 @@ def capture_network(
             for batch in tracked(batches, "Capturing activations"):
                 inputs, found = read_labelled(settings.read_batch, batch)
                 capture.expect(found)
-                model(*as_arguments(model, inputs))
+                with default_dtype(model):
+                    model(*as_arguments(model, inputs))
     finally:
         capture.detach()
     activations = capture.finish()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from acsp_lightning.capture.batches import BatchReader, check_labels
+from acsp_lightning.structure.default_dtype import default_dtype
 from acsp_lightning.structure.example import as_arguments
 from acsp_lightning.structure.forward import evaluation_state, run_forward
 
@@ -188,7 +189,9 @@ def count_by_class(
             inputs, labels = read_batch(batch)
             labels = check_labels(labels)
             largest = max(largest, int(labels.max()) if len(labels) else 0)
-            scores = class_scores(model(*as_arguments(model, inputs)), read_outputs, largest)
+            with default_dtype(model):
+                outputs = model(*as_arguments(model, inputs))
+            scores = class_scores(outputs, read_outputs, largest)
             if scores is None or len(scores) != len(labels):
                 return None
             right, labels = (scores.argmax(1) == labels).cpu(), labels.cpu().clamp(max=scores.shape[1])

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from acsp_lightning.structure.default_dtype import default_dtype
 from acsp_lightning.structure.forward import (
     CHECKPOINTED,
     evaluation_state,
@@ -84,7 +85,7 @@ def measure_complexity(
     analysis = FlopCountAnalysis(model, arguments)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     try:
-        with evaluation_state(model), _leaked_hooks_removed(model):
+        with evaluation_state(model), default_dtype(model), _leaked_hooks_removed(model):
             # torch.jit knows tensors, tuples and dicts alone.
             model.register_forward_hook(lambda _module, _inputs, outputs: tuple(output_tensors(outputs)))
             by_module: Mapping[str, float] = analysis.by_module()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from acsp_lightning.structure.copying import eager_copy
+from acsp_lightning.structure.default_dtype import default_dtype
 from acsp_lightning.structure.forward import (
     cloned,
     describe_inputs,
@@ -208,6 +209,7 @@ def _measure(
     with ExitStack() as stack:
         for model in models:
             stack.enter_context(evaluation_state(model))
+            stack.enter_context(default_dtype(model))
         # CUDA events are recorded on the current device.
         stack.enter_context(torch.cuda.device(device) if device.type == "cuda" else nullcontext())
         for size in batch_sizes:

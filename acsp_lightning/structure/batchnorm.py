@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from acsp_lightning.structure.default_dtype import default_dtype
 from acsp_lightning.structure.example import as_arguments
 from acsp_lightning.structure.forward import evaluation_state
 
@@ -32,7 +33,8 @@ def recalibrate_batchnorm(model: nn.Module, inputs: Iterable[Any], batches: int)
                     module.training = True
                     # The n-th batch enters with weight 1/n, which makes the average a plain mean.
                     module.momentum = 1 / (place + 1)
-                model(*as_arguments(model, batch))
+                with default_dtype(model):
+                    model(*as_arguments(model, batch))
         finally:
             for module, momentum in zip(live, momenta, strict=True):
                 module.momentum = momentum

@@ -15,6 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.checkpoint import CheckpointFunction
 
+from acsp_lightning.structure.default_dtype import default_dtype
+
 CHECKPOINTED = (
     "forward runs a part of the network by reentrant activation checkpointing (torch.utils.checkpoint "
     "with use_reentrant=True), which torch.jit cannot follow: pass use_reentrant=False, or checkpoint "
@@ -260,7 +262,7 @@ def run_forward(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
     A forward that writes to its inputs or its buffers, or draws random numbers, finds the same ones
     every time, and batches that were made under ``inference_mode`` can be traced by autograd.
     """
-    with _random_state_kept(model), state_restored(model):
+    with _random_state_kept(model), state_restored(model), default_dtype(model):
         return model(*cloned(inputs))
 
 

@@ -116,12 +116,16 @@ def _restart_lbfgs(
 
 
 def _has_old_shape(value: Any, entry: SlicedParameter) -> bool:
-    return isinstance(value, torch.Tensor) and value.shape == entry.old.shape
+    # Subclasses (quantized states) have a layout of their own, which a slice would break.
+    plain = type(value) in (torch.Tensor, torch.nn.Parameter)
+    return plain and value.shape == entry.old.shape
 
 
 def _can_follow(value: Any, entry: SlicedParameter) -> bool:
     if isinstance(value, torch.Tensor):
-        return value.shape == entry.old.shape or value.numel() == 1
+        # A wrapper shows the state of the optimizer in it, which has followed already.
+        followed = value.shape == entry.parameter.shape
+        return _has_old_shape(value, entry) or followed or value.numel() == 1
     return value is None or isinstance(value, bool | int | float | str)
 
 

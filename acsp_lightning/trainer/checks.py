@@ -1,11 +1,13 @@
 """When cuts happen, and whether they can."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.nn.parameter import is_lazy
 
 from acsp_lightning.capture.batches import read_with
@@ -51,7 +53,8 @@ def check_schedule(epochs: Sequence[int], trainer: pl.Trainer) -> None:
 def check_step_schedule(epochs: Sequence[int], trainer: pl.Trainer, tuned: int = 0) -> None:
     """Raise ``ValueError`` if counts of training batches or steps leave no cut after one of ``epochs``.
 
-    Epochs of unknown length, time-based intervals and manual optimisation cannot be told beforehand.
+    Epochs of unknown length, time-based intervals, manual optimisation and scheduled accumulation cannot
+    be told beforehand.
 
     Args:
         epochs: zero-based.
@@ -63,7 +66,9 @@ def check_step_schedule(epochs: Sequence[int], trainer: pl.Trainer, tuned: int =
         return
     every = trainer.val_check_batch if trainer.check_val_every_n_epoch is None else None
     steps = -(-int(length) // trainer.accumulate_grad_batches)
-    counted = trainer.max_steps != -1 and trainer.lightning_module.automatic_optimization
+    scheduled = any(isinstance(c, GradientAccumulationScheduler) for c in callbacks_of(trainer))
+    automatic = trainer.lightning_module.automatic_optimization
+    counted = trainer.max_steps != -1 and automatic and not scheduled
     for epoch in epochs:
         if every is not None and (epoch + 1) * length // every == epoch * length // every:
             raise ValueError(
@@ -77,6 +82,18 @@ def check_step_schedule(epochs: Sequence[int], trainer: pl.Trainer, tuned: int =
                 f"epochs has {epoch}, but with max_steps={trainer.max_steps} and {steps} steps in an "
                 f"epoch the fit ends before {before} that epoch. Raise max_steps, or cut earlier."
             )
+
+
+def passed_epochs(epochs: Iterable[int], trainer: pl.Trainer) -> set[int]:
+    """Those of some epochs without a cut that come before this fit begins, with a warning."""
+    passed = {epoch for epoch in epochs if epoch < trainer.current_epoch}
+    if passed:
+        rank_zero_warn(
+            f"epochs has {', '.join(map(str, sorted(passed)))}, but this fit begins with epoch "
+            f"{trainer.current_epoch} and has no cut from before: none will be made there. Choose later "
+            "epochs, or make a new Trainer."
+        )
+    return passed
 
 
 def check_trainer(trainer: pl.Trainer) -> None:

@@ -167,11 +167,11 @@ class FitSite:
         self._before_cut()
         sliced: list[SlicedParameter] = []
         run_on_all_ranks(lambda: sliced.extend(_cut(trainer, proposal, recovery, copies)))
+        self.is_cut = True
         if recovery.refits:
             _broadcast_consumers(trainer, proposal.plan, copies)
         if self._settings.batchnorm_batches and proposal.plan:
             run_on_all_ranks(self._recalibrate)
-        self.is_cut = True
         refresh_trainer(trainer, forget_monitors=self._settings.reset_monitors)
         _tell(trainer, proposal.plan, sliced)
         return self.network

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from copy import copy
 from itertools import count, islice
 from typing import Any
 
@@ -9,10 +10,8 @@ import lightning.pytorch as pl
 from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
-
-from acsp_lightning.capture.batches import BatchReader, read_labelled
-from acsp_lightning.capture.hooks import ActivationCapture
-from acsp_lightning.structure.example import as_arguments
+from torch.utils._pytree import tree_map
+from torch.utils.data import DataLoader
 
 
 def validation_batches(trainer: pl.Trainer, max_batches: int | None = None) -> Iterator[Any]:
@@ -25,7 +24,7 @@ def validation_batches(trainer: pl.Trainer, max_batches: int | None = None) -> I
         trainer: inside ``fit``, after ``on_fit_start``; or inside ``validate``.
         max_batches: at most this many, besides the Trainer's own limit.
     """
-    loop = _validation_loop(trainer)
+    loop = validation_loop(trainer)
     if loop._combined_loader is None:
         # The Trainer sets the loop up only when its first validation is due.
         with _in_stage(trainer, RunningStage.VALIDATING):
@@ -33,7 +32,7 @@ def validation_batches(trainer: pl.Trainer, max_batches: int | None = None) -> I
     loader = loop._combined_loader
     if loader is None:
         return iter(())
-    if _is_combined(loader):
+    if is_combined(loader):
         batches = _drawn(loader.iterables, loader._mode, loop.max_batches)
     else:
         batches = _drawn(loader.flattened[0], loader._mode, loop.max_batches[:1])
@@ -48,43 +47,35 @@ def training_batches(trainer: pl.Trainer) -> Iterator[Any]:
     return _prepared(trainer, loader, batches, RunningStage.TRAINING)
 
 
-def expect_batch(
-    trainer: pl.Trainer, capture: ActivationCapture, batch: Any, reader: BatchReader
-) -> None:
-    """Tell a capture of a validation batch that comes; what is wrong with it fails the capture.
-
-    Of a batch that is combined, ``validation_step`` may run the network on parts with other labels: the
-    capture then runs it itself.
-    """
-    try:
-        inputs, labels = read_labelled(reader, batch)
-        loader = _validation_loop(trainer)._combined_loader
-        if loader is not None and _is_combined(loader):
-            capture.run(as_arguments(trainer.lightning_module, inputs), labels)
-        else:
-            capture.expect(labels)
-    except Exception as error:
-        capture.fail(error)
-
-
-def _validation_loop(trainer: pl.Trainer) -> Any:
+def validation_loop(trainer: pl.Trainer) -> Any:
+    """The loop that validates: that of the fit, or of a validation alone."""
     alone = trainer.state.fn is TrainerFn.VALIDATING
     return trainer.validate_loop if alone else trainer.fit_loop.epoch_loop.val_loop
 
 
-def _is_combined(loader: CombinedLoader) -> bool:
-    return loader._mode != "sequential"
+def is_combined(loader: CombinedLoader | None) -> bool:
+    """Whether batches are made of those of several loaders."""
+    return loader is not None and loader._mode != "sequential"
 
 
 def _drawn(iterables: Any, mode: Any, limits: list[int | float] | None) -> Iterator[Any]:
     """Batches of loaders by an iterator of our own: the Trainer's may be under way."""
-    loader = CombinedLoader(iterables, mode)
+    loader = CombinedLoader(tree_map(_with_own_workers, iterables), mode)
     loader.limits = limits
     iter(loader)  # once only, since it starts the workers
     length = sized_len(loader)  # beyond its limits a combined loader goes on
     with suppress(StopIteration):
         for _ in count() if length is None else range(length):
             yield next(loader)[0]
+
+
+def _with_own_workers(loader: Any) -> Any:
+    """The same loader; if its workers persist, with an iterator that is not that of the Trainer."""
+    if not isinstance(loader, DataLoader) or not loader.persistent_workers:
+        return loader
+    own = copy(loader)
+    own._iterator = None
+    return own
 
 
 def _prepared(

@@ -17,16 +17,25 @@ def verify_before_load(module: nn.Module, path: Callable[[], Any]) -> RemovableH
         module: whose weights the file holds.
         path: returns the file once it is known; None, and what is no local file, is passed over.
     """
-    checked: set[str] = set()
-
-    def hook(*_: object) -> None:
-        source = str(path() or "")
-        if source not in checked and Path(source).is_file():
-            verify_checksums(source)
-        checked.add(source)
-
-    handle: RemovableHandle = module.register_load_state_dict_pre_hook(hook)  # type: ignore[no-untyped-call]
+    handle: RemovableHandle = module.register_load_state_dict_pre_hook(_Verifier(path))  # type: ignore[no-untyped-call]
     return handle
+
+
+class _Verifier:
+    """A hook that checks files; copies of a module, and pickled ones, have one that checks none."""
+
+    def __init__(self, path: Callable[[], Any] = lambda: None) -> None:
+        self._path = path
+        self._checked: set[str] = set()
+
+    def __call__(self, *_: object) -> None:
+        source = str(self._path() or "")
+        if source not in self._checked and Path(source).is_file():
+            verify_checksums(source)
+        self._checked.add(source)
+
+    def __reduce__(self) -> tuple[type["_Verifier"], tuple[()]]:
+        return _Verifier, ()
 
 
 def fix_loop_progress(checkpoint: Mapping[str, Any], epochs: Container[int]) -> None:

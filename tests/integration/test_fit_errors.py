@@ -324,6 +324,13 @@ def test_steps_that_end_before_the_cut(fit: Fit) -> None:
     assert widths(module) == ALL_HALVED
 
 
+def test_steps_of_scheduled_accumulation_cannot_be_counted_beforehand(fit: Fit) -> None:
+    module = Classifier()
+    accumulating = pl.callbacks.GradientAccumulationScheduler({0: 4})
+    fit(module, [callback(1), accumulating], max_epochs=4, max_steps=3)
+    assert widths(module) == ALL_HALVED
+
+
 def test_rows_that_are_not_samples(fit: Fit) -> None:
     """A forward that folds two samples into one row is refused by name."""
 

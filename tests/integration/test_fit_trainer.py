@@ -1,6 +1,7 @@
 """Every other way to run a Trainer: dry runs, step limits, streams, workers, several fits."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -125,13 +126,23 @@ def test_validate_and_test_alone(make_trainer: Fit, verb: str) -> None:
     assert hooks(module) == 0
 
 
-def test_validate_and_test_after_a_fit(fit: Fit, make_trainer: Fit) -> None:
-    module, pruning = Classifier(), callback(0)
-    trainer = fit(module, [pruning])
+def test_validate_and_test_after_a_fit(fit: Fit, make_trainer: Fit, tmp_path: Path) -> None:
+    class Saving(pl.Callback):
+        file = tmp_path / "uncut.ckpt"
+
+        def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            if trainer.current_epoch == 0:
+                trainer.save_checkpoint(self.file)
+
+    module, pruning, uncut = Classifier(), callback(0), Saving()
+    trainer = fit(module, [pruning, uncut])
     for other in (trainer, make_trainer(pruning)):
         other.validate(module, val_loader(), verbose=False)
         other.test(module, val_loader(), verbose=False)
     assert len(pruning.steps) == 1
+    (step,) = pruning.steps
+    trainer.test(Classifier(), val_loader(), ckpt_path=uncut.file, verbose=False, weights_only=True)
+    assert pruning.steps == [step], "a test of another file is no fit"
     # Nothing was made in inference mode: the network can be trained on.
     trainer = make_trainer(max_epochs=1)
     trainer.fit(module, train_loader(), val_loader())
@@ -257,3 +268,30 @@ def test_tuning_inside_the_fit(make_trainer: Fit, finder: Any, ours_first: bool)
     assert len(pruning.steps) == 1
     assert widths(module) == ALL_HALVED
     assert trainer.current_epoch == 3
+
+
+def test_epochs_that_a_fit_has_behind_it_are_named_at_its_start(make_trainer: Fit) -> None:
+    module, pruning = Classifier(), callback(0, 3)
+    trainer = make_trainer(pruning, max_epochs=2)
+    with pytest.raises(ValueError, match="epochs has 3"):
+        trainer.fit(module, train_loader(), val_loader())
+    pruning = callback(0)
+    trainer = make_trainer(pruning, max_epochs=2)
+    trainer.fit(module, train_loader(), val_loader())
+    assert len(pruning.steps) == 1
+    trainer.fit_loop.max_epochs = 4
+    with pytest.warns(UserWarning, match="epochs has 0, but this fit begins with epoch 2") as caught:
+        trainer.fit(module, train_loader(), val_loader())
+    assert not any("No cut was made" in str(warning.message) for warning in caught)
+
+
+def test_a_module_can_be_pickled_inside_a_fit(fit: Fit, tmp_path: Path) -> None:
+    class Pickling(pl.Callback):
+        def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            torch.save(pl_module, tmp_path / "module.pt")
+
+    module = Classifier()
+    fit(module, [callback(0), Pickling()])
+    again = torch.load(tmp_path / "module.pt", weights_only=False)
+    assert same_state(snapshot(again), snapshot(module))
+    again.load_state_dict(module.state_dict())

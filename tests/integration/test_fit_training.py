@@ -315,3 +315,18 @@ def test_state_that_cannot_follow_is_dropped_with_a_warning(fit: Fit) -> None:
         fit(module, [callback()])
     assert widths(module) == ALL_HALVED
     assert module.steps == 12
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_a_forward_that_counts_on_the_default_dtype(fit: Fit, precision: str) -> None:
+    """Coordinates in the dtype that the Trainer sets for its passes."""
+
+    class Coordinates(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            places = torch.linspace(-1, 1, x.shape[-1], device=x.device)
+            return torch.cat([x, places.expand(len(x), 1, *x.shape[2:])], 1)
+
+    net = nn.Sequential(Coordinates(), nn.Conv2d(2, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 3))
+    module = Classifier(net)
+    fit(module, [callback(0, batchnorm_batches=1, latency_batch_sizes=[1])], precision=precision)
+    assert net[1].out_channels == 4

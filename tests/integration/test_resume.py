@@ -179,6 +179,22 @@ def test_checkpoints_written_on_an_exception(
     assert differences(resumed, whole) == []
 
 
+@pytest.mark.parametrize("guard", [None, Guard(10.0, "val_loss", mode="min")])
+def test_a_fit_that_fails_in_the_midst_of_a_cut_goes_on(
+    guard: Guard | None, make_trainer: Fit, tmp_path: Path
+) -> None:
+    """The network is cut, and there is no record: nothing is cut again, and nothing judged."""
+    failing, rescue = Failing("on_pruned", 1), OnExceptionCheckpoint(tmp_path)
+    options = {"enable_checkpointing": True, "max_epochs": 4}
+    with pytest.raises(RuntimeError, match="power"), pytest.warns(UserWarning, match="ckpt_path"):
+        job(make_trainer, callback(guard=guard), failing, rescue, **options)
+    again = callback(guard=guard)
+    with pytest.warns(UserWarning, match="epochs has 0, but this fit begins with epoch 1"):
+        left = job(make_trainer, again, ckpt_path=tmp_path / "on_exception.ckpt", max_epochs=4)
+    assert left["steps"] == []
+    assert left["widths"] == job(make_trainer, callback(), max_epochs=4)["widths"]
+
+
 @pytest.mark.parametrize("moment", ["epoch0-batch1", "epoch1-batch1"])
 def test_a_fit_that_failed_goes_on_with_the_same_objects(
     moment: str, make_trainer: Fit, tmp_path: Path
@@ -250,3 +266,17 @@ def test_a_fit_cannot_go_on_from_a_state_without_a_mark_and_says_what_to_do(
     loaded = load_pruned(Classifier(), tmp_path / "old.ckpt")
     for name, value in trainer.lightning_module.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value)
+
+
+def test_workers_that_persist_serve_a_resumed_epoch_whole(make_trainer: Fit, tmp_path: Path) -> None:
+    def data() -> dict[str, Any]:
+        return {"train_dataloaders": train_loader(num_workers=1, persistent_workers=True),
+                "val_dataloaders": val_loader()}  # fmt: skip
+
+    module = Classifier()
+    make_trainer(callback(batchnorm_batches=2), Saver(tmp_path), max_epochs=2).fit(module, **data())
+    again = Classifier()
+    trainer = make_trainer(callback(batchnorm_batches=2), max_epochs=2)
+    trainer.fit(again, **data(), ckpt_path=tmp_path / "epoch0-end.ckpt", weights_only=True)
+    assert (trainer.current_epoch, trainer.global_step) == (2, module.steps)
+    assert again.steps == module.steps // 2

@@ -235,3 +235,17 @@ def test_a_network_that_was_built_first(pruned: Mixed, tmp_path: Path) -> None:
     late = InConfigureModel()
     late.configure_model()
     assert_same(load_pruned(late, tmp_path / "cut.pt").network, pruned)
+
+
+class Pickled(PrunedCheckpointMixin, Holder):
+    """Importable, as pickle wants it."""
+
+
+def test_a_module_with_the_mixin_can_be_pickled(pruned: Mixed, tmp_path: Path) -> None:
+    module = Pickled(Mixed())
+    torch.save(module, tmp_path / "module.pt")
+    again = torch.load(tmp_path / "module.pt", weights_only=False)
+    again.load_state_dict(Holder(pruned).state_dict())
+    assert {n: p.shape for n, p in again.named_parameters()} == {
+        n: p.shape for n, p in Holder(pruned).named_parameters()
+    }

@@ -332,3 +332,46 @@ def test_optimizers_are_found_in_attributes_lists_and_dicts_once():
     outer, one, other, third = (optim.SGD(parameters, lr=0.1) for _ in range(4))
     outer.base, outer.several, outer.named = one, [one, other], {"a": third, "b": outer}
     assert list(nested_optimizers([outer])) == [outer, one, other, third]
+
+
+def test_state_that_a_wrapper_shows_too_is_cut_once():
+    """As torch's PostLocalSGDOptimizer does, whose state is that of the optimizer in it."""
+
+    class Wrapper(optim.Optimizer):
+        def __init__(self, inner):
+            self.optim = inner
+            self.param_groups = inner.param_groups
+
+        @property
+        def state(self):
+            return self.optim.state
+
+    model = network()
+    inner = optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    train(model, inner, 1)
+    sliced = apply_plan(model, plan_of(model))
+    for optimizer in nested_optimizers([Wrapper(inner)]):
+        assert slice_optimizer_state(optimizer, sliced) == ()
+    for parameter in model.parameters():
+        assert inner.state[parameter]["momentum_buffer"].shape == parameter.shape
+
+
+def test_state_of_a_layout_of_its_own_is_dropped():
+    """As of quantized moments, which no slice would follow."""
+
+    class Quantized(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            if func is torch.Tensor.index_select or func is torch.index_select:
+                raise NotImplementedError("no slices")
+            return super().__torch_function__(func, types, args, kwargs)
+
+    model = network()
+    optimizer = optim.Adam(model.parameters(), lr=0.01)
+    train(model, optimizer, 1)
+    sliced = apply_plan(model, plan_of(model))
+    entry = next(entry for entry in sliced if entry.old.ndim == 4)
+    optimizer.state[entry.parameter]["exp_avg"] = entry.old.clone().as_subclass(Quantized)
+    assert slice_optimizer_state(optimizer, sliced) == (entry.name,)
+    assert entry.parameter not in optimizer.state
+    train(model, optimizer, 1)
