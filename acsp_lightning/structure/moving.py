@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from acsp_lightning.structure.marks import along, pressed, resized, split_dims, varying
+from acsp_lightning.structure.marks import along, pressed, resized, split_dims, thin, varying
 
 if TYPE_CHECKING:
     from acsp_lightning.structure.flow import Flow
@@ -78,7 +78,8 @@ def view(flow: "Flow", func: Any, args: Any, kwargs: Any, result: Any) -> None:
             if dim != shrinks:
                 flow.channels.tie_along(after, dim)
         _note_sizes(flow, after, shrinks)
-    if len(differ) == 1 and before.shape[differ[0]] in tree_leaves(args[1:]):
+    numbers = [leaf for leaf in tree_leaves(args[1:]) if isinstance(leaf, int)]
+    if len(differ) == 1 and before.shape[differ[0]] in numbers:
         _note_sizes(flow, before, differ[0])
 
 
@@ -158,6 +159,17 @@ def split(flow: "Flow", func: Any, args: Any, kwargs: Any, result: Any) -> None:
         for part, sized in zip(parts, known, strict=True):
             if not sized:
                 flow.channels.pin(part, "forward splits its channels at numbers in its code")
+
+
+def glu(flow: "Flow", func: Any, args: Any, kwargs: Any, result: Any) -> None:
+    """One half gates the other: both lose the same places."""
+    marks = flow.marks(args[0])
+    if marks is None:
+        return
+    dim = kwargs.get("dim", args[1] if len(args) > 1 else -1)
+    first, second = marks.chunk(2, dim)
+    flow.channels.tie(*thin(first, second))
+    flow.mark(result, first)
 
 
 def pick(flow: "Flow", func: Any, args: Any, kwargs: Any, result: Any) -> None:

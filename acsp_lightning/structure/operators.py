@@ -36,7 +36,7 @@ POINTWISE = {
     *("_prelu_kernel", "log_sigmoid", "hardsigmoid_", "clamp", "clamp_", "lerp", "isfinite", "isinf"),
 }
 NORMS = {"batch_norm", "native_batch_norm", "_native_batch_norm_legit", "cudnn_batch_norm"}
-JOINS = {"cat", "concat", "concatenate", "stack", "hstack", "vstack"}
+JOINS = {"cat", "concat", "concatenate", "stack"}
 REDUCTIONS = {
     *("sum", "mean", "amax", "amin", "max", "min", "var", "std", "prod", "norm", "logsumexp"),
     *("linalg_vector_norm", "var_mean", "std_mean", "argmax", "argmin", "median", "any", "all"),
@@ -53,6 +53,8 @@ FIXED = "its channels meet a tensor of a size that no cut changes"
 def rule(func: Any) -> Rule | None:
     """What an operator does with the channels it is given; None if that is not known."""
     name = func._overloadpacket.__name__
+    if name in ("max", "min") and func._overloadname == "other":
+        return _pointwise  # of two tensors, where the others reduce one
     for names, found in RULES:
         if name in names:
             return found
@@ -143,6 +145,25 @@ def _norm(flow: "Flow", func: Any, args: Any, kwargs: Any, result: Any) -> None:
     flow.mark(outputs(result)[0], marks)
 
 
+def _convolution(flow: "Flow", func: Any, args: Any, kwargs: Any, result: Any) -> None:
+    """One filter for each channel, as a function: its tensors have an entry for each channel."""
+    given, weight, bias, groups = *args[:3], args[-1]
+    marks = flow.marks(given)
+    if marks is None or varying(marks) != [1] or tuple(weight.shape[:2]) != (groups, 1):
+        unknown(flow, func, args, kwargs, result)
+        return
+    vector = marks[(0, slice(None), *[0] * (marks.ndim - 2))]
+    flow.sized(groups, vector)
+    for tensor in (weight, bias):
+        if isinstance(tensor, Tensor):
+            rows = tensor.flatten(1) if tensor.ndim > 1 else tensor.unsqueeze(1)
+            flow.descend(rows, [(name, e.view(rows.shape)) for name, e in flow.origins(tensor)])
+            met = along(vector, 0, rows.shape)
+            if not flow.touch(rows, met):
+                _fix(flow, rows, met)
+    flow.mark(result, along(vector, 1, result.shape))
+
+
 def _join(flow: "Flow", func: Any, args: Any, kwargs: Any, result: Any) -> None:
     """Concatenate marks; of parts without channels, those beside channels stay."""
     parts = args[0]
@@ -182,8 +203,8 @@ def _dims(func: Any, args: Any, kwargs: Any) -> list[int]:
     ndim = args[0].ndim
     place = names.index("dim") if "dim" in names else None
     given = kwargs.get("dim")
-    if given is None and place is not None and place < len(args):
-        given = args[place]
+    if given is None and place is not None:  # what equals the default is not handed over
+        given = args[place] if place < len(args) else func._schema.arguments[place].default_value
     if given is None or given == []:
         return list(range(ndim))
     return [d % ndim for d in ([given] if isinstance(given, int) else given)]
@@ -248,6 +269,8 @@ RULES: tuple[tuple[set[str], Rule], ...] = (
     (SAME, moving.same),
     (POINTWISE, _pointwise),
     (NORMS, _norm),
+    ({"convolution"}, _convolution),
+    ({"glu"}, moving.glu),
     (JOINS, _join),
     (REDUCTIONS, _reduce),
     (ALONG, _along),

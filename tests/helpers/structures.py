@@ -298,6 +298,19 @@ def coordinates(net: nn.Module, x: Tensor) -> Tensor:
     return torch.cat([line, x, line], 1)
 
 
+class Blurred(nn.Module):
+    """Smooths every channel by a filter that is no layer (BlurPool)."""
+
+    def __init__(self, width: int, every: bool) -> None:
+        super().__init__()
+        self.channels = width
+        self.register_buffer("filters", torch.rand(width if every else 1, 1, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        filters = self.filters.expand(self.channels, -1, -1, -1)
+        return functional.conv2d(x, filters, stride=2, padding=1, groups=self.channels)
+
+
 def case(body: Callable[[], nn.Module], *cut: str, after: int | None = None) -> Case:
     return Case(lambda: Body(body(), after=after), (3, 8, 8), cut, residual=True)
 
@@ -367,5 +380,15 @@ STRUCTURES = {
     "pixel shuffle": case(lambda: nn.PixelShuffle(2), "stem", "mix", after=2),
     "pixel unshuffle": case(lambda: nn.PixelUnshuffle(2), "stem", "mix", after=32),
     "flip": case(lambda: Wired(lambda _, x: x.flip(1)), "stem", "mix"),
+    "maxout": case(
+        lambda: nn.Sequential(nn.Conv2d(8, 16, 1), Wired(lambda _, x: torch.max(*x.chunk(2, 1)))),
+        *("stem", "body.0", "mix"),
+    ),
+    "gated": case(lambda: nn.Sequential(nn.Conv2d(8, 16, 1), nn.GLU(1)), "stem", "body.0", "mix"),
+    "blurred, one filter": case(lambda: Blurred(8, every=False), "stem", "mix"),
+    "blurred, filters of channels": case(lambda: Blurred(8, every=True), "stem", "mix"),
+    "views like others": case(
+        lambda: Wired(lambda _, x: x.flatten(2).view_as(x.flatten(2)).reshape_as(x)), "stem", "mix"
+    ),
     "basic block": case(lambda: BasicBlock(8, 8), "stem", "body.conv1", "mix"),
 }  # fmt: skip

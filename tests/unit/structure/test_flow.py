@@ -14,9 +14,11 @@ class Owner(nn.Module):
         self.gamma = nn.Parameter(torch.ones(4, 1, 1))
 
 
-def carried(body, width: int = 4):
+def carried(body, width: int = 4, **buffers: torch.Tensor):
     """Flow, marks given, and what ``body`` makes of a map whose channels carry them."""
     owner = Owner()
+    for name, buffer in buffers.items():
+        owner.register_buffer(name, buffer)
     flow = Flow(owner)
     flow.stack.append(("owner", owner))
     with torch.inference_mode():

@@ -16,6 +16,8 @@ from unit.structure.test_operators import classes_of, reasons
         lambda x: torch.cat([x[:, :2], x[:, 2:]], 1),
         lambda x: functional.pixel_unshuffle(x.repeat(1, 1, 2, 2), 2),
         lambda x: x.roll(1, 2),
+        lambda x: x.flatten(2).reshape_as(x),
+        lambda x: x.flatten(2).view_as(torch.empty(2, 4, 9)),
         lambda x: x[:, :, 0, [1, 2]],
     ],
 )
