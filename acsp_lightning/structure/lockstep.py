@@ -25,7 +25,7 @@ class Lockstep:
 
     A pass waits only where nothing but its own calls remembers it: if forward has changed attributes of
     modules, the random state, autocast or the grad mode by then, the other passes would see it, and it
-    begins anew instead.
+    begins anew instead. The default dtype, which a pass sets for itself, is that of whoever runs.
 
     Args:
         model: the network; in the state that every pass is to find it in.
@@ -77,8 +77,10 @@ class Lockstep:
             self._told.add((self.current, place))
             tell()
         self._settle[place] = settle
+        own = torch.get_default_dtype()
         with meanwhile or nullcontext():
             getcurrent().parent.switch(place)
+        torch.set_default_dtype(own)
         return True
 
     def run(self, places: Collection[Hashable]) -> None:
@@ -105,8 +107,9 @@ class Lockstep:
         if index not in self._begun:
             self._begun[index] = greenlet(self._passes[index])
             self._begun[index].gr_context = contextvars.copy_context()
-        running = self._begun[index]
+        running, outside = self._begun[index], torch.get_default_dtype()
         place = running.switch()
+        torch.set_default_dtype(outside)
         if running.dead:
             del self._begun[index]
             self._reached.pop(index, None)

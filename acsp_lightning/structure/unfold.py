@@ -50,7 +50,7 @@ def random_rows(
     if positions <= per_sample:
         return torch.arange(samples * positions, device=output.device)
     # Drawn on the CPU, so that every device draws the same.
-    noise = torch.rand(samples, positions, generator=generator)
+    noise = torch.rand(samples, positions, generator=generator, dtype=torch.float32)
     chosen = noise.topk(per_sample, dim=1).indices + positions * torch.arange(samples)[:, None]
     return chosen.flatten().to(output.device)
 

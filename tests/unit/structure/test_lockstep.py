@@ -154,3 +154,30 @@ def test_what_is_in_force_meanwhile() -> None:
 
     steps = Lockstep(nn.Identity(), [one, other], lambda: 0)
     steps.run(["a", "b"])
+
+
+def test_the_default_dtype_is_that_of_whoever_runs() -> None:
+    seen: list[torch.dtype] = []
+
+    def one(dtype: torch.dtype) -> None:
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            for place in PLACES:
+                steps.meet(place, lambda: seen.append(torch.get_default_dtype()), settle)
+            assert torch.get_default_dtype() == dtype
+        finally:
+            torch.set_default_dtype(before)
+
+    def settle() -> None:
+        assert torch.get_default_dtype() == torch.float32
+
+    dtypes = [torch.bfloat16, torch.float64, torch.float32]
+    for held in (0, 2**40):
+        seen.clear()
+        steps = Lockstep(
+            nn.Linear(2, 2), [partial(one, dtype) for dtype in dtypes], lambda held=held: held
+        )
+        steps.run(PLACES)
+        assert seen == 3 * dtypes
+        assert torch.get_default_dtype() == torch.float32

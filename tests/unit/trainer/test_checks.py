@@ -14,6 +14,7 @@ from acsp_lightning.trainer import checks
 
 def trainer(**options: Any) -> Any:
     usual = {
+        "callbacks": [],
         "enable_validation": True,
         "max_epochs": 10,
         "check_val_every_n_epoch": 1,
