@@ -16,7 +16,7 @@ from acsp_lightning.pipeline import make_cut
 from acsp_lightning.progress import shown_by
 from acsp_lightning.report import PruningStep
 from acsp_lightning.settings import PruningSettings, check_epochs, with_hints, with_options
-from acsp_lightning.trainer.averaging import averaged_copies
+from acsp_lightning.trainer.averages import averaged_copies
 from acsp_lightning.trainer.capturing import FitCapture
 from acsp_lightning.trainer.checks import (
     check_schedule,
@@ -28,6 +28,7 @@ from acsp_lightning.trainer.checks import (
     parameter_shapes,
     passed_epochs,
 )
+from acsp_lightning.trainer.copies import Copies
 from acsp_lightning.trainer.cut import FitSite
 from acsp_lightning.trainer.distillation import Teaching
 from acsp_lightning.trainer.guard import GuardMonitor, check_judged
@@ -90,6 +91,7 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
         self._initial: Complexity | None = None
         self._survey: FitSurvey | None = None  # from the start of a fit to its end
         self._capture = FitCapture()
+        self._copies = Copies()
         self._captured: Captured | None = None
         self._load_hooks: list[RemovableHandle] = []
         self._stage = ""
@@ -136,7 +138,7 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
             rank_zero_info("fast_dev_run has no second epoch: nothing will be pruned.")
             return
         run_on_all_ranks(lambda: check_step_schedule(self.epochs, trainer, self._monitor.patience))
-        self._survey = survey_fit(trainer, self, self._initial, has_cut=bool(self.steps))
+        self._survey = survey_fit(trainer, self, self._copies, self._initial, has_cut=bool(self.steps))
         self._initial = self._initial or self._survey.complexity
         waiting = {self._captured.epoch} if self._captured else set()
         self._settled |= passed_epochs(self._missed() - waiting, trainer)
@@ -144,7 +146,7 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
             self._teaching.resume(trainer, self._survey, self.steps[0].epoch)
 
     def _site(self, trainer: pl.Trainer, before_cut: Callable[[], None] = lambda: None) -> FitSite:
-        return FitSite(trainer, self, () if self._survey is None else self._survey.copies, before_cut)
+        return FitSite(trainer, self, self._copies, before_cut)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -158,6 +160,10 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Any) -> None:
         """Blend the loss with the distance from the teacher."""
         self._teaching.before_backward(trainer, loss)
+
+    def on_after_backward(self, *_: Any) -> None:
+        """See which copies of the network learn by themselves, while gradients are there."""
+        self._copies.note_gradients()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Leave no hook behind."""
@@ -197,15 +203,7 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
         if dataloader_idx == 0 and not enough:
             self._capture.expect(trainer, batch, self.read_batch)
 
-    def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_validation_batch_end(self, *_: Any) -> None:
         """Let the hooks rest until the next labels."""
         self._capture.pause()
 
@@ -235,6 +233,7 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
     def _forget(self) -> None:
         self._capture.stop()
         self._captured = None  # or the next fit would cut by it
+        self._copies = Copies()
         self._monitor.forget()
         self._teaching.forget()
         self._survey = None
@@ -319,6 +318,7 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
             captured=self._captured,
             trial=self._monitor.trial,
             uncut=self._teaching.state(),
+            copies=self._copies.records(),
         ).to_dict()
 
     def on_load_checkpoint(
@@ -344,3 +344,4 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
         self._captured = state.captured
         self._monitor.resume(state.trial)
         self._teaching.uncut = state.uncut
+        self._copies.resume(state.copies)

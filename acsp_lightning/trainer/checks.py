@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
 from torch.nn.parameter import is_lazy
 
 from acsp_lightning.capture.batches import read_with
@@ -153,7 +154,7 @@ def check_trainable(module: pl.LightningModule) -> None:
         )
 
 
-def parameter_shapes(module: pl.LightningModule) -> dict[str, tuple[int, ...] | None]:
+def parameter_shapes(module: nn.Module) -> dict[str, tuple[int, ...] | None]:
     """Shape of every parameter, by name; None for those that lazy layers have yet to make."""
     return {n: None if is_lazy(p) else tuple(p.shape) for n, p in module.named_parameters()}
 

@@ -1,7 +1,7 @@
 """The network of a running fit changes its shape: the cut, the way back, and all who have to know."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,13 +32,11 @@ from acsp_lightning.structure.surgery import (
     check_plan,
     kept_by_layer,
 )
-from acsp_lightning.trainer.averaging import (
-    NetworkCopy,
-    evaluated_network,
-    held_tensors,
-    slice_held,
-)
+from acsp_lightning.trainer.averages import evaluated_network
+from acsp_lightning.trainer.candidates import NetworkCopy
 from acsp_lightning.trainer.checks import callbacks_of
+from acsp_lightning.trainer.copies import Copies
+from acsp_lightning.trainer.held_tensors import HeldTensor, held_tensors, slice_held
 from acsp_lightning.trainer.loaders import training_batches, validation_batches
 from acsp_lightning.trainer.loggers import report_dir
 from acsp_lightning.trainer.monitors import reset_monitors
@@ -73,7 +71,7 @@ class FitSite:
     Args:
         trainer: of the fit.
         settings: what is cut, and how.
-        copies: of the network, which a cut has to follow.
+        copies: of the network; None: there are none.
         before_cut: called when all is decided and nothing is changed yet.
 
     Attributes:
@@ -84,13 +82,13 @@ class FitSite:
         self,
         trainer: pl.Trainer,
         settings: PruningSettings,
-        copies: Iterable[NetworkCopy] = (),
+        copies: Copies | None = None,
         before_cut: Callable[[], None] = lambda: None,
     ) -> None:
         self.is_cut = False
         self._trainer = trainer
         self._settings = settings
-        self._copies = copies
+        self._copies = copies or Copies()
         self._before_cut = before_cut
 
     @property
@@ -163,17 +161,18 @@ class FitSite:
 
     def prune(self, proposal: Proposal, recovery: Recovery) -> nn.Module:
         """Cut the network and its copies; optimizers, wrappers, monitors and hooks follow."""
-        trainer, copies = self._trainer, list(self._copies)
+        trainer, copies = self._trainer, self._copies.agreed()
         self._before_cut()
-        sliced: list[SlicedParameter] = []
-        run_on_all_ranks(lambda: sliced.extend(_cut(trainer, proposal, recovery, copies)))
+        made: list[_Cut] = []
+        run_on_all_ranks(lambda: made.append(_cut(trainer, proposal, recovery, copies)))
         self.is_cut = True
         if recovery.refits:
             _broadcast_consumers(trainer, proposal.plan, copies)
+        run_on_all_ranks(lambda: _follow(trainer, proposal.plan, made[0], copies))
         if self._settings.batchnorm_batches and proposal.plan:
             run_on_all_ranks(self._recalibrate)
         refresh_trainer(trainer, forget_monitors=self._settings.reset_monitors)
-        _tell(trainer, proposal.plan, sliced)
+        _tell(trainer, proposal.plan, made[0].sliced)
         return self.network
 
     def _recalibrate(self) -> None:
@@ -186,8 +185,7 @@ class FitSite:
 
     def snapshot(self) -> Snapshot:
         """The network, its copies and its optimizers as they are now."""
-        trainer = self._trainer
-        copies = [copy.module for copy in self._copies]
+        trainer, copies = self._trainer, self._copies.followed()
         metrics = trainer.callback_metrics
         return take_snapshot(
             trainer.lightning_module, copies, trainer.optimizers, held_tensors(trainer), metrics
@@ -195,25 +193,48 @@ class FitSite:
 
     def roll_back(self, snapshot: Snapshot) -> None:
         """Put the network, its copies and its optimizers back, on every process."""
-        trainer = self._trainer
-
-        def work() -> None:
-            copies = [copy.module for copy in self._copies]
-            restore_snapshot(
+        trainer, copies = self._trainer, self._copies.agreed()
+        run_on_all_ranks(
+            lambda: restore_snapshot(
                 snapshot, trainer.lightning_module, copies, trainer.optimizers, held_tensors(trainer)
             )
-
-        run_on_all_ranks(work)
+        )
         refresh_trainer(trainer, forget_monitors=self._settings.reset_monitors)
         # Who looks next sees the network that is back, not the one that was judged.
         trainer.callback_metrics.update(snapshot.metrics)
         _tell(trainer, None, [])
 
 
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """A cut that was made, for those that have yet to follow.
+
+    Attributes:
+        sliced: what it made smaller.
+        held: tensors that others hold, from before it.
+        unsliced: biases and gains of the layers that recover, from before it, by identity of the
+            parameter.
+        buffers: dimension and kept indices of the cuts of a buffer, by its identity before them.
+    """
+
+    sliced: tuple[SlicedParameter, ...]
+    held: Sequence[HeldTensor]
+    unsliced: Mapping[int, Tensor]
+    buffers: Mapping[int, Sequence[tuple[int, Tensor]]]
+
+
+def _recovers(copy: NetworkCopy) -> bool:
+    """Whether a copy recovers by itself; others are corrected as the network was.
+
+    Nobody knows the inputs of a part. Of a whole copy the first process makes the refit for all.
+    """
+    return not copy.prefix and copy.is_everywhere
+
+
 def _cut(
     trainer: pl.Trainer, proposal: Proposal, recovery: Recovery, copies: Sequence[NetworkCopy]
-) -> tuple[SlicedParameter, ...]:
-    """Cut the network and its copies, and let optimizers and whoever holds tensors of it follow.
+) -> _Cut:
+    """Cut the network, and the copies that recover by themselves.
 
     Raises:
         ValueError: if the plan does not fit the network or one of its copies; nothing is cut then.
@@ -234,13 +255,20 @@ def _cut(
         return replace(recovery, refit=own_refit)
 
     sliced = prune_network(live, proposal, own(live))
-    corrections = _corrections(live, proposal.plan, sliced, unsliced)
     for copy in copies:
-        if copy.prefix:
-            _cut_part(copy, live, proposal.plan, corrections)
-        else:
+        if _recovers(copy):
             prune_network(copy.module, proposal, own(copy.module), tried=False)
-    slice_held(held, sliced, corrections, buffers)
+    return _Cut(sliced, held, unsliced, buffers)
+
+
+def _follow(trainer: pl.Trainer, plan: PruningPlan, made: _Cut, copies: Sequence[NetworkCopy]) -> None:
+    """Let the other copies, optimizers and whoever holds tensors of the network follow its cut."""
+    live, sliced = trainer.lightning_module, made.sliced
+    corrections = _corrections(live, plan, sliced, made.unsliced)
+    for copy in copies:
+        if not _recovers(copy):
+            _cut_corrected(copy, live, plan, corrections)
+    slice_held(made.held, sliced, corrections, made.buffers)
     dropped = [
         name
         for optimizer in nested_optimizers(trainer.optimizers)
@@ -251,7 +279,6 @@ def _cut(
             f"The optimizer's state of {', '.join(dropped)} has another shape than the parameter "
             "and cannot be cut with it; it was dropped and starts again."
         )
-    return sliced
 
 
 def _buffer_cuts(network: nn.Module, plan: PruningPlan) -> dict[int, list[tuple[int, Tensor]]]:
@@ -294,10 +321,10 @@ def _corrections(
     return found
 
 
-def _cut_part(
+def _cut_corrected(
     copy: NetworkCopy, network: nn.Module, plan: PruningPlan, corrections: Mapping[int, Tensor]
 ) -> None:
-    """Cut a copy of a part, whose own inputs nobody knows, and correct it as the network was."""
+    """Cut a copy, and correct it as the network was."""
     apply_plan(copy.module, plan.part(copy.prefix))
     original = dict(network.get_submodule(copy.prefix.rstrip(".")).named_parameters())
     with torch.no_grad():
@@ -309,11 +336,9 @@ def _cut_part(
 
 def _broadcast_consumers(trainer: pl.Trainer, plan: PruningPlan, copies: Sequence[NetworkCopy]) -> None:
     """Let every process have the first one's parameters in the layers that recovered from a plan."""
-    for network, own in (
-        (trainer.lightning_module, plan),
-        *((copy.module, plan.part(copy.prefix)) for copy in copies),
-    ):
-        for layer in fitted_layers(network, own):
+    recovered = [copy.module for copy in copies if _recovers(copy)]
+    for network in (trainer.lightning_module, *recovered):
+        for layer in fitted_layers(network, plan):
             broadcast_(layer.parameters())
 
 

@@ -21,7 +21,7 @@ from acsp_lightning.measure.accuracy import OutputReader
 from acsp_lightning.settings import Distillation
 from acsp_lightning.structure.copying import check_copyable, eager_copy
 from acsp_lightning.structure.forward import output_tensors
-from acsp_lightning.trainer.averaging import evaluated_copy
+from acsp_lightning.trainer.averages import evaluated_copy
 from acsp_lightning.trainer.checks import TAUGHT, check_alone
 from acsp_lightning.trainer.loggers import PREFIX
 from acsp_lightning.trainer.ranks import run_on_all_ranks

@@ -24,7 +24,7 @@ from acsp_lightning.report import (
 from acsp_lightning.report.step import FitEnd, Outcome
 from acsp_lightning.settings import PruningSettings
 from acsp_lightning.structure.example import Example
-from acsp_lightning.trainer.averaging import ends_averaged
+from acsp_lightning.trainer.averages import ends_averaged
 from acsp_lightning.trainer.cut import FitSite
 from acsp_lightning.trainer.loggers import log_cut, log_rolled_back, report_dir, takes_plots
 from acsp_lightning.trainer.ranks import run_on_all_ranks

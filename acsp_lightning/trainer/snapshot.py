@@ -12,6 +12,8 @@ from torch.optim import Optimizer
 from acsp_lightning.structure.optimizer import held_beside, nested_optimizers
 from acsp_lightning.structure.records import is_record
 from acsp_lightning.structure.resizing import resize_layers
+from acsp_lightning.trainer.candidates import NetworkCopy
+from acsp_lightning.trainer.held_tensors import HeldTensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,24 +36,24 @@ class Snapshot:
 
     Attributes:
         weights: all parameters and buffers of the network, by name.
-        copies: the same of every averaged copy of it.
+        copies: the same of every averaged copy of it, by name of the copy.
         optimizers: one for each optimizer, those that others hold included.
-        held: tensors that callbacks or the module hold for parameters.
+        held: tensors that callbacks or the module hold for parameters, by name of the place.
         metrics: what was logged of this network.
     """
 
     weights: Mapping[str, Tensor]
-    copies: Sequence[Mapping[str, Tensor]]
+    copies: Mapping[str, Mapping[str, Tensor]]
     optimizers: Sequence[OptimizerSnapshot]
-    held: Sequence[Tensor] = ()
+    held: Mapping[str, Tensor] = field(default_factory=dict)
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def take_snapshot(
     model: nn.Module,
-    copies: Iterable[nn.Module],
+    copies: Iterable[NetworkCopy],
     optimizers: Iterable[Optimizer],
-    held: Iterable[tuple[Any, Any, Tensor]] = (),
+    held: Iterable[HeldTensor] = (),
     metrics: Mapping[str, Tensor] | None = None,
 ) -> Snapshot:
     """Copy what a cut and the training after it will change; tensors stay on their devices.
@@ -60,14 +62,14 @@ def take_snapshot(
         model: the network.
         copies: its averaged copies.
         optimizers: of the fit.
-        held: from :func:`acsp_lightning.trainer.averaging.held_tensors`.
+        held: from :func:`acsp_lightning.trainer.held_tensors.held_tensors`.
         metrics: what was logged of the network.
     """
     return Snapshot(
         _cloned(model),
-        [_cloned(copy) for copy in copies],
+        {copy.name: _cloned(copy.module) for copy in copies},
         [_remembered(optimizer) for optimizer in nested_optimizers(optimizers)],
-        [container[key].clone() for container, key, _ in held],
+        {place.name: place.container[place.key].clone() for place in held},
         {name: value.detach().clone() for name, value in (metrics or {}).items()},
     )
 
@@ -75,27 +77,33 @@ def take_snapshot(
 def restore_snapshot(
     snapshot: Snapshot,
     model: nn.Module,
-    copies: Iterable[nn.Module],
+    copies: Iterable[NetworkCopy],
     optimizers: Iterable[Optimizer],
-    held: Iterable[tuple[Any, Any, Tensor]] = (),
+    held: Iterable[HeldTensor] = (),
 ) -> None:
     """Put the network, its copies and its optimizers back, in place.
 
-    Parameters stay the same objects. Learning rates and other options stay as they are now.
+    Parameters stay the same objects. Learning rates and other options stay as they are now. Copies and
+    tensors of the network that nobody held then become what it is.
 
     Args:
         snapshot: taken earlier of the same objects.
         model: the network.
-        copies: in the order in which the snapshot was taken.
+        copies: those that there are now.
         optimizers: in the order in which the snapshot was taken.
-        held: in the order in which the snapshot was taken.
+        held: those that there are now.
     """
-    for (container, key, parameter), tensor in zip(held, snapshot.held, strict=True):
-        container[key] = tensor.to(parameter.device, copy=True)
-    for module, weights in zip([model, *copies], [snapshot.weights, *snapshot.copies], strict=True):
-        _put_back(module, weights)
-    for optimizer, kept in zip(nested_optimizers(optimizers), snapshot.optimizers, strict=True):
-        _remind(optimizer, kept)
+    names = {id(tensor): name for name, tensor in _tensors(model).items()}
+    for place in held:
+        kept = snapshot.held.get(place.name, snapshot.weights.get(names[id(place.parameter)]))
+        if kept is not None:
+            place.container[place.key] = kept.to(place.parameter.device, copy=True)
+    _put_back(model, snapshot.weights)
+    for copy in copies:
+        part = _part(snapshot.weights, copy.prefix)
+        _put_back(copy.module, snapshot.copies.get(copy.name, part))
+    for optimizer, remembered in zip(nested_optimizers(optimizers), snapshot.optimizers, strict=True):
+        _remind(optimizer, remembered)
 
 
 def _remembered(optimizer: Optimizer) -> OptimizerSnapshot:
@@ -139,6 +147,10 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
 
 def _cloned(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in _tensors(module).items()}
+
+
+def _part(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): weight for n, weight in weights.items() if n.startswith(prefix)}
 
 
 def _put_back(module: nn.Module, weights: Mapping[str, Tensor]) -> None:

@@ -1,6 +1,6 @@
 """What the callback keeps in a checkpoint."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +8,7 @@ from acsp_lightning.capture.statistics import Captured
 from acsp_lightning.measure.complexity import Complexity
 from acsp_lightning.report import PruningStep
 from acsp_lightning.serialization import from_record, to_record
+from acsp_lightning.trainer.copies import CopyRecord
 from acsp_lightning.trainer.guard import Trial
 from acsp_lightning.trainer.uncut import Uncut
 
@@ -28,6 +29,7 @@ class CallbackState:
         captured: what waits for its cut.
         trial: the cut that waits for the guard's verdict.
         uncut: what keeps the network before the first cut; None: there is none, or no cut yet.
+        copies: what is known of the copies of the network.
     """
 
     steps: list[PruningStep]
@@ -36,6 +38,7 @@ class CallbackState:
     captured: Captured | None
     trial: Trial | None
     uncut: Uncut | None = None
+    copies: Sequence[CopyRecord] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data and tensors, as ``torch.load(weights_only=True)`` reads them."""

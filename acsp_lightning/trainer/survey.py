@@ -22,13 +22,9 @@ from acsp_lightning.structure.example import Example
 from acsp_lightning.structure.fingerprint import Fingerprint, fingerprint
 from acsp_lightning.structure.groups import ChannelGroup, Tracing, by_reason
 from acsp_lightning.structure.verification import unseen_layers
-from acsp_lightning.trainer.averaging import (
-    Copies,
-    check_averages,
-    warn_of_doubtful,
-    warn_of_lookalikes,
-    without_copies,
-)
+from acsp_lightning.trainer.averages import check_averages
+from acsp_lightning.trainer.candidates import warn_of_lookalikes, without_copies
+from acsp_lightning.trainer.copies import Copies, warn_of_doubtful
 from acsp_lightning.trainer.loaders import validation_batches
 from acsp_lightning.trainer.ranks import check_ranks_agree, from_rank, on_rank_zero, run_on_all_ranks
 
@@ -78,7 +74,6 @@ class FitSurvey:
         example: arguments of forward, the same on all ranks, on the device of the module.
         num_classes: C.
         complexity: of the network before the first epoch of this fit.
-        copies: of the network, which cuts have to follow.
         held_back: share of the validation samples that is not captured, to measure cuts on.
         look: at the network, as late as possible.
     """
@@ -86,7 +81,6 @@ class FitSurvey:
     example: Example
     num_classes: int
     complexity: Complexity
-    copies: Copies
     held_back: float
     look: Look
 
@@ -120,13 +114,19 @@ class FitSurvey:
 
 
 def survey_fit(
-    trainer: pl.Trainer, settings: PruningSettings, initial: Complexity | None, *, has_cut: bool = False
+    trainer: pl.Trainer,
+    settings: PruningSettings,
+    copies: Copies,
+    initial: Complexity | None,
+    *,
+    has_cut: bool = False,
 ) -> FitSurvey:
     """Read the labels to be captured, trace the network and measure it; warn of what stays whole.
 
     Args:
         trainer: of a fit, with the module on its device.
         settings: what is to be cut.
+        copies: of the network; they begin here.
         initial: the complexity that ``selection.flops`` is a share of; None: that of the network now.
         has_cut: whether a cut was made earlier in the fit, before which the target in time was checked.
 
@@ -158,12 +158,12 @@ def survey_fit(
     def look() -> FitSurvey:
         found = examine(module, example, settings, initial)
         idle = unseen_layers(module, example.traced)
-        copies = Copies(trainer, settings, idle)
+        copies.begin(trainer, settings, idle)
         doubtful = copies.doubtful()
-        unseen = without_copies(module, idle, [*copies, *doubtful])
+        unseen = without_copies(module, idle, [*copies.followed(), *doubtful])
         warn_of_tracing(found.tracing, unseen)
         warn_of_doubtful(doubtful)
-        warn_of_lookalikes(trainer, copies)
+        warn_of_lookalikes(trainer, copies.found())
         scored = check_outputs(module, example.traced, labels, settings.read_outputs)
         # Measured is on the first process.
         share, unmeasured = share_to_hold_back(len(by_rank[0]), scored, settings)
@@ -173,7 +173,7 @@ def survey_fit(
             if concern is not None:
                 rank_zero_warn(concern)
         taken = Look.of(module, settings, found.tracing)
-        return FitSurvey(example, count_classes(captured), found.complexity, copies, share, taken)
+        return FitSurvey(example, count_classes(captured), found.complexity, share, taken)
 
     result: list[FitSurvey] = []
     run_on_all_ranks(lambda: result.append(look()))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from acsp_lightning.checkpoint import load_weights
 from acsp_lightning.files import verify_checksums
 from acsp_lightning.structure.state_names import bare
-from acsp_lightning.trainer.averaging import evaluated_state
+from acsp_lightning.trainer.averages import evaluated_state
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 Run as a program, Lightning launches the second, unless torchrun or SLURM has launched both.
 """
 
+import copy
 import os
 import sys
 import time
@@ -216,6 +217,41 @@ def averaged(folder: Path, name: str) -> None:
     fit(folder, Classifier(), callback(1), others=[other], max_epochs=4)
 
 
+class Holder(pl.Callback):
+    """Holds a copy of the network, which the first process alone averages if it is frozen."""
+
+    def __init__(self, held: Any) -> None:
+        self.held = held
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        frozen = isinstance(self.held, nn.Module) and not next(self.held.parameters()).requires_grad
+        if frozen and trainer.is_global_zero:
+            for slow, fast in zip(self.held.parameters(), pl_module.net.parameters(), strict=True):
+                slow.lerp_(fast.detach(), 0.5)
+
+    def state(self) -> Any:
+        return self.held.state_dict() if isinstance(self.held, nn.Module) else self.held
+
+
+def held(folder: Path) -> None:
+    """Copies of a network that does not train: on one process alone, and alike or not on both."""
+    module = Classifier(configure=still)
+    frozen = copy.deepcopy(module.net).requires_grad_(False)
+    for parameter in frozen.parameters():
+        parameter.mul_(2.0)
+    holders = {
+        "part of the first": Holder(None if rank() else copy.deepcopy(module.net)),
+        "whole of the second": Holder(copy.deepcopy(module) if rank() else None),
+        "part": Holder(copy.deepcopy(module.net)),
+        "frozen": Holder(frozen),
+        "tensors": Holder({n: p.detach().clone() for n, p in module.named_parameters()}),
+    }
+    fit(folder, module, callback(), others=list(holders.values()))
+    found = torch.load(folder / f"found{rank()}.pt")
+    found["held"] = {name: holder.state() for name, holder in holders.items()}
+    torch.save(found, folder / f"found{rank()}.pt")
+
+
 def normed(folder: Path) -> None:
     """A cut through norms that take all channels together, with averages of the weights."""
     ema = EMAWeightAveraging(decay=0.7)
@@ -411,6 +447,7 @@ JOBS: dict[str, Callable[..., None]] = {
     "shares": shares,
     "option": option,
     "averaged": averaged,
+    "held": held,
     "normed": normed,
     "guarded": guarded,
     "timed": timed,

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,8 +13,12 @@ from helpers.fits import (
     WIDTHS,
     Classifier,
     Fit,
+    Saver,
     Scripted,
+    at_least_six,
     callback,
+    differences,
+    job,
     only_whole,
     same_state,
     snapshot,
@@ -25,6 +30,7 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 
 from acsp_lightning import Guard, PruningPlan, SelectionConfig
+from acsp_lightning.report.step import Outcome
 
 HALVED = {name.removeprefix("net."): width for name, width in ALL_HALVED.items()}
 
@@ -45,6 +51,49 @@ class Averaged(Classifier):
                 slow.lerp_(fast, 0.5)
             for slow, fast in zip(self.copied().buffers(), self.net.buffers(), strict=True):
                 slow.copy_(fast)
+
+
+class Taught(Scripted):
+    """Keeps a frozen teacher of the same shape."""
+
+    def __init__(self) -> None:
+        super().__init__(at_least_six)
+        self.teacher = copy.deepcopy(self.net).requires_grad_(False)
+
+
+class Target(Scripted):
+    """Keeps a frozen average, as methods with target networks do."""
+
+    def __init__(self) -> None:
+        super().__init__(at_least_six)
+        self.target = copy.deepcopy(self.net).requires_grad_(False)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        for slow, fast in zip(self.target.parameters(), self.net.parameters(), strict=True):
+            slow.lerp_(fast.detach(), 0.5)
+
+
+class Peers(Scripted):
+    """Trains a twin beside its network, as in mutual learning."""
+
+    def __init__(self, momentum: float = 0.0, *, manual: bool = False) -> None:
+        super().__init__(
+            at_least_six, configure=lambda m: torch.optim.SGD(m.parameters(), 0.05, momentum)
+        )
+        self.peer = copy.deepcopy(self.net)
+        self.automatic_optimization = not manual
+
+    def training_step(self, batch: Any, index: int) -> Any:
+        loss = super().training_step(batch, index) + functional.cross_entropy(
+            self.peer(batch[0]), batch[1]
+        )
+        if self.automatic_optimization:
+            return loss
+        optimizer: Any = self.optimizers()
+        self.manual_backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+        return None
 
 
 class Holder(pl.Callback):
@@ -173,35 +222,24 @@ def test_an_average_that_begins_after_the_cut_is_named_by_the_user(fit: Fit) -> 
 
 
 def test_a_frozen_teacher_of_the_same_shape_stays_as_it_is(fit: Fit) -> None:
-    class Taught(Classifier):
-        def __init__(self) -> None:
-            super().__init__()
-            self.teacher = copy.deepcopy(self.net).requires_grad_(False)
-
     module = Taught()
     before = snapshot(module.teacher)
     with pytest.warns(
-        UserWarning, match="Taught holds a frozen Sequential .* stays whole, as a teacher"
+        UserWarning, match=r"Taught\.teacher is a frozen Sequential .* stays whole, as a teacher"
     ):
         fit(module, [callback(0)])
     assert widths(module.net) == HALVED
     assert same_state(snapshot(module.teacher), before)
 
 
-def test_a_twin_that_learns_by_itself_stays_whole(fit: Fit) -> None:
-    """As in mutual learning; its momentum would not fit it either."""
-
-    class Peers(Classifier):
-        def __init__(self) -> None:
-            super().__init__(configure=lambda m: torch.optim.SGD(m.parameters(), 0.05, momentum=0.9))
-            self.peer = copy.deepcopy(self.net)
-
-        def training_step(self, batch: Any, index: int) -> Any:
-            return super().training_step(batch, index) + functional.cross_entropy(
-                self.peer(batch[0]), batch[1]
-            )
-
-    module = Peers()
+@pytest.mark.parametrize(
+    "options",
+    [{"momentum": 0.9}, {"momentum": 0.0}, {"momentum": 0.0, "manual": True}],
+    ids=["with momentum", "no state", "no gradients left"],
+)
+def test_a_twin_that_learns_by_itself_stays_whole(fit: Fit, options: dict[str, Any]) -> None:
+    """Whether its optimizer keeps a state of it or not, and whenever gradients are taken away."""
+    module = Peers(**options)
     fit(module, [callback(0)])
     assert widths(module.net) == HALVED
     assert widths(module.peer) == {name.removeprefix("net."): width for name, width in WIDTHS.items()}
@@ -246,6 +284,26 @@ def test_a_roll_back_reaches_copies_too(fit: Fit, form: str) -> None:
     assert [step.rolled_back for step in pruning.steps] == [True, True]
     for value, before in zip(tensors(holder.held), seen.before, strict=True):
         assert torch.equal(value, before)
+
+
+@pytest.mark.filterwarnings("ignore:.* is a frozen Sequential with the weights of the network")
+@pytest.mark.filterwarnings("ignore:forward calls '(peer|teacher)")
+@pytest.mark.parametrize("make", [Target, Taught, Peers])
+def test_a_resumed_fit_takes_copies_for_what_they_were(
+    make: Callable[[], Scripted], make_trainer: Fit, tmp_path: Path
+) -> None:
+    """Between a capture and its cut, between the cut and its roll back, and before it is made again."""
+
+    def run(*others: pl.Callback, file: Path | None = None) -> dict[str, Any]:
+        pruning = callback(0, guard=Guard(0.1, "quality"), recovery="none")
+        return job(make_trainer, pruning, *others, module=make(), ckpt_path=file, max_epochs=4)
+
+    whole = run(Saver(tmp_path))
+    assert [step["verdict"]["outcome"] for step in whole["steps"]] == [Outcome.HALVED, Outcome.RECOVERED]
+    for moment in ("epoch0-end", "epoch1-step8-validated", "epoch1-end"):
+        again = run(file=tmp_path / f"{moment}.ckpt")
+        for part in ("widths", "weights", "optimizers"):
+            assert not differences(again[part], whole[part]), moment
 
 
 def test_hooks_are_told_what_was_cut(fit: Fit) -> None:

@@ -201,6 +201,27 @@ def test_averages_under_ddp(tmp_path: Path, name: str) -> None:
     assert widths_of(first).items() >= ALL_HALVED.items()
 
 
+def test_processes_may_hold_different_copies(tmp_path: Path) -> None:
+    """Those of the very weights are the network of the cut, refitted on the first process."""
+    found, _ = succeed("held", tmp_path)
+    assert_same(found[0]["state"], found[1]["state"])
+    assert widths_of(found[0]).items() >= ALL_HALVED.items()
+    for place, (live, held) in enumerate((rank["state"], rank["held"]) for rank in found):
+        own = "whole of the second" if place else "part of the first"
+        assert [name for name, value in held.items() if value is None] == [
+            "part of the first" if place else "whole of the second"
+        ]
+        for name in (own, "part", "tensors"):
+            for key, value in live.items():
+                copied = held[name].get(key, held[name].get(key.removeprefix("net.")))
+                if "running" not in key and "tracked" not in key:
+                    torch.testing.assert_close(copied, value)
+        for key, value in held["frozen"].items():
+            assert value.shape == live[f"net.{key}"].shape
+    first, second = (rank["held"]["frozen"]["bn1.weight"] for rank in found)
+    assert not torch.equal(first, second)  # nor do averages of one process become those of all
+
+
 def test_norms_over_fewer_channels_under_ddp(tmp_path: Path) -> None:
     """Their scale, which the first process fits, is that of all."""
     (first, second), _ = succeed("normed", tmp_path)

@@ -38,7 +38,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 
 from acsp_lightning import Distillation, Guard
-from acsp_lightning.trainer.averaging import evaluated_copy
+from acsp_lightning.trainer.averages import evaluated_copy
 
 
 def adam(module: Any) -> torch.optim.Optimizer:

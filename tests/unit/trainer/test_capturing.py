@@ -8,6 +8,7 @@ from helpers.fits import Classifier, Fit, hooks
 from acsp_lightning import PruningSettings
 from acsp_lightning.capture.statistics import Captured
 from acsp_lightning.trainer.capturing import FitCapture
+from acsp_lightning.trainer.copies import Copies
 from acsp_lightning.trainer.survey import FitSurvey, survey_fit
 
 
@@ -22,7 +23,7 @@ class Capturer(pl.Callback):
         self.hooks: list[int] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.survey = survey_fit(trainer, self.settings, None)
+        self.survey = survey_fit(trainer, self.settings, Copies(), None)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.survey is not None and trainer.current_epoch == 0:

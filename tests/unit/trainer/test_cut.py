@@ -11,6 +11,8 @@ from helpers.captured import IMAGES
 from helpers.fits import Classifier, Fit, same_state, snapshot, val_loader
 
 from acsp_lightning import PruningPlan, PruningSettings, SelectionConfig, apply_plan, pipeline
+from acsp_lightning.trainer.candidates import NetworkCopy
+from acsp_lightning.trainer.copies import Copies
 from acsp_lightning.trainer.cut import FitSite
 
 SETTINGS = PruningSettings(selection=SelectionConfig(keep=0.5), recovery="none")
@@ -108,6 +110,34 @@ def test_all_is_decided_before_anything_is_changed(between_epochs: Any) -> None:
 
     between_epochs(work)
     assert seen == [True]
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_copy_that_some_processes_lack_is_corrected_as_the_network_was(
+    between_epochs: Any, whole: bool
+) -> None:
+    """Only one that all have may wait for the refit of the first."""
+
+    class Followed(Copies):
+        def __init__(self, copied: NetworkCopy) -> None:
+            super().__init__()
+            self.copied = copied
+
+        def agreed(self) -> list[NetworkCopy]:
+            return [self.copied]
+
+    def work(trainer: pl.Trainer) -> None:
+        settings, module = PruningSettings(selection=SelectionConfig(keep=0.5)), trainer.lightning_module
+        network = FitSite(trainer, settings).uncut() if whole else copy.deepcopy(module.net)
+        copied = NetworkCopy("Holder.held", network, "" if whole else "net.", is_everywhere=False)
+        site = FitSite(trainer, settings, Followed(copied))
+        example, captured = pipeline.capture_network(module, list(val_loader()), settings)
+        site.prune(*pipeline.decide_cut(site, captured, settings, example))
+        live = dict(module.named_parameters())
+        for name, parameter in network.named_parameters():
+            torch.testing.assert_close(parameter, live[f"{copied.prefix}{name}"])
+
+    between_epochs(work)
 
 
 def test_modules_and_callbacks_that_ask_are_told_of_both_ways(fit: Fit) -> None:

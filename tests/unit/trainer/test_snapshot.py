@@ -25,6 +25,8 @@ from torch import Tensor, nn
 from acsp_lightning import apply_plan, load_pruned
 from acsp_lightning.structure.optimizer import slice_optimizer_state
 from acsp_lightning.structure.plan import build_plan
+from acsp_lightning.trainer.candidates import NetworkCopy
+from acsp_lightning.trainer.held_tensors import HeldTensor
 from acsp_lightning.trainer.snapshot import restore_snapshot, take_snapshot
 
 
@@ -83,3 +85,49 @@ def test_an_optimizer_that_had_not_stepped_has_no_state_again() -> None:
     assert optimizer.state
     restore_snapshot(before, network, (), [optimizer])
     assert not optimizer.state
+
+
+def test_tensors_go_back_by_their_places_and_new_ones_begin_with_the_network() -> None:
+    module = Classifier()
+    weights = snapshot(module)
+    held: dict[str, dict[str, Tensor]] = {
+        name: {n: factor * p.detach() for n, p in module.named_parameters()}
+        for name, factor in (("first", 2.0), ("second", 3.0), ("late", 4.0))
+    }
+
+    def places(*names: str) -> list[HeldTensor]:
+        parameters = dict(module.named_parameters())
+        return [HeldTensor(f"{n}[{k}]", held[n], k, parameters[k]) for n in names for k in held[n]]
+
+    before = take_snapshot(module, (), [], places("first", "second"))
+    for tensors in held.values():
+        for name in tensors:
+            tensors[name] = torch.zeros(1)
+    restore_snapshot(before, module, (), [], places("late", "second"))
+    for name, factor in (("second", 3.0), ("late", 1.0)):
+        for key, tensor in held[name].items():
+            assert torch.equal(tensor, factor * weights[key])
+    assert not any(tensor.any() for tensor in held["first"].values())  # nobody holds it any more
+
+
+def test_copies_go_back_by_their_names_and_new_ones_begin_with_the_network() -> None:
+    module = Classifier()
+    weights = snapshot(module)
+    first, second, late = (copy.deepcopy(module.net) for _ in range(3))
+    for factor, network in ((2.0, first), (3.0, second)):
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.mul_(factor)
+    averages = [NetworkCopy("first", first, "net."), NetworkCopy("second", second, "net.")]
+    expected = {"first": snapshot(first), "second": snapshot(second)}
+    before = take_snapshot(module, averages, [])
+    groups, _ = captured(copy.deepcopy(module))
+    plan = build_plan(groups.values(), {name: range(0, g.width, 2) for name, g in groups.items()})
+    apply_plan(module, plan)
+    for network in (first, second, late):
+        apply_plan(network, plan.part("net."))
+    restore_snapshot(before, module, [NetworkCopy("late", late, "net."), *reversed(averages)], [])
+    assert same_state(snapshot(module), weights)
+    assert same_state(snapshot(first), expected["first"])
+    assert same_state(snapshot(second), expected["second"])
+    assert same_state(snapshot(late), {n.removeprefix("net."): w for n, w in weights.items()})

@@ -10,6 +10,7 @@ from helpers.fits import conv_net
 from helpers.records import complexity, step, viewed
 
 from acsp_lightning.capture.statistics import Captured
+from acsp_lightning.trainer.copies import CopyRecord
 from acsp_lightning.trainer.guard import Trial
 from acsp_lightning.trainer.snapshot import take_snapshot
 from acsp_lightning.trainer.state import CallbackState
@@ -24,7 +25,10 @@ def state() -> CallbackState:
     model(torch.ones(2, 1, 6, 6)).sum().backward()
     optimizer.step()
     trial = Trial("val_acc", "max", waiting, take_snapshot(model, (), [optimizer]), 0.5, due=4)
-    return CallbackState([step(0), viewed()], ["conv"], complexity(6000, 60_000), waiting, trial)
+    copies = (CopyRecord("Holder.held", "net.", False, True, True, False),)
+    return CallbackState(
+        [step(0), viewed()], ["conv"], complexity(6000, 60_000), waiting, trial, copies=copies
+    )
 
 
 def leaves(value: Any) -> list[Any]:
@@ -65,3 +69,9 @@ def test_a_state_of_another_version_says_what_to_do(tmp_path: Path) -> None:
     del data["visited"]
     with pytest.raises(ValueError, match="cannot be read: CallbackState has the fields"):
         CallbackState.from_dict(data)
+
+
+def test_a_state_from_before_copies_were_kept_still_loads() -> None:
+    data = state().to_dict()
+    del data["copies"]
+    assert tuple(CallbackState.from_dict(data).copies) == ()
