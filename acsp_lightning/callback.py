@@ -331,7 +331,7 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The inverse of :meth:`state_dict`, in a fit; a test leaves what the last fit did."""
-        if self._stage != "fit":
+        if self._stage in ("validate", "test", "predict"):
             return
         try:
             state = CallbackState.from_dict(state_dict)

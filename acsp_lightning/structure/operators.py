@@ -147,12 +147,12 @@ def _norm(flow: "Flow", func: Any, args: Any, kwargs: Any, result: Any) -> None:
 
 def _convolution(flow: "Flow", func: Any, args: Any, kwargs: Any, result: Any) -> None:
     """One filter for each channel, as a function: its tensors have an entry for each channel."""
-    given, weight, bias, groups = *args[:3], args[-1]
+    (given, weight, bias), groups = args[:3], args[-1]
     marks = flow.marks(given)
     if marks is None or varying(marks) != [1] or tuple(weight.shape[:2]) != (groups, 1):
         unknown(flow, func, args, kwargs, result)
         return
-    vector = marks[(0, slice(None), *[0] * (marks.ndim - 2))]
+    vector = marks[tuple(slice(None) if dim == 1 else 0 for dim in range(marks.ndim))]
     flow.sized(groups, vector)
     for tensor in (weight, bias):
         if isinstance(tensor, Tensor):
