@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
 
 import torch
 from torch import Tensor, nn
@@ -217,7 +219,7 @@ def layer_cut(module: nn.Module, kept: Mapping[Side, Sequence[int]]) -> LayerCut
 def _unseen(module: nn.Module, sizes: Iterable[str]) -> list[str]:
     if refusal(module) is not None:
         return list(sizes)
-    told = {name for side in ("out", "in") for name in side_layout(module, side).sizes}
+    told = {name for side in ("out", "in") for name in _layout(module, side).sizes}
     if isinstance(module, nn.GroupNorm):
         told.add("num_groups")
     if norm_sizes(module, 1) and module._parameters.get("weight") is None:
@@ -305,11 +307,18 @@ def slice_tensor(tensor: torch.Tensor, dim: int, kept: torch.Tensor) -> torch.Te
         kept: int64 indices, shape (K,), on any device.
     """
     picked = tensor.detach().index_select(dim, kept.to(tensor.device))
-    for ndim, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
-        if tensor.ndim != ndim:
-            continue
-        # Strides, since a 1 x 1 kernel calls itself contiguous in both formats.
-        same = torch.empty(tensor.shape, memory_format=layout, device="meta")
-        if tensor.stride() == same.stride():
-            return torch.empty_like(picked, memory_format=layout).copy_(picked)
-    return picked
+    layout = channels_last_format(tensor)
+    return picked if layout is None else torch.empty_like(picked, memory_format=layout).copy_(picked)
+
+
+def channels_last_format(tensor: torch.Tensor) -> torch.memory_format | None:
+    """The format of a tensor of maps, or of kernels, whose channels lie last; None if they do not.
+
+    By strides, since a 1 x 1 kernel calls itself contiguous in both formats.
+    """
+    layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.ndim)
+    if layout is None:
+        return None
+    _, channels, *space = tensor.shape
+    *inner, outer = accumulate(reversed(space), mul, initial=channels)
+    return layout if tensor.stride() == (outer, 1, *reversed(inner)) else None

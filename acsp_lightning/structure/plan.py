@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
 
 from acsp_lightning.structure.groups import ChannelGroup
@@ -34,8 +33,7 @@ class SideCut:
         except ValueError as error:
             raise ValueError(f"side of {self.layer!r}: {error}") from error
         kept = self.kept
-        ascending = all(a < b for a, b in pairwise(kept))
-        if not kept or not ascending or kept[0] < 0 or kept[-1] >= self.width:
+        if not kept or list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= self.width:
             raise ValueError(
                 f"{self.layer!r} ({self.side}) keeps {len(kept)} positions of {self.width}: they must "
                 f"be at least one, ascending, unique and in 0..{self.width - 1}."
@@ -151,7 +149,7 @@ def build_plan(groups: Sequence[ChannelGroup], kept: Mapping[str, Sequence[int]]
             raise ValueError(f"no group is named {name!r}; there are {sorted(known)}.")
     for name in (name for name in known if name in kept):
         stay = set(kept[name])
-        if not stay or not stay <= set(range(known[name].width)):
+        if not stay or not stay.issubset(range(known[name].width)):
             raise ValueError(
                 f"{name!r} has channels 0..{known[name].width - 1}; asked to keep {sorted(stay)}."
             )
@@ -166,7 +164,7 @@ def build_plan(groups: Sequence[ChannelGroup], kept: Mapping[str, Sequence[int]]
                 layer,
                 side,
                 widths[layer, side],
-                tuple(p for p in range(widths[layer, side]) if p not in gone),
+                tuple([p for p in range(widths[layer, side]) if p not in gone]),
             )
             for (layer, side), gone in dropped.items()
         )

@@ -6,6 +6,7 @@ from helpers.structures import Mixed
 from torch import nn
 
 from acsp_lightning.structure.layers import (
+    channels_last_format,
     is_consumer,
     is_producer,
     layer_cut,
@@ -125,3 +126,15 @@ def test_layers_that_cannot_be_cut_say_why(name: str) -> None:
 )
 def test_who_makes_channels_and_who_mixes_them(layer: nn.Module, producer: bool, consumer: bool) -> None:
     assert (is_producer(layer), is_consumer(layer)) == (producer, consumer)
+
+
+@pytest.mark.parametrize(
+    "shape", [(4, 3, 5, 6), (4, 1, 3, 3), (4, 3, 1, 1), (1, 1, 1, 1), (4, 3, 2, 5, 6)]
+)
+def test_channels_last_is_told_by_strides(shape: tuple[int, ...]) -> None:
+    layout = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
+    last = torch.empty(shape, memory_format=layout)
+    assert channels_last_format(last) == layout
+    plain = torch.empty(shape)
+    assert (channels_last_format(plain) == layout) == (plain.stride() == last.stride())
+    assert channels_last_format(torch.empty(3, 4)) is None
