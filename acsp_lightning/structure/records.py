@@ -30,9 +30,11 @@ def record_sizes(module: nn.Module, before: Mapping[str, object]) -> None:
         now, first = _entries(getattr(module, attribute)), _entries(value)
         known = module._buffers.get(f"{PREFIX}{attribute}")
         device = next((t.device for t in chain(module.parameters(), module.buffers())), None)
-        rows = torch.tensor([now, first], device=device)
-        if known is not None:
-            rows[1] = known[1]
+        # Under inference_mode it would be a buffer that no later load can write to.
+        with torch.inference_mode(False):
+            rows = torch.tensor([now, first], device=device)
+            if known is not None:
+                rows[1] = known[1]
         module.register_buffer(f"{PREFIX}{attribute}", rows)
 
 
@@ -55,7 +57,8 @@ def set_sizes(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         owner, _, own = name.rpartition(".")
         if is_record(name) and owner in modules:
             _set(modules[owner], own.removeprefix(PREFIX), rows[0])
-            modules[owner].register_buffer(own, rows.detach().clone())
+            with torch.inference_mode(False):
+                modules[owner].register_buffer(own, rows.detach().clone())
 
 
 def recorded(state: Mapping[str, Tensor], layer: str, attribute: str) -> int | None:

@@ -153,7 +153,8 @@ def _reads_alone(own: int, found: int, own_read: int, found_read: int) -> bool:
 
 def _resize(module: nn.Module, name: str, shape: torch.Size) -> None:
     old = getattr(module, name)
-    new = _empty_like(old, shape)
+    with torch.inference_mode(False):  # under which no parameter could be trained
+        new = _empty_like(old, shape)
     if isinstance(old, nn.Parameter):
         set_data(old, new)
     else:

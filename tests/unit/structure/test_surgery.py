@@ -4,6 +4,7 @@ import pytest
 import torch
 from helpers.networks import CUT, plain, three_dimensional
 from helpers.oracle import assert_same_state, built, good_cuts, inputs_of, offered, random_plan, state
+from helpers.structures import STRUCTURES
 from torch import nn
 
 from acsp_lightning import PruningPlan, apply_plan
@@ -153,11 +154,21 @@ def test_names_and_their_order(name):
     assert before == after
 
 
-def test_cut_under_inference_mode_can_be_trained():
-    model = plain()
+def in_groups():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 12, 3, groups=4), nn.Conv2d(12, 4, 1)
+    )
+
+
+@pytest.mark.parametrize("build", [plain, in_groups, STRUCTURES["split by an attribute"].build])
+def test_cut_under_inference_mode_can_be_trained(build):
+    torch.manual_seed(0)
+    model = build()
     plan = plan_of(model)
     with torch.inference_mode():
         apply_plan(model, plan)
+    assert not any(buffer.is_inference() for buffer in model.buffers())
+    model.load_state_dict(copy.deepcopy(model.state_dict()))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     before = copy.deepcopy(model.state_dict())
     model.train()(*X).square().sum().backward()
@@ -166,7 +177,9 @@ def test_cut_under_inference_mode_can_be_trained():
         assert not parameter.is_inference()
         if name.endswith("weight"):
             assert not torch.equal(parameter, before[name]), name
-    assert not torch.equal(model[1].running_mean, before["1.running_mean"])
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_mean"):
+            assert not torch.equal(buffer, before[name])
 
 
 def test_parameters_stay_the_same_objects_without_a_gradient():
