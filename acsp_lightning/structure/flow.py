@@ -19,6 +19,7 @@ from acsp_lightning.structure import operators
 from acsp_lightning.structure.channels import Channels
 from acsp_lightning.structure.groups import Norm
 from acsp_lightning.structure.marks import none_of, pressed, thin, varying
+from acsp_lightning.structure.mentions import mentioned_attributes
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,9 @@ class Touch:
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """An attribute that holds a number of channels that forward may read.
+    """An attribute that holds a number of channels, and that the code of forward mentions.
+
+    Where that code cannot be read, any attribute that holds the number.
 
     Attributes:
         owner: qualified module name.
@@ -98,6 +101,7 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._named: dict[int, str] = {}
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             self._named.setdefault(id(tensor), name)
+        self._read = mentioned_attributes(model.modules())
 
     @property
     def channels(self) -> Channels:
@@ -223,6 +227,8 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
             value: the number.
             marks: of these positions, (value,).
 
+        Those that its forward cannot read do not count.
+
         Returns:
             Whether there are any.
         """
@@ -238,6 +244,9 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if type(held) is int and held == value:
                 yield owner, attribute, None
             elif type(held) in (list, tuple):
+        read = self._read.get(type(module))
                 for place, entry in enumerate(held):
+            if read is not None and attribute not in read:
+                continue
                     if type(entry) is int and entry == value:
                         yield owner, attribute, place
