@@ -30,11 +30,14 @@ class Touch:
         name: qualified name.
         elements: flat indices, int64, (E,).
         marks: what each of them meets, (E,).
+        loose: whether an element is met by several marks, as after a view that splits channels: unless
+            they are tied, it belongs to none of them.
     """
 
     name: str
     elements: Tensor
     marks: Tensor
+    loose: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +101,10 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._mixtures = WeakIdKeyDictionary()
         # What a tensor was made of parameters: their names, and which element each value came from.
         self._origins = WeakIdKeyDictionary()
+        self._read = mentioned_attributes(model.modules())
         self._named: dict[int, str] = {}
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             self._named.setdefault(id(tensor), name)
-        self._read = mentioned_attributes(model.modules())
 
     @property
     def channels(self) -> Channels:
@@ -208,26 +211,27 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Note that a tensor made of parameters meets marks, which broadcast with it.
 
         Returns:
-            Whether it was made of any. One that has a single place where the marks differ meets none.
+            Whether it was made of any. One that has a single place wherever the marks differ meets none.
         """
         origins = self.origins(tensor)
         for name, elements in origins:
             elements = elements.expand_as(marks)
-            if any(elements.stride(dim) == 0 for dim in varying(marks)):
+            alone = [elements.stride(dim) == 0 for dim in varying(marks)]
+            if alone and all(alone):
                 continue
             elements, met = thin(elements, marks)
             elements, met = elements.flatten(), met.flatten()
-            self.found.touches.append(Touch(name, elements[met > 0], met[met > 0]))
+            self.found.touches.append(Touch(name, elements[met > 0], met[met > 0], any(alone)))
         return bool(origins)
 
     def sized(self, value: int, marks: Tensor) -> bool:
         """Note which attributes of the module that runs hold the number of some positions.
 
+        Those that its forward cannot read do not count.
+
         Args:
             value: the number.
             marks: of these positions, (value,).
-
-        Those that its forward cannot read do not count.
 
         Returns:
             Whether there are any.
@@ -240,13 +244,13 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not self.stack:
             return
         owner, module = self.stack[-1]
+        read = self._read.get(type(module))
         for attribute, held in vars(module).items():
+            if read is not None and attribute not in read:
+                continue
             if type(held) is int and held == value:
                 yield owner, attribute, None
             elif type(held) in (list, tuple):
-        read = self._read.get(type(module))
                 for place, entry in enumerate(held):
-            if read is not None and attribute not in read:
-                continue
                     if type(entry) is int and entry == value:
                         yield owner, attribute, place

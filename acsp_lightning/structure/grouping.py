@@ -137,7 +137,8 @@ def _places(found: Findings, model: nn.Module) -> dict[Place, Tensor]:
         place = (size.owner, size_side(size.attribute, size.place))
         known = places.setdefault(place, size.marks)
         channels.tie(known, size.marks)
-    shadows = {name: _shadow(channels, name, found.touches, model) for name in _touched(found.touches)}
+    touches = _of_one_class(found.touches, channels)
+    shadows = {name: _shadow(channels, name, touches, model) for name in _touched(touches)}
     classes = channels.classes()
     for name, marks in shadows.items():
         owner, _, own = name.rpartition(".")
@@ -150,6 +151,19 @@ def _places(found: Findings, model: nn.Module) -> dict[Place, Tensor]:
         else:
             places[owner, parameter_side(own, dims[0])] = _line(marks, dims[0])
     return places
+
+
+def _of_one_class(touches: Sequence[Touch], channels: Channels) -> list[Touch]:
+    """The touches, without those in which an element is met by channels that go one by one."""
+    if not any(touch.loose for touch in touches):
+        return list(touches)
+    classes = channels.classes()
+
+    def is_of_one(touch: Touch) -> bool:
+        met = torch.stack([touch.elements, classes.of(touch.marks)])
+        return len(torch.unique(met, dim=1)[0]) == len(torch.unique(touch.elements))
+
+    return [touch for touch in touches if not touch.loose or is_of_one(touch)]
 
 
 def _touched(touches: Sequence[Touch]) -> list[str]:

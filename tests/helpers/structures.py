@@ -293,6 +293,24 @@ class Shrinking(nn.Module):
         return (shortcut + self.conv2(self.conv1(x).relu())).relu()
 
 
+def in_parts(x: Tensor, weight: Tensor) -> Tensor:
+    batch, channels, *rest = x.shape
+    return (x.view(batch, 2, channels // 2, *rest) * weight).view(x.shape)
+
+
+class Taken(nn.Module):
+    """Runs a network that it holds under names of its own, as transfer learning does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), grouped(6, 12), Ghost(8, 8))
+        self.encoder = nn.Sequential(*self.model.children(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encoder(x))
+
+
 def coordinates(net: nn.Module, x: Tensor) -> Tensor:
     line = torch.linspace(-1, 1, x.shape[-1]).to(x).expand(len(x), 1, *x.shape[2:])
     return torch.cat([line, x, line], 1)
@@ -345,6 +363,8 @@ STRUCTURES = {
     "channels last": case(lambda: Parameter(channels_last, 8), "stem", "mix"),
     "map of positions and channels": case(lambda: Parameter(shifted, 1, 8, 8, 8), "stem", "mix"),
     "map of positions": case(lambda: Parameter(shifted, 1, 1, 8, 8), "stem", "mix"),
+    "scale after a view": case(lambda: Parameter(in_parts, 4, 1, 1), "stem", "mix"),
+    "scale of every part": case(lambda: Parameter(in_parts, 2, 1, 1, 1), "stem", "mix"),
     "one number": case(lambda: Parameter(scaled, 1), "stem", "mix"),
     "buffer": case(lambda: Parameter(scaled, 8, 1, 1, buffer=True), "stem", "mix"),
     "frozen norm": case(lambda: FrozenNorm(8), "stem", "mix"),

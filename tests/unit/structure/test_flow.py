@@ -57,7 +57,18 @@ def test_a_parameter_over_channels_is_touched() -> None:
     assert flow.marks(y) is not None
 
 
-def test_sizes_are_numbers_and_entries_of_the_running_module() -> None:
+def test_a_parameter_that_several_marks_meet_is_touched_loosely() -> None:
+    def body(net, x):
+        return x.view(2, 2, 2, 3, 3) * net.gamma[:2].view(2, 1, 1) * net.gamma.view(4)[0]
+
+    flow, marks, _ = carried(body)
+    (touch,) = flow.found.touches
+    assert touch.loose
+    assert touch.elements.tolist() == [0, 1, 0, 1]
+    assert torch.equal(touch.marks, marks)
+
+
+def test_sizes_are_numbers_and_entries_of_the_running_module_that_forward_reads() -> None:
     flow, marks, _ = carried(lambda _, x: x)
     assert flow.sized(4, marks)
     assert [(s.owner, s.attribute, s.place) for s in flow.found.sizes] == [

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from helpers.networks import CUT, Wired
-from helpers.oracle import built, inputs_of, offered
+from helpers.oracle import assert_cut_is_masked, built, inputs_of, offered, random_plan
 from helpers.structures import STRUCTURES
 from torch import nn
 from torch.nn import functional
@@ -106,3 +106,35 @@ def test_numbers_and_parameters_are_sides():
         for side in group.passthrough
     }
     assert sides == {("body", "=inputs")}
+
+
+class Heads(nn.Module):
+    """Tokens by heads, with a scale of some shape between the view and the sum over heads."""
+
+    def __init__(self, *shape: int, merged: bool = False) -> None:
+        super().__init__()
+        self.fc, self.out = nn.Linear(7, 12), nn.Linear(12, 5)
+        self.scale, self.merged = nn.Parameter(torch.rand(shape)), merged
+
+    def forward(self, x):
+        batch, tokens = x.shape[:2]
+        y = self.fc(x)
+        if self.merged:
+            y = y.view(batch, tokens, 4, -1).flatten(0, 1) * self.scale
+        else:
+            y = y.view(batch, tokens, 4, y.shape[-1] // 4) * self.scale
+        return self.out(y.reshape(batch, tokens, -1))
+
+
+@pytest.mark.parametrize(
+    ("shape", "side"),
+    [((3,), "scale:0"), ((1, 3), "scale:1"), ((4, 3), "scale:1"), ((4, 1), None), ((1,), None)],
+)
+@pytest.mark.parametrize("merged", [False, True])
+def test_a_parameter_over_a_part_of_a_view_is_cut_along(shape, side, merged):
+    torch.manual_seed(0)
+    model, inputs = Heads(*shape, merged=merged).double().eval(), (torch.rand(2, 6, 7).double(),)
+    (group,) = offered(model, inputs).groups
+    assert group.width == 3
+    assert [part.side for part in group.passthrough] == ([side] if side else [])
+    assert_cut_is_masked(model, random_plan([group], seed=0), inputs)
