@@ -3,7 +3,7 @@
 import random
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.checkpoint import CheckpointFunction
 
 from acsp_lightning.structure.default_dtype import default_dtype
+from acsp_lightning.structure.restoring import state_restored
 
 CHECKPOINTED = (
     "forward runs a part of the network by reentrant activation checkpointing (torch.utils.checkpoint "
@@ -60,40 +61,6 @@ def is_compiled(model: nn.Module) -> bool:
     )
 
 
-@contextmanager
-def state_restored(model: nn.Module, *, but: Collection[nn.Module] = ()) -> Iterator[None]:
-    """Put back what forward passes in the body change: running ranges, counters, caches.
-
-    Buffers get back their objects and their values, and attributes that a module rebinds their objects.
-
-    Args:
-        model: any module.
-        but: submodules whose buffers keep what the body makes of them.
-    """
-    spared = {id(module) for module in but}
-    kept = [(m, dict(vars(m)), dict(m._buffers)) for m in model.modules() if id(m) not in spared]
-    tensors = [b for _, _, own in kept for b in own.values() if b is not None]
-    values = [(b, b.detach().clone(), b.requires_grad) for b in tensors]
-    try:
-        yield
-    finally:
-        for module, attributes, buffers in kept:
-            own = vars(module)
-            for name in own.keys() - attributes.keys():
-                del own[name]
-            own.update(attributes)
-            module._buffers.clear()
-            module._buffers.update(buffers)
-        with torch.no_grad():
-            for buffer, value, required in values:
-                if buffer.requires_grad and not required:
-                    buffer.detach_()  # forward has written into it with gradients
-                if buffer.shape != value.shape:
-                    buffer.resize_(value.shape)  # as observers of channels do with their ranges
-                if not torch.equal(buffer, value):
-                    buffer.copy_(value)
-
-
 def without_autocast(device_type: str) -> AbstractContextManager[object]:
     """No autocast in the body; of devices that have none, nothing."""
     if torch.amp.is_autocast_available(device_type):
@@ -111,14 +78,15 @@ def evaluation_state(
 ) -> Iterator[None]:
     """Run ``model`` in eval mode, eagerly, without autocast; afterwards it is as it was.
 
-    Train/eval flags of every submodule, buffers and rebound attributes (:func:`state_restored`),
-    ``requires_grad`` of every parameter, the grad mode and the random state are put back, also when the
-    body raises.
+    Train/eval flags of every submodule, buffers and attributes (see
+    :func:`~acsp_lightning.structure.restoring.state_restored`), ``requires_grad`` of every parameter,
+    the grad mode and the random state (of Python, NumPy and torch) are put back, also when the body
+    raises.
 
     Args:
         model: any module.
         grad: enable autograd and let every floating-point parameter require gradients meanwhile.
-        but: submodules whose buffers keep what the body makes of them.
+        but: submodules whose buffers and attributes keep what the body makes of them.
     """
     flags = [(module, module.training) for module in model.modules()]
     frozen = [p for p in model.parameters() if p.is_floating_point() and not p.requires_grad]
@@ -297,21 +265,32 @@ def cloned(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 @contextmanager
-def random_state_restored() -> Iterator[None]:
-    """Whatever the body draws from global generators (Python, NumPy, torch), nobody notices later."""
+def random_state_restored(devices: Iterable[torch.device] | None = None) -> Iterator[None]:
+    """Whatever the body draws from global generators (Python, NumPy, torch), nobody notices later.
+
+    Args:
+        devices: GPUs of which the generators are put back too; None: all.
+    """
     python, legacy = random.getstate(), np.random.get_state()
+    gpus = range(torch.cuda.device_count()) if devices is None else devices
     try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        with torch.random.fork_rng(devices=gpus):
             yield
     finally:
         random.setstate(python)
         np.random.set_state(legacy)
 
 
+def advance_random_state(model: nn.Module) -> None:
+    """Draw a number from every global generator, so that the next pass of a model draws others."""
+    random.random()
+    np.random.rand()
+    for device in {torch.device("cpu"), *(p.device for p in model.parameters())}:
+        torch.rand(1, device=device)
+
+
 def _random_state_kept(model: nn.Module) -> AbstractContextManager[None]:
-    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    kept: AbstractContextManager[None] = torch.random.fork_rng(devices=devices)
-    return kept
+    return random_state_restored({p.device for p in model.parameters() if p.device.type == "cuda"})
 
 
 def describe_inputs(inputs: tuple[Any, ...]) -> str:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from acsp_lightning.functional.precision import wide
-from acsp_lightning.structure.forward import state_restored
 from acsp_lightning.structure.layers import (
     channel_dim,
     is_consumer,
@@ -20,6 +19,7 @@ from acsp_lightning.structure.layers import (
     side_width,
 )
 from acsp_lightning.structure.plan import PruningPlan, SideCut
+from acsp_lightning.structure.restoring import state_restored
 from acsp_lightning.structure.sides import Side, parameter_side
 from acsp_lightning.structure.surgery import reversible_cut
 from acsp_lightning.structure.unfold import has_rows

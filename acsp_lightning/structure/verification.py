@@ -16,6 +16,7 @@ from torch import nn
 
 from acsp_lightning.structure.forward import (
     UnsupportedStructureError,
+    advance_random_state,
     call_counts,
     counted,
     evaluation_state,
@@ -168,7 +169,7 @@ def _evaluated_only(
             idle -= set(call_counts(model, inputs))
             if not idle:
                 break
-            torch.rand(1)  # layers that are skipped at random (LayerDrop) get another draw
+            advance_random_state(model)  # layers that are skipped at random (LayerDrop) get another draw
     found = {}
     for group in groups:
         layer = next((side.layer for side in group.sides if side.layer in idle), None)

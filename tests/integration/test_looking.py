@@ -1,10 +1,12 @@
 """Looking at a network leaves it as it is, whatever its forward writes to."""
 
+import random
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from helpers.fits import (
@@ -223,19 +225,24 @@ def test_a_network_that_is_evaluated_and_never_trained_is_refused(fit: Fit) -> N
 class Dropped(nn.Module):
     """Skips a layer at random in training (LayerDrop)."""
 
-    def __init__(self) -> None:
+    def __init__(self, draw: Callable[[], float]) -> None:
         super().__init__()
-        self.layer = nn.Conv2d(8, 8, 1)
+        self.layer, self.draw = nn.Conv2d(8, 8, 1), draw
 
     def forward(self, x: Tensor) -> Tensor:
-        return x if self.training and torch.rand(()) < 0.5 else self.layer(x).relu()
+        return x if self.training and self.draw() < 0.5 else self.layer(x).relu()
 
 
+@pytest.mark.parametrize("draw", [lambda: float(torch.rand(())), random.random, np.random.rand])
 @pytest.mark.parametrize("seed", range(5))
-def test_a_layer_that_training_skips_at_random_is_none_that_never_trains(seed: int) -> None:
+def test_a_layer_that_training_skips_at_random_is_none_that_never_trains(
+    seed: int, draw: Callable[[], float]
+) -> None:
     torch.manual_seed(0)
-    net = with_middle(Dropped())
+    net = with_middle(Dropped(draw))
     torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
     step = preview(net, val_loader(), HALF)
     assert step.layers["fc1"] == (10, 5)
     assert step.layers["middle.layer"] == (8, 4)

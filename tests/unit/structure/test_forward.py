@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from acsp_lightning import UnsupportedStructureError
 from acsp_lightning.structure.forward import (
+    advance_random_state,
     call_counts,
     evaluation_state,
     is_checkpointed,
@@ -110,6 +111,38 @@ class Restless(nn.Module):
         self.passes += 1
         self.last = x
         return self.drop(self.norm(self.a(x)))
+
+
+def noisy(net, x):
+    """Draws from every generator that a forward may use."""
+    return net.inner(x) + sum(drawn())
+
+
+@pytest.mark.usefixtures("_seeded")
+def test_every_pass_draws_the_same_numbers_and_nobody_notices() -> None:
+    model, x = Wired(noisy, inner=nn.Linear(3, 2)), torch.ones(4, 3)
+    before = generator_states()
+    assert torch.equal(run_forward(model, (x,)), run_forward(model, (x,)))
+    assert generator_states() == before
+    with evaluation_state(model):
+        first = run_forward(model, (x,))
+        advance_random_state(model)
+        assert not any(a == b for a, b in zip(generator_states(), before, strict=True))
+        assert not torch.equal(run_forward(model, (x,)), first)
+        model(x)
+    assert generator_states() == before
+
+
+@pytest.mark.usefixtures("_seeded")
+def test_tracing_moves_no_generator_and_tries_cuts_with_the_same_numbers() -> None:
+    model = Wired(
+        lambda net, x: net.b((1 + sum(drawn())) * net.a(x)), a=nn.Conv2d(3, 6, 3), b=nn.Conv2d(6, 2, 3)
+    )
+    before = generator_states()
+    tracing = prunable_groups(model, X)
+    assert [group.name for group in tracing.groups] == ["a"]
+    assert tracing.left_whole == {}
+    assert generator_states() == before
 
 
 @pytest.mark.usefixtures("_seeded")
@@ -210,6 +243,49 @@ def test_layers_are_counted_in_the_order_of_their_calls() -> None:
         lambda net, x: net.a(net.b(net.b(x))), a=nn.Linear(3, 2), b=nn.Linear(3, 3), c=nn.Linear(2, 2)
     )
     assert list(call_counts(model, (torch.ones(1, 3),)).items()) == [("b", 2), ("a", 1)]
+
+
+class Caching(nn.Module):
+    """Makes a mask once and keeps it in one of its attributes."""
+
+    def __init__(self, cache, keep) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 2, 3)
+        self.cache, self.keep = cache, keep
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.a(x)
+        return self.b(x * self.keep(self.cache, torch.linspace(0.5, 1, x.shape[-1])))
+
+
+def in_a_list(cache, mask):
+    if not cache:
+        cache.append(mask)
+    return cache[0]
+
+
+def in_a_set(cache, mask):
+    if not cache:
+        cache.add(mask)
+    return next(iter(cache))
+
+
+@pytest.mark.parametrize(
+    ("cache", "keep"),
+    [
+        ({}, lambda cache, mask: cache.setdefault(len(mask), mask)),
+        ([], in_a_list),
+        (set(), in_a_set),
+        ({"rows": {}}, lambda cache, mask: cache["rows"].setdefault(len(mask), mask)),
+    ],
+)
+def test_caches_of_forward_hold_nothing_that_tracing_made(cache, keep) -> None:
+    model, before = Caching(cache, keep), copy.deepcopy(cache)
+    assert [group.name for group in prunable_groups(model, X).groups] == ["a"]
+    assert cache == before
+    assert model.cache is cache
+    model(X[0]).sum().backward()
+    assert model.a.weight.grad is not None
 
 
 @dataclass

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from acsp_lightning.structure.forward import state_restored
+from acsp_lightning.structure.restoring import state_restored
 from acsp_lightning.structure.usage import unused_parameters
 
 X = (torch.randn(2, 4),)
