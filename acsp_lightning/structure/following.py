@@ -328,10 +328,13 @@ def _is_layer(module: nn.Module) -> bool:
 
 
 def tied_layers(model: nn.Module) -> dict[str, str]:
-    """For every layer that owns a parameter together with another layer: the other's name."""
+    """For every layer that owns a parameter together with another layer: the other's name.
+
+    One layer under two names is one layer.
+    """
     owner: dict[int, str] = {}
     tied: dict[str, str] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
+    for name, module in model.named_modules():
         for parameter in module.parameters(recurse=False):
             other = owner.setdefault(id(parameter), name)
             if other != name:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,7 +26,7 @@ def over_kept(model: nn.Module, norms: Iterable[Norm], plan: PruningPlan) -> Ite
     """
     handles = []
     for norm in norms:
-        own = _alone(plan, norm.layer)
+        own = _alone(model, plan, norm.layer)
         if own:
             module = model.get_submodule(norm.layer)
             handles.append(module.register_forward_hook(_hook(norm, own), with_kwargs=True))
@@ -38,10 +37,10 @@ def over_kept(model: nn.Module, norms: Iterable[Norm], plan: PruningPlan) -> Ite
             handle.remove()
 
 
-def _alone(plan: PruningPlan, layer: str) -> PruningPlan:
-    """The cuts of a layer, and of those inside it, by names that begin with it."""
-    itself = tuple(replace(cut, layer="") for cut in plan if cut.layer == layer)
-    return PruningPlan((*itself, *plan.part(f"{layer}."))) if itself else PruningPlan()
+def _alone(model: nn.Module, plan: PruningPlan, layer: str) -> PruningPlan:
+    """The cuts of a layer, and of those inside it, by their names in it; none if it stays whole."""
+    cuts = sorted(plan.part(model, layer), key=lambda cut: bool(cut.layer))
+    return PruningPlan(tuple(cuts) if cuts and not cuts[0].layer else ())
 
 
 def _hook(norm: Norm, own: PruningPlan) -> Callable[..., Tensor]:

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import nn
+
 from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.sides import Side, parsed
 
@@ -90,13 +92,15 @@ class PruningPlan:
             if (layer, True) in touched or (layer not in read and (layer, False) in touched)
         )
 
-    def part(self, prefix: str) -> "PruningPlan":
-        """The cuts of the layers whose names begin with ``prefix``, under the rest of their names."""
+    def part(self, model: nn.Module, name: str) -> "PruningPlan":
+        """The cuts of a submodule of ``model`` and of the modules in it, under their names in it."""
+        modules = {cut.layer: model.get_submodule(cut.layer) for cut in self.cuts}
+        names = {module: own for own, module in model.get_submodule(name).named_modules()}
         return PruningPlan(
             tuple(
-                replace(cut, layer=cut.layer.removeprefix(prefix))
+                replace(cut, layer=names[modules[cut.layer]])
                 for cut in self.cuts
-                if cut.layer.startswith(prefix)
+                if modules[cut.layer] in names
             )
         )
 

@@ -11,6 +11,8 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from acsp_lightning.structure.aliases import under_first_names
+
 PREFIX = "acsp_size_"
 
 
@@ -47,6 +49,7 @@ def set_sizes(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         model: changed in place.
         state: entries of a state dict of the model.
     """
+    state = under_first_names(model, state)
     for owner, module in model.named_modules():
         for name in [name for name in module._buffers if is_record(name)]:
             if f"{owner}.{name}".lstrip(".") not in state:
@@ -75,7 +78,7 @@ def first_size(module: nn.Module, attribute: str) -> int:
 
 def unknown_records(model: nn.Module, names: Iterable[str]) -> list[str]:
     """Records of attributes that the modules of ``model`` do not have."""
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
     return [
         name
         for name in names

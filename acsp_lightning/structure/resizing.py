@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
+from acsp_lightning.structure.aliases import under_first_names
 from acsp_lightning.structure.layers import (
     is_consumer,
     is_grouped,
@@ -35,12 +36,13 @@ def resize_layers(model: nn.Module, state: Mapping[str, Tensor], prefix: str = "
     Raises:
         ValueError: if a shape differs in a way that no cut explains.
     """
-    own_state = {
+    behind = {
         name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)
     }
+    own_state = under_first_names(model, behind)
     shapes = {
         name: (tensor.shape, own_state[name].shape)
-        for name, tensor in model.state_dict().items()
+        for name, tensor in under_first_names(model, model.state_dict()).items()
         if name in own_state
     }
     layers = dict.fromkeys(_owner(name) for name, (own, found) in shapes.items() if own != found)

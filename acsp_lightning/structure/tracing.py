@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from acsp_lightning.structure.aliases import all_names
 from acsp_lightning.structure.flow import Findings
 from acsp_lightning.structure.following import follow
 from acsp_lightning.structure.forward import UnsupportedStructureError, call_counts, evaluation_state
@@ -40,8 +41,8 @@ def trace_groups(
     Args:
         model: any module; left as it was.
         inputs: example arguments of ``forward``.
-        include: shell patterns on qualified layer names; a group is asked for if a layer that makes
-            its channels matches one of these...
+        include: shell patterns on qualified layer names, any of those of a layer that has several; a
+            group is asked for if a layer that makes its channels matches one of these...
         exclude: ...and no layer that makes its channels matches one of those.
         residual: also ask for the groups that run through residual sums. None: if half of the channels
             of the others would take less than 45 % of the weights, in the mean over the layers.
@@ -67,7 +68,12 @@ def trace_groups(
             "nothing to prune."
         )
     every = bundles(found, model, list(calls))
-    asked = [bundle for bundle in every if _asked_for(bundle.layers, include, exclude)]
+    names = all_names(model)
+    asked = [
+        bundle
+        for bundle in every
+        if _asked_for([name for layer in bundle.layers for name in names[layer]], include, exclude)
+    ]
     chosen = residual is None and _share_inside(every) < ENOUGH_INSIDE
     residual = residual or chosen
     wanted = [bundle for bundle in asked if residual or not bundle.residual]
@@ -153,7 +159,8 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 def _check_patterns(model: nn.Module, include: Sequence[str], exclude: Sequence[str]) -> None:
-    names = [name for name, module in model.named_modules() if is_producer(module)]
+    modules = model.named_modules(remove_duplicate=False)
+    names = [name for name, module in modules if is_producer(module)]
     for argument, patterns in (("include", include), ("exclude", exclude)):
         for pattern in patterns:
             if pattern != "*" and not any(_matches(name, (pattern,)) for name in names):

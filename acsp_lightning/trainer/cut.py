@@ -242,7 +242,7 @@ def _cut(
     """
     live, evaluated = trainer.lightning_module, evaluated_network(trainer)
     for copy in copies:
-        check_plan(copy.module, proposal.plan.part(copy.prefix))
+        check_plan(copy.module, proposal.plan.part(live, copy.prefix.rstrip(".")))
     held, unsliced = held_tensors(trainer), _fitted(live, proposal.plan)
     buffers = _buffer_cuts(live, proposal.plan)
 
@@ -325,7 +325,7 @@ def _cut_corrected(
     copy: NetworkCopy, network: nn.Module, plan: PruningPlan, corrections: Mapping[int, Tensor]
 ) -> None:
     """Cut a copy, and correct it as the network was."""
-    apply_plan(copy.module, plan.part(copy.prefix))
+    apply_plan(copy.module, plan.part(network, copy.prefix.rstrip(".")))
     original = dict(network.get_submodule(copy.prefix.rstrip(".")).named_parameters())
     with torch.no_grad():
         for name, parameter in copy.module.named_parameters():

@@ -39,7 +39,14 @@ def held_tensors(trainer: pl.Trainer) -> list[HeldTensor]:
     """
     live = trainer.lightning_module
     parts = [part for part in (live, *live.children()) if next(part.parameters(), None) is not None]
-    roots = [(dict(part.named_parameters()), dict(part.named_buffers())) for part in parts]
+    # A state dict has the tensors of a module with two names under both.
+    roots = [
+        (
+            dict(part.named_parameters(remove_duplicate=False)),
+            dict(part.named_buffers(remove_duplicate=False)),
+        )
+        for part in parts
+    ]
     return [
         HeldTensor(f"{name}.{place}[{key}]", container, key, parameter)
         for name, holder in _holders(trainer)
@@ -67,8 +74,8 @@ def _stood_for(
             pairs = [(key, root.get(key)) for key in container if isinstance(key, str)]
             whole = bool(pairs) and len(pairs) == len(container)
         else:
-            pairs = list(enumerate(parameters.values()))
-            whole = len(container) == len(parameters)
+            pairs = list(enumerate(dict.fromkeys(parameters.values())))
+            whole = len(container) == len(pairs)
         if whole and all(_stands_for(container[key], parameter) for key, parameter in pairs):
             return [(key, parameter) for key, parameter in pairs if parameter is not None]
     return []

@@ -411,4 +411,7 @@ STRUCTURES = {
         lambda: Wired(lambda _, x: x.flatten(2).view_as(x.flatten(2)).reshape_as(x)), "stem", "mix"
     ),
     "basic block": case(lambda: BasicBlock(8, 8), "stem", "body.conv1", "mix"),
+    "two names": Case(
+        Taken, (3, 8, 8), ("model.0", "model.1.layers.0", "model.2.primary"), residual=True
+    ),
 }  # fmt: skip

@@ -78,3 +78,12 @@ def test_groups_that_cannot_lose_a_share_go_as_a_whole() -> None:
     )
     assert found.channels.classes().of(found.sides["1", "in"]).tolist() == [1] * 4 + [5] * 4
     assert ("1", "in") not in found.mixed
+
+
+def test_a_layer_under_two_names_is_not_tied_but_two_layers_of_one_tensor_are() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model.again = nn.Sequential(*model.children())
+    assert tied_layers(model) == {}
+    model.other = nn.Linear(3, 3)
+    model.other.bias = model.again[1].bias
+    assert tied_layers(model) == {"1": "other", "other": "1"}

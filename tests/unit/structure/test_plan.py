@@ -1,9 +1,11 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from helpers.networks import CUT
 from helpers.oracle import built, good_cuts, inputs_of, offered, random_plan
+from torch import nn
 
 from acsp_lightning import PruningPlan
 from acsp_lightning.structure.groups import ChannelGroup, LayerSide
@@ -103,3 +105,15 @@ def test_flattened_positions_and_concatenations_by_hand():
     assert plan.kept("a", "out") == (1,)
     assert plan.kept("b", "out") == (0, 2)
     assert plan.kept("fc", "in") == (2, 3, 4, 5, 8, 9)
+
+
+def test_the_part_of_a_submodule_under_its_names():
+    model = nn.Module()
+    model.whole = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    model.some = nn.Sequential(model.whole[1], model.whole[3])
+    plan = PruningPlan(tuple(replace(cut, layer=f"whole.{cut.layer}") for cut in good_cuts()))
+    assert plan.part(model, "") == plan
+    assert plan.part(model, "whole") == PruningPlan(good_cuts())
+    assert [(cut.layer, cut.side) for cut in plan.part(model, "some")] == [("0", "out"), ("1", "in")]
+    assert [(cut.layer, cut.side) for cut in plan.part(model, "whole.3")] == [("", "in")]
+    assert len(plan.part(model, "whole.2")) == 0

@@ -92,3 +92,39 @@ class HeadFirst(nn.Module):
 def test_a_last_layer_that_an_earlier_one_reads_may_be_narrower() -> None:
     restore_structure(model := HeadFirst(8), HeadFirst(5).state_dict())
     assert (model.body.out_features, model.head.in_features) == (5, 5)
+
+
+class Renamed(nn.Module):
+    """Takes most of a network over, which it goes on to hold."""
+
+    def __init__(self, width: int, classes: int = 3) -> None:
+        super().__init__()
+        self.model = chain(width, 7)
+        self.encoder = nn.Sequential(*list(self.model.children())[:-1])
+        self.head = nn.Linear(2 * width, classes)
+
+
+def test_layers_with_two_names() -> None:
+    restore_structure(model := Renamed(8), Renamed(5).state_dict())
+    assert model.model[0] is model.encoder[0]
+    assert (model.model[2].in_features, model.head.in_features) == (80, 10)
+    with pytest.raises(ValueError, match=r"Layer 'head' .* 4 outputs in the file and 3 in the model"):
+        restore_structure(Renamed(8), Renamed(5, classes=4).state_dict())
+
+
+def test_names_of_one_layer_with_two_shapes_are_refused_and_the_model_untouched() -> None:
+    state = {**Renamed(5).state_dict(), "encoder.0.bias": torch.zeros(8)}
+    model = Renamed(8)
+    before = {name: p.shape for name, p in model.named_parameters()}
+    with pytest.raises(ValueError, match=r"'encoder\.0' does not fit: in the model it is 'model\.0'"):
+        restore_structure(model, state)
+    assert {name: p.shape for name, p in model.named_parameters()} == before
+
+
+def test_what_is_resized_under_inference_mode_can_be_trained() -> None:
+    model, state = chain(8, 3), chain(5, 3).state_dict()
+    with torch.inference_mode():
+        restore_structure(model, state)
+    model.load_state_dict(state)
+    model(torch.rand(2, 3, 4, 4)).sum().backward()
+    assert all(p.grad is not None and not p.is_inference() for p in model.parameters())

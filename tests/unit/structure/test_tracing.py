@@ -1,9 +1,10 @@
 import copy
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from helpers.networks import CUT, BasicBlock, Wired, plain, residual, squeeze_excitation
-from helpers.oracle import offered, portrait
+from helpers.oracle import assert_cut_is_masked, offered, portrait, random_plan
 from torch import nn
 from torch.nn import functional
 from torchvision.models import resnet18, resnet50
@@ -315,3 +316,80 @@ def test_a_layer_that_is_called_again_is_left_whole_with_what_it_reads():
     assert [group.name for group in tracing.groups] == ["d"]
     assert set(tracing.left_whole) == {"a", "b"}
     assert all("forward calls 'b' 2 times" in why for why in tracing.left_whole.values())
+
+
+def in_chunks(x):
+    return x.chunk(2, 1)
+
+
+def in_a_view(x):
+    return x.view(len(x), 2, x.shape[1] // 2, *x.shape[2:]).unbind(1)
+
+
+def in_slices(x):
+    half = x.shape[1] // 2
+    return x[:, :half], x[:, half:]
+
+
+class Batched(pl.LightningModule):
+    """Has numbers that equal counts of channels and say something else; its forward reads none."""
+
+    def __init__(self, divide) -> None:
+        super().__init__()
+        self.batch_size, self.image_size, self.workers, self.betas = 8, (8, 8), 4, [4, 8]
+        self.divide, self.act = divide, functional.relu
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(4, 6, 1)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x):
+        first, second = self.divide(self.act(self.a(x.to(self.device))))
+        return self.head(self.b(first * second).mean((2, 3)))
+
+    def train_dataloader(self):
+        return self.batch_size, self.image_size, self.workers
+
+    def configure_optimizers(self):
+        return self.betas
+
+
+@pytest.mark.parametrize("divide", [in_chunks, in_a_view, in_slices])
+def test_numbers_that_forward_does_not_read_stay(divide):
+    model = Batched(divide).eval()
+    plan = random_plan(offered(model, X).groups, seed=0)
+    assert plan.kept("a", "out") is not None
+    cut = assert_cut_is_masked(model, plan, X, tolerance=1e-5)
+    assert cut.train_dataloader() == (8, (8, 8), 4)
+    assert cut.configure_optimizers() == [4, 8]
+    assert not any("acsp" in name for name in cut.state_dict())
+
+
+class FineTuned(nn.Module):
+    """As transfer learning is written: most of a pretrained network, and a head of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = resnet18()
+        self.encoder = nn.Sequential(*list(self.model.children())[:-1])
+        self.head = nn.Linear(512, 10)
+
+    def forward(self, x):
+        return self.head(self.encoder(x).flatten(1))
+
+
+def test_a_network_under_two_names_is_cut():
+    torch.manual_seed(0)
+    model, inputs = FineTuned().eval(), (torch.randn(2, 3, 32, 32),)
+    alone = [f"model.{group.name}" for group in trace_groups(resnet18(), inputs).groups]
+    tracing = offered(model, inputs)
+    assert [group.name for group in tracing.groups] == alone
+    assert tracing.left_whole == {}
+    assert_cut_is_masked(model, random_plan(tracing.groups, seed=0), inputs, tolerance=1e-4)
+
+
+@pytest.mark.parametrize("names", ["model.layer1.*.conv1", "encoder.4.*.conv1"])
+def test_layers_are_asked_for_under_any_of_their_names(names):
+    inputs = (torch.randn(2, 3, 32, 32),)
+    found = trace_groups(FineTuned(), inputs, include=[names], residual=False)
+    assert [group.name for group in found.groups] == ["model.layer1.0.conv1", "model.layer1.1.conv1"]
+    rest = trace_groups(FineTuned(), inputs, exclude=[names], residual=False)
+    assert not {group.name for group in rest.groups} & {group.name for group in found.groups}
