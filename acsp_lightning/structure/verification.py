@@ -27,6 +27,7 @@ from acsp_lightning.structure.forward import (
 )
 from acsp_lightning.structure.groups import ChannelGroup, Norms, Tracing, by_reason
 from acsp_lightning.structure.replay import part_of_forward, record_forward
+from acsp_lightning.structure.sides import parsed
 from acsp_lightning.structure.tracing import trace_groups
 from acsp_lightning.structure.trial import Difference, trial_difference
 
@@ -71,7 +72,8 @@ def verify_groups(model: nn.Module, inputs: tuple[Any, ...], tracing: Tracing) -
 
     All groups are tried at once, at the cost of four forward passes, two of them of a smaller network.
     Only if that fails, those that are suspected are tried alone, on the part of a forward pass that
-    concerns them, and the others at once again.
+    concerns them, and the others at once again. Before, every attribute that counts channels is tried in
+    the same way: one that a cut need not change stays.
 
     Args:
         model: any module; left as it was.
@@ -80,12 +82,52 @@ def verify_groups(model: nn.Module, inputs: tuple[Any, ...], tracing: Tracing) -
     """
     inputs = varied(inputs)
     with evaluation_state(model):
-        reasons = _reasons(model, inputs, tracing.groups)
+        groups = _without_idle_sizes(model, inputs, tracing.groups)
+        reasons = _reasons(model, inputs, groups)
     return replace(
         tracing,
-        groups=tuple(group for group in tracing.groups if group.name not in reasons),
+        groups=tuple(group for group in groups if group.name not in reasons),
         left_whole={**tracing.left_whole, **reasons},
     )
+
+
+def _without_idle_sizes(
+    model: nn.Module, inputs: tuple[Any, ...], groups: Sequence[ChannelGroup]
+) -> Sequence[ChannelGroup]:
+    """The groups less the attributes that may stay as they are.
+
+    Forward reads them, but for something else: they equal a count of channels by chance. What it reads
+    them for is written in a class, so that an attribute is tried in all modules of a class at once.
+    """
+    sample = _first_sample(inputs)
+    read_by = {
+        (side.layer, side.side): (type(model.get_submodule(side.layer)), parsed(side.side)[1])
+        for group in groups
+        for side in group.passthrough
+        if parsed(side.side)[0] == "size"
+    }
+    readers = dict.fromkeys(read_by.values())
+    for idle in dict.fromkeys([frozenset(readers), *(frozenset([reader]) for reader in readers)]):
+        less = [
+            replace(
+                group,
+                passthrough=tuple(
+                    side
+                    for side in group.passthrough
+                    if read_by.get((side.layer, side.side)) not in idle
+                ),
+            )
+            for group in groups
+        ]
+        tried = [group for group in less if group not in groups]
+        if tried and None is trial_difference(
+            model,
+            tried,
+            lambda: run_forward(model, sample),
+            lambda: _run_in_training(model, inputs),
+        ):
+            groups = less
+    return groups
 
 
 def _reasons(

@@ -362,3 +362,71 @@ def test_streams_are_cut_where_there_is_nothing_else():
     assert [group.name for group in tracing.groups] == ["wide", "next"]
     with pytest.raises(UnsupportedStructureError, match="residual=False"):
         prunable_groups(Reparametrised(), X, residual=False)
+
+
+class Numbered(nn.Module):
+    """Channels in two parts, and numbers that equal their counts; ``body`` says which it reads."""
+
+    def __init__(self, body):
+        super().__init__()
+        self.width, self.half, self.size, self.sizes = 8, 4, 8, [8, 8]
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(4, 6, 1), nn.Conv2d(6, 2, 1)
+        self.body = body
+
+    def forward(self, x):
+        return self.c(self.b(self.body(self, self.a(x))).relu())
+
+
+def in_halves(x):
+    first, second = x.chunk(2, 1)
+    return first * second
+
+
+def resized(net, x):
+    return functional.interpolate(in_halves(x), net.sizes)
+
+
+def large_enough(net, x):
+    return in_halves(x) if x.shape[-1] >= net.size else in_halves(x).relu()
+
+
+def resized_and_counted(net, x):
+    x = functional.interpolate(x, net.size)
+    return x[:, : net.width // 2] * x[:, net.half :]
+
+
+def large_in_training(net, x):
+    return in_halves(x) if net.training and x.shape[-1] == net.size else 2 * in_halves(x)
+
+
+@pytest.mark.parametrize(
+    ("body", "changed"),
+    [
+        (resized, set()),
+        (large_enough, set()),
+        (large_in_training, set()),
+        (resized_and_counted, {"width", "half"}),
+        (lambda net, x: x[:, : net.half] * x[:, net.half :], {"half"}),
+    ],
+)
+def test_numbers_that_forward_reads_for_something_else_stay(body, changed):
+    torch.manual_seed(0)
+    model, inputs = Numbered(body).double().eval(), (X[0].double(),)
+    before = dict(vars(model))
+    (first, _) = offered(model, inputs).groups
+    assert first.name == "a"
+    cut = assert_cut_is_masked(model, random_plan([first], seed=1), inputs)
+    numbers = ("width", "half", "size", "sizes")
+    assert {name for name in numbers if vars(cut)[name] != before[name]} == changed
+
+
+def test_numbers_stay_in_a_network_whose_training_takes_no_example():
+    class Pairs(Numbered):
+        def forward(self, x):
+            if self.training:
+                raise ValueError("pairs are wanted")
+            return super().forward(x)
+
+    model = Pairs(lambda net, x: x[:, : net.half] * x[:, net.half :]).double().eval()
+    (first, _) = offered(model, (X[0].double(),)).groups
+    assert [side.side for side in first.passthrough] == ["=half"]
