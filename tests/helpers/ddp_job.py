@@ -210,11 +210,23 @@ def option(folder: Path, name: str) -> None:
     fit(folder, module, pruning, wrapper=wrapper.get(name), max_epochs=5, **trainer.get(name, {}))
 
 
+class TwoNames(Classifier):
+    """Runs the layers of its network under names of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken = nn.Sequential(*self.net.children())
+
+    def forward(self, images: Any) -> Any:
+        return self.taken(images)
+
+
 def averaged(folder: Path, name: str) -> None:
     """Averages of the weights, over a cut."""
     swa = StochasticWeightAveraging(0.01, swa_epoch_start=1)
-    other = EMAWeightAveraging(decay=0.7) if name == "ema" else swa
-    fit(folder, Classifier(), callback(1), others=[other], max_epochs=4)
+    other = swa if name == "swa" else EMAWeightAveraging(decay=0.7)
+    module = TwoNames() if name == "two names" else Classifier()
+    fit(folder, module, callback(1), others=[other], max_epochs=4)
 
 
 class Holder(pl.Callback):

@@ -194,7 +194,7 @@ def test_options_of_ddp(tmp_path: Path, name: str) -> None:
     assert all(tensor.isfinite().all() for tensor in first["state"].values())
 
 
-@pytest.mark.parametrize("name", ["ema", "swa"])
+@pytest.mark.parametrize("name", ["ema", "swa", "two names"])
 def test_averages_under_ddp(tmp_path: Path, name: str) -> None:
     (first, second), _ = succeed("averaged", tmp_path, name)
     assert_same(first, second)
