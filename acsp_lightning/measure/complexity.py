@@ -62,7 +62,7 @@ def measure_complexity(
 
     The network is traced once in evaluation mode, and run once in each mode to see which parameters
     it uses, without gradients and without autocast. It is left unchanged: modes, parameters, buffers,
-    hooks, and torch's random state. Its own forward hooks run.
+    attributes and hooks; so are the generators of random numbers. Its own forward hooks run.
 
     fvcore's convention: convolutions and linear layers count their multiply-adds, biases nothing;
     BatchNorm counts 2 per element (1 without scale and shift), global average pooling 1 per input
