@@ -8,6 +8,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from acsp_lightning.structure.aliases import under_first_names
 from acsp_lightning.structure.layers import (
+    channels_last_format,
     is_consumer,
     is_grouped,
     norm_sizes,
@@ -165,12 +166,5 @@ def _resize(module: nn.Module, name: str, shape: torch.Size) -> None:
 
 def _empty_like(old: Tensor, shape: torch.Size) -> Tensor:
     """An undefined tensor of another shape in the memory format of ``old``."""
-    new = old.detach().new_empty(shape)
-    for ndim, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
-        # Strides, since a 1 x 1 kernel calls itself contiguous in both formats.
-        if (
-            old.ndim == ndim
-            and old.stride() == torch.empty(old.shape, memory_format=layout, device="meta").stride()
-        ):
-            return new.to(memory_format=layout)
-    return new
+    layout = channels_last_format(old) or torch.contiguous_format
+    return old.detach().new_empty(shape).to(memory_format=layout)
