@@ -96,7 +96,7 @@ def measure_latency(
     """Time the forward pass of a network in evaluation mode.
 
     Without gradients and without autocast, in the dtype of the weights. The network is left unchanged:
-    modes, parameters, buffers and torch's random state; its own forward hooks run. Every pass takes
+    modes, parameters, buffers, attributes and random states; its own forward hooks run. Every pass takes
     fresh copies of the inputs and starts after the previous one has finished. On a GPU the time is that
     between two CUDA events, including waits for the CPU.
 
