@@ -244,10 +244,8 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
     # -- the cut, at the start of a training epoch ---------------------------------------------------
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Roll back a cut that did not recover, and keep the network that is about to be cut.
-
-        Before checkpoints of this epoch are written; from the start of an epoch no fit can resume.
-        """
+        """Roll back a cut that did not recover, and keep the network that is about to be cut."""
+        # Before checkpoints of this epoch are written; from the start of an epoch no fit can resume.
         self._teaching.after_epoch(trainer)
         self._judge_if_due(trainer, trainer.current_epoch + 1)
         spare_stopping(trainer)

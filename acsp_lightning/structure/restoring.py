@@ -14,13 +14,16 @@ _OF_EVERY_MODULE = vars(nn.Module()).keys()
 _MAPPINGS = (dict, OrderedDict, defaultdict, Counter)
 _CONTAINERS = (*_MAPPINGS, list, set, deque)
 
+# Entries of a container; one that holds more has data of the user, to copy which would take long.
+MOST = 10_000
+
 
 @contextmanager
 def state_restored(model: nn.Module, *, but: Collection[nn.Module] = ()) -> Iterator[None]:
     """Put back what forward passes in the body change: running ranges, counters, caches.
 
     Buffers get back their objects and their values, attributes that a module rebinds their objects, and
-    dicts, lists and sets in attributes, also one in another, what they held.
+    dicts, lists and sets in attributes, also one in another, what they held, up to :data:`MOST` entries.
 
     Args:
         model: any module.
@@ -70,7 +73,8 @@ def _contents(values: Iterable[Any]) -> list[tuple[Any, Any]]:
 
 
 def _opened(values: Iterable[Any]) -> list[Any]:
-    return [value for value in values if type(value) in _CONTAINERS or type(value) is tuple]
+    kinds = (*_CONTAINERS, tuple)
+    return [value for value in values if type(value) in kinds and len(value) <= MOST]
 
 
 def _refill(container: Any, held: Any) -> None:

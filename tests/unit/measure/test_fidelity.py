@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.logs import Log
 from helpers.outputs import ModelOutput
 from scipy import stats
 from torch import Tensor, nn
@@ -137,7 +138,7 @@ class Net(nn.Module):
         torch.manual_seed(0)
         self.fc, self.norm, self.drop = nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Dropout(0.5)
         self.kind = kind
-        self.sizes: list[int] = []
+        self.sizes = Log()
 
     def forward(self, x: Tensor, scale: float = 1.0) -> Any:
         self.sizes.append(len(x))

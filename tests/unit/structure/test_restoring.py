@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from acsp_lightning.structure.restoring import state_restored
+from acsp_lightning.structure.restoring import MOST, state_restored
 
 CONTAINERS: dict[str, tuple[Callable[[], Any], Callable[[Any, Tensor], None]]] = {
     "dict": (lambda: {"a": 1}, lambda held, x: held.update(a=x, b=x)),
@@ -81,3 +81,13 @@ def test_hooks_of_the_body_stay() -> None:
         handle = model[0].register_forward_hook(lambda *_: None)
     assert len(model[0]._forward_hooks) == 1
     handle.remove()
+
+
+def test_what_holds_data_of_the_user_is_not_copied() -> None:
+    module = nn.Module()
+    module.held, module.short = list(range(MOST + 1)), list(range(MOST))
+    with state_restored(module):
+        module.held.append(-1)
+        module.short.append(-1)
+    assert module.held[-1] == -1
+    assert module.short == list(range(MOST))

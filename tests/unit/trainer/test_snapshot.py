@@ -123,9 +123,10 @@ def test_copies_go_back_by_their_names_and_new_ones_begin_with_the_network() -> 
     before = take_snapshot(module, averages, [])
     groups, _ = captured(copy.deepcopy(module))
     plan = build_plan(groups.values(), {name: range(0, g.width, 2) for name, g in groups.items()})
+    own = plan.part(module, "net")
     apply_plan(module, plan)
     for network in (first, second, late):
-        apply_plan(network, plan.part("net."))
+        apply_plan(network, own)
     restore_snapshot(before, module, [NetworkCopy("late", late, "net."), *reversed(averages)], [])
     assert same_state(snapshot(module), weights)
     assert same_state(snapshot(first), expected["first"])
