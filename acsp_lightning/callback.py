@@ -228,6 +228,7 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave no hook behind, and hold no data of the user's."""
+        self._stage = ""
         self._forget()
 
     def _forget(self) -> None:
@@ -317,6 +318,7 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
             trial=self._monitor.trial,
             uncut=self._teaching.state(),
             copies=self._copies.records(),
+            settled=sorted(self._settled),
         ).to_dict()
 
     def on_load_checkpoint(
@@ -328,8 +330,8 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
         fix_loop_progress(checkpoint, judged if self.guard is not None else self.epochs)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The inverse of :meth:`state_dict`, in a fit; a test leaves what the last fit did."""
-        if self._stage in ("validate", "test", "predict"):
+        """The inverse of :meth:`state_dict`; a test after a fit leaves what that did."""
+        if self._stage in ("validate", "test", "predict") and self.steps:
             return
         try:
             state = CallbackState.from_dict(state_dict)
@@ -342,4 +344,5 @@ class ACSPPruningCallback(PruningSettings, pl.Callback):
         self._captured = state.captured
         self._monitor.resume(state.trial)
         self._teaching.uncut = state.uncut
+        self._settled = set(state.settled)
         self._copies.resume(state.copies)

@@ -166,11 +166,18 @@ def conditions(device: torch.device, runtime: str = "") -> dict[str, str]:
     found = {"host": host, "device": name, "threads": threads, "torch": torch.__version__}
     if runtime:
         return {**found, "runtime": runtime}
-    found["matmul"] = torch.get_float32_matmul_precision()
+    found["matmul"] = _setting(torch.get_float32_matmul_precision)
     if cuda:
         settings = torch.backends.cudnn
-        found["cudnn"] = f"tf32 {settings.allow_tf32}, benchmark {settings.benchmark}"
+        found["cudnn"] = f"tf32 {_setting(lambda: settings.allow_tf32)}, benchmark {settings.benchmark}"
     return found
+
+
+def _setting(read: Callable[[], object]) -> str:
+    try:
+        return str(read())
+    except RuntimeError:  # where torch's old and new switches were both set
+        return "mixed"
 
 
 @contextmanager

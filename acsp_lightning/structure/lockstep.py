@@ -15,6 +15,8 @@ import torch
 from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
+from acsp_lightning.structure.restoring import containers_in, entries_of
+
 # Bytes of what waiting passes hold. Where there are more samples, passes begin anew at the first layers,
 # whose maps are large and which are soon reached, and wait at the last.
 ROOM = 2**28
@@ -136,8 +138,8 @@ def _surroundings(model: nn.Module) -> list[object]:
     for module in model.modules():
         for value in vars(module).values():
             found.append(value)
-            if isinstance(value, dict | list | set):
-                found += value.values() if isinstance(value, dict) else value
+            for container in containers_in(value):
+                found += entries_of(container)
         found += [buffer._version for buffer in module._buffers.values() if buffer is not None]
     return found
 

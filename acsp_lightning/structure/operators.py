@@ -157,7 +157,7 @@ def _convolution(flow: "Flow", func: Any, args: Any, kwargs: Any, result: Any) -
     for tensor in (weight, bias):
         if isinstance(tensor, Tensor):
             rows = tensor.flatten(1) if tensor.ndim > 1 else tensor.unsqueeze(1)
-            flow.descend(rows, [(name, e.view(rows.shape)) for name, e in flow.origins(tensor)])
+            flow.descend(rows, [(n, e.reshape(rows.shape)) for n, e in flow.origins(tensor)])
             met = along(vector, 0, rows.shape)
             if not flow.touch(rows, met):
                 _fix(flow, rows, met)

@@ -24,7 +24,9 @@ SIDES: tuple[Side, Side] = ("out", "in")
 Shapes = Mapping[str, tuple[torch.Size, torch.Size]]
 
 
-def resize_layers(model: nn.Module, state: Mapping[str, Tensor], prefix: str = "") -> None:
+def resize_layers(
+    model: nn.Module, state: Mapping[str, Tensor], prefix: str = "", *, whole: bool = True
+) -> None:
     """Resize the layers whose shapes differ in ``state``; names that only one side has are passed over.
 
     What shapes do not tell (groups, numbers that forward reads) is set from the records in ``state``.
@@ -33,6 +35,8 @@ def resize_layers(model: nn.Module, state: Mapping[str, Tensor], prefix: str = "
         model: changed in place, or not at all.
         state: entries of the model's state dict, each name behind ``prefix``.
         prefix: what the names in ``state`` begin with.
+        whole: whether the model is a network whose outputs are classes; a part of one may gain and lose
+            outputs that nothing in it reads.
 
     Raises:
         ValueError: if a shape differs in a way that no cut explains.
@@ -52,7 +56,8 @@ def resize_layers(model: nn.Module, state: Mapping[str, Tensor], prefix: str = "
     for layer, module in resized.items():
         _check_resizable(layer, module, shapes)
         sizes[layer] = _sizes(layer, module, shapes, own_state)
-    _check_readers(model, resized, sizes)
+    if whole:
+        _check_readers(model, resized, sizes)
     set_sizes(model, own_state)
     for name, (own, found) in shapes.items():
         if own != found:

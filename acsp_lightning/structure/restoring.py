@@ -14,7 +14,8 @@ _OF_EVERY_MODULE = vars(nn.Module()).keys()
 _MAPPINGS = (dict, OrderedDict, defaultdict, Counter)
 _CONTAINERS = (*_MAPPINGS, list, set, deque)
 
-# Entries of a container; one that holds more has data of the user, to copy which would take long.
+# Entries of an attribute and of all in it; one that holds more has data of the user, which would take
+# long to copy.
 MOST = 10_000
 
 
@@ -23,7 +24,8 @@ def state_restored(model: nn.Module, *, but: Collection[nn.Module] = ()) -> Iter
     """Put back what forward passes in the body change: running ranges, counters, caches.
 
     Buffers get back their objects and their values, attributes that a module rebinds their objects, and
-    dicts, lists and sets in attributes, also one in another, what they held, up to :data:`MOST` entries.
+    dicts, lists and sets in attributes, also one in another, what they held, unless that is more than
+    :data:`MOST` entries.
 
     Args:
         model: any module.
@@ -33,9 +35,13 @@ def state_restored(model: nn.Module, *, but: Collection[nn.Module] = ()) -> Iter
     kept = [(m, dict(vars(m)), dict(m._buffers)) for m in model.modules() if id(m) not in spared]
     tensors = [b for _, _, own in kept for b in own.values() if b is not None]
     values = [(b, b.detach().clone(), b.requires_grad) for b in tensors]
-    contents = _contents(
-        value for _, own, _ in kept for name, value in own.items() if name not in _OF_EVERY_MODULE
-    )
+    contents = [
+        (container, container.copy())
+        for _, own, _ in kept
+        for name, value in own.items()
+        if name not in _OF_EVERY_MODULE
+        for container in containers_in(value)
+    ]
     try:
         yield
     finally:
@@ -58,23 +64,30 @@ def state_restored(model: nn.Module, *, but: Collection[nn.Module] = ()) -> Iter
                     buffer.copy_(value)
 
 
-def _contents(values: Iterable[Any]) -> list[tuple[Any, Any]]:
-    """All containers among values, and in them, each once with a shallow copy."""
-    found: dict[int, tuple[Any, Any]] = {}
-    pending = _opened(values)
+def containers_in(value: Any) -> list[Any]:
+    """The dicts, lists and sets that an attribute is and holds, each once; none if that is too much."""
+    found: dict[int, Any] = {}
+    pending, entries = _opened([value]), 0
     while pending:
         container = pending.pop()
         if id(container) in found:
             continue
-        if type(container) is not tuple:
-            found[id(container)] = (container, container.copy())
-        pending += _opened(container.values() if type(container) in _MAPPINGS else container)
-    return list(found.values())
+        found[id(container)] = container
+        entries += len(container)
+        if entries > MOST:
+            return []
+        pending += _opened(entries_of(container))
+    return [container for container in found.values() if type(container) is not tuple]
+
+
+def entries_of(container: Any) -> Iterable[Any]:
+    """What a container holds."""
+    held: Iterable[Any] = container.values() if type(container) in _MAPPINGS else container
+    return held
 
 
 def _opened(values: Iterable[Any]) -> list[Any]:
-    kinds = (*_CONTAINERS, tuple)
-    return [value for value in values if type(value) in kinds and len(value) <= MOST]
+    return [value for value in values if type(value) in _CONTAINERS or type(value) is tuple]
 
 
 def _refill(container: Any, held: Any) -> None:

@@ -94,18 +94,19 @@ Originals = Mapping[int, tuple[str, Mapping[str, tuple[int, ...] | None]]]
 
 def _originals(live: nn.Module, idle: frozenset[str]) -> Originals:
     """Name and shapes of every part of the network that is in use, by identity, from the outside in."""
+    names = {id(module): name for name, module in live.named_modules()}
     return {
         id(part): (name, parameter_shapes(part))
         for name, part in live.named_modules()
-        if not (idle and _layers(name, part) <= idle)
+        if not (idle and _layers(part, names) <= idle)
     }
 
 
-def _layers(root: str, module: nn.Module) -> set[str]:
-    """Names of the layers with parameters in a part of the network."""
+def _layers(part: nn.Module, names: Mapping[int, str]) -> set[str]:
+    """Names in the network of the layers with parameters in a part of it."""
     return {
-        f"{root}.{name}".strip(".")
-        for name, layer in module.named_modules()
+        names[id(layer)]
+        for layer in part.modules()
         if next(layer.parameters(recurse=False), None) is not None
     }
 

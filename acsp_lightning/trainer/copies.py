@@ -1,6 +1,7 @@
 """Copies of the network in a fit: averages, which cuts follow, teachers and twins, which stay whole."""
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
@@ -141,15 +142,12 @@ class Copies:
         """Teachers with the very weights of the network, which may be averages that begin later."""
         if self._trainer is None:
             return []
-        live = dict(self._trainer.lightning_module.named_parameters())
+        live = self._trainer.lightning_module
         return [
             copy
             for copy, record in self._look()
             if record.role is Role.TEACHER
-            and all(
-                torch.equal(parameter, live[f"{copy.prefix}{name}"].to(parameter.device))
-                for name, parameter in copy.module.named_parameters()
-            )
+            and _same_weights(copy.module, live.get_submodule(copy.prefix.rstrip(".")))
         ]
 
     def note_gradients(self) -> None:
@@ -170,7 +168,8 @@ class Copies:
 
     def records(self) -> Sequence[CopyRecord]:
         """What is known of copies by now, for a checkpoint."""
-        self._look()
+        with suppress(ValueError):  # of a cut that failed: what was known before it counts
+            self._look()
         return tuple(self._known.values())
 
     def _look(self) -> list[tuple[NetworkCopy, CopyRecord]]:
@@ -201,6 +200,14 @@ class Copies:
             parameter.grad is not None or any(optimizer.state.get(parameter) for optimizer in optimizers)
             for parameter in parameters
         )
+
+
+def _same_weights(copy: nn.Module, original: nn.Module) -> bool:
+    originals = dict(original.named_parameters())
+    return all(
+        torch.equal(parameter, originals[name].to(parameter.device))
+        for name, parameter in copy.named_parameters()
+    )
 
 
 def _fingerprint(module: nn.Module) -> float:

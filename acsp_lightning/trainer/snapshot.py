@@ -142,11 +142,14 @@ def _on_device(value: Any, parameter: Tensor, group: Mapping[str, Any]) -> Any:
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
     """All of them: what users leave out of their state dict changes in training too."""
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    parameters = module.named_parameters(remove_duplicate=False)  # parts go by any of their names
+    return {**dict(parameters), **dict(module.named_buffers(remove_duplicate=False))}
 
 
 def _cloned(module: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in _tensors(module).items()}
+    tensors = _tensors(module)
+    clones = {id(tensor): tensor.detach().clone() for tensor in tensors.values()}
+    return {name: clones[id(tensor)] for name, tensor in tensors.items()}
 
 
 def _part(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -155,9 +158,8 @@ def _part(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def _put_back(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
     layers = {name.rpartition(".")[0] for name, _ in module.named_parameters()}
-    resize_layers(
-        module, {n: w for n, w in weights.items() if n.rpartition(".")[0] in layers or is_record(n)}
-    )
+    own = {n: w for n, w in weights.items() if n.rpartition(".")[0] in layers or is_record(n)}
+    resize_layers(module, own, whole=False)
     with torch.no_grad():
         for name, tensor in _tensors(module).items():
             if name not in weights:

@@ -30,6 +30,7 @@ class CallbackState:
         trial: the cut that waits for the guard's verdict.
         uncut: what keeps the network before the first cut; None: there is none, or no cut yet.
         copies: what is known of the copies of the network.
+        settled: epochs in which no layer was left to capture, or that a fit had behind it.
     """
 
     steps: list[PruningStep]
@@ -39,6 +40,7 @@ class CallbackState:
     trial: Trial | None
     uncut: Uncut | None = None
     copies: Sequence[CopyRecord] = ()
+    settled: Sequence[int] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data and tensors, as ``torch.load(weights_only=True)`` reads them."""

@@ -98,3 +98,28 @@ def test_a_cut_is_rolled_back(fit: Fit) -> None:
     assert widths_of(module) == {"conv1": 8, "conv2": 6, "fc1": 10, "fc2": CLASSES}
     assert module.head.in_features == 10
     assert torch.isfinite(module(torch.rand(2, 1, 6, 6))).all()
+
+
+def test_a_frozen_teacher_of_a_part_stays_whole(fit: Fit) -> None:
+    module = FineTuned()
+    module.teacher = [copy.deepcopy(module.encoder).requires_grad_(False)]
+    before = snapshot(module.teacher[0])
+    with pytest.warns(UserWarning, match=r"teacher.* is a frozen Sequential with the weights"):
+        fit(module, [callback(0)])
+    assert same_state(snapshot(module.teacher[0]), before)
+    assert widths_of(module) == HALVED
+
+
+def test_an_average_that_begins_after_a_cut_is_rolled_back_too(fit: Fit) -> None:
+    class Late(FineTuned):
+        def on_train_epoch_end(self) -> None:
+            if self.trainer.current_epoch == 1:
+                self.average = [copy.deepcopy(self.encoder)]
+
+    module, pruning = Late(), callback(0, guard=Guard(max_drop=0.1, monitor="quality", patience=2))
+    fit(module, [pruning], max_epochs=6)
+    assert pruning.steps[0].rolled_back
+    (average,) = module.average
+    assert {name: value.shape for name, value in average.state_dict().items()} == {
+        name: value.shape for name, value in module.encoder.state_dict().items()
+    }

@@ -1,5 +1,6 @@
 """Passes that meet, against a log of what ran when."""
 
+from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from functools import partial
@@ -20,6 +21,7 @@ class Passes:
     def __init__(self, count: int, held: int, change: Callable[[nn.Module], Any] | None = None) -> None:
         self.log: list[str] = []
         self.model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+        self.model.skips, self.model.queue = {"all": []}, deque()  # type: ignore[assignment]
         self.change = change
         passes = [partial(self.one, index) for index in range(count)]
         self.steps = Lockstep(self.model, passes, lambda: held)
@@ -72,6 +74,8 @@ def after(_: object) -> None:
 CHANGES: dict[str, Callable[[Any], Any]] = {
     "an attribute": lambda model: setattr(model[0], "cache", object()),
     "a list": lambda model: model.__dict__.setdefault("features", []).append(object()),
+    "a list in a dict": lambda model: model.skips["all"].append(object()),
+    "a queue": lambda model: model.queue.append(object()),
     "a counter": lambda model: setattr(model, "calls", getattr(model, "calls", 0) + 1),
     "a buffer": lambda model: setattr(model[1], "running_mean", model[1].running_mean + 1.0),
     "a buffer in place": lambda model: after(model[1].running_mean.add_(1.0)),
