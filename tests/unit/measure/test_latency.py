@@ -74,7 +74,7 @@ def test_runs_and_seconds_are_both_reached(options: dict[str, Any], least: float
 
 def test_a_quarter_of_the_channels_is_faster() -> None:
     (found,) = compare_latency(
-        convolutions(64), convolutions(16), torch.rand(1, 3, 24, 24), (4,), min_runs=15, min_seconds=0
+        convolutions(64), convolutions(16), torch.rand(1, 3, 24, 24), (4,), min_runs=90, min_seconds=0
     )
     # A tenth of the operations.
     assert found.speedup > 2
