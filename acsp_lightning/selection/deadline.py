@@ -51,8 +51,8 @@ class Deadline:
     @property
     def _is_met(self) -> bool:
         """Whether the network is as fast as was asked for: what is left of a share is within noise."""
-        earlier = self._taken < 1
-        return self._taken <= (1 + CLOSE * earlier) * self._asked
+        near = CLOSE if self._taken < 1 else 0.0  # of an earlier cut
+        return self._taken <= (1 + near) * self._asked
 
     def _compared(self, smallest: Mapping[str, int]) -> LatencyComparison:
         """The uncut network and the smallest, if :meth:`check` has nothing against them."""

@@ -2,7 +2,8 @@
 
 Every tensor of a forward pass has a shadow, its marks. An operator that moves values (views, slices,
 concatenations, shuffles) is run on the marks as well; one that joins tensors position by position ties
-their marks; one that is not known pins what it is given.
+their marks; what one gives that is not known is a mixture of what it was given, which pins that if it is
+used.
 """
 
 from collections.abc import Iterator, Sequence

@@ -70,7 +70,7 @@ def prunable_groups(
 def verify_groups(model: nn.Module, inputs: tuple[Any, ...], tracing: Tracing) -> Tracing:
     """Keep the groups whose cut equals zeroed channels; move the others to ``left_whole``.
 
-    All groups are tried at once, at the cost of four forward passes, two of them of a smaller network.
+    All groups are tried at once, at the cost of five forward passes, three of them of a smaller network.
     Only if that fails, those that are suspected are tried alone, on the part of a forward pass that
     concerns them, and the others at once again. Before, every attribute that counts channels is tried in
     the same way: one that a cut need not change stays.

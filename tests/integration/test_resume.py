@@ -280,3 +280,15 @@ def test_workers_that_persist_serve_a_resumed_epoch_whole(make_trainer: Fit, tmp
     trainer.fit(again, **data(), ckpt_path=tmp_path / "epoch0-end.ckpt", weights_only=True)
     assert (trainer.current_epoch, trainer.global_step) == (2, module.steps)
     assert again.steps == module.steps // 2
+
+
+def test_an_epoch_without_a_layer_left_is_not_missed_after_a_resume(
+    make_trainer: Fit, tmp_path: Path
+) -> None:
+    def pruning() -> ACSPPruningCallback:
+        return callback(0, 1, 2, 3, layers_per_epoch=1)
+
+    with pytest.warns(UserWarning, match="Every layer was visited before epoch 3"):
+        whole = job(make_trainer, pruning(), Saver(tmp_path), max_epochs=6)
+    resumed = job(make_trainer, pruning(), ckpt_path=tmp_path / "epoch3-end.ckpt", max_epochs=6)
+    assert differences(resumed, whole) == []
