@@ -39,6 +39,7 @@ from acsp_lightning.settings import PruningSettings
 from acsp_lightning.site import Site
 from acsp_lightning.structure.default_dtype import default_dtype
 from acsp_lightning.structure.example import Example, as_arguments
+from acsp_lightning.structure.fitted import correctable_layers
 from acsp_lightning.structure.forward import evaluation_state, random_state_restored
 from acsp_lightning.structure.pruning import Recovery, prune
 from acsp_lightning.structure.refit import Refit, prepare_refit
@@ -191,7 +192,7 @@ def decide_cut(
 def _looked_at(
     site: Site, captured: Captured, settings: PruningSettings, refits: bool, measures: bool
 ) -> tuple[Refit | None, Samples | None]:
-    """Captured samples with the outputs of all consumers, and samples held back, where it is decided.
+    """Captured samples with the outputs of all layers, and samples held back, where it is decided.
 
     Every process reads samples for the outputs from its own share: one share may lack classes.
     """
@@ -216,7 +217,8 @@ def _looked_at(
     def prepare() -> Refit | None:
         if samples is None:
             return None
-        layers = dict.fromkeys(side.layer for group in captured.groups for side in group.consumers)
+        consumers = [side.layer for group in captured.groups for side in group.consumers]
+        layers = dict.fromkeys([*consumers, *correctable_layers(site.network)])
         norms = dict.fromkeys(norm for group in captured.groups for norm in group.norms)
         return prepare_refit(site.network, layers, samples[0], norms=norms)
 

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from acsp_lightning.structure.fitted import unsliced_parameters
 from acsp_lightning.structure.fold import recover_consumers
 from acsp_lightning.structure.forward import evaluation_state, output_tensors, run_forward
 from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.plan import PruningPlan
 from acsp_lightning.structure.refit import Refit, refit_consumers
-from acsp_lightning.structure.rescaling import fitted_layers
 from acsp_lightning.structure.surgery import SlicedParameter, check_plan, reversible_cut
 
 
@@ -85,13 +85,8 @@ def prune(
 
 @contextmanager
 def _fitted_put_back(model: nn.Module, plan: PruningPlan) -> Iterator[None]:
-    """If the body raises, biases and gains of fitted layers are what they were: no cut replaces them."""
-    fitted = [
-        parameter
-        for layer in fitted_layers(model, plan)
-        for name, parameter in layer.named_parameters(recurse=False)
-        if name != "weight"
-    ]
+    """If the body raises, what is fitted and was not sliced is what it was: no cut replaces it."""
+    fitted = unsliced_parameters(model, plan)
     before = [parameter.detach().clone() for parameter in fitted]
     try:
         yield

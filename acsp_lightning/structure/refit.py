@@ -1,12 +1,13 @@
-"""Recovery without training, layer by layer: consumers learn to give again what they gave before.
+"""Recovery without training, layer by layer: layers learn to give again what they gave before.
 
 Folding what removed channels said into the layers that read them corrects every layer by itself; what
-is left of the error grows from layer to layer. Here each consumer is fitted, in the order of the
-forward pass, to the outputs of the uncut network, on the inputs that it really gets in the cut network.
+is left of the error grows from layer to layer. Here each layer from the first that lost inputs on is
+fitted, in the order of the forward pass, to the outputs of the uncut network, on the inputs that it
+really gets in the cut network: whether it lost some of them, or they only are no longer what they were.
 Where its output is added to something else (a residual sum), it also makes up for the error of that;
-of two consumers that are added to each other, one does.
+of two layers that are added to each other, one does.
 
-The samples come in batches, whose passes through the network wait for each other before every consumer
+The samples come in batches, whose passes through the network wait for each other before every layer
 (:mod:`acsp_lightning.structure.lockstep`). A hook adds up there what the fit needs, at the moment the
 inputs are complete: nothing needs to be known of what lies between.
 """
@@ -14,7 +15,7 @@ inputs are complete: nothing needs to be known of what lies between.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, dropwhile
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from acsp_lightning.functional.least_squares import LeastSquares
 from acsp_lightning.functional.precision import in_blocks
 from acsp_lightning.progress import step
 from acsp_lightning.structure.branches import Branch, Sums, watched_branches
+from acsp_lightning.structure.fitted import correctable_layers
 from acsp_lightning.structure.forward import run_forward
 from acsp_lightning.structure.groups import Norm
 from acsp_lightning.structure.lockstep import Lockstep
@@ -36,14 +38,18 @@ from acsp_lightning.structure.unfold import input_rows, output_rows
 # Positions of each sample at which a convolution is compared: on a ResNet-56 as good as 64.
 POSITIONS = 32
 
+# Rows for each input that a layer takes to be fitted although it lost none. With few rows it would learn
+# them by heart, where its own weights are nearly right.
+ROWS = 4
+
 
 @dataclass(frozen=True, slots=True)
 class Refit:
-    """What consumers are fitted to.
+    """What layers are fitted to.
 
     Attributes:
         inputs: arguments of ``forward``, by batch.
-        targets: what consumers of the uncut network gave for them, by layer.
+        targets: what they gave in the uncut network, by layer, in the order of the forward pass.
         norms: what layers gave that use statistics of their channels, by layer.
     """
 
@@ -92,8 +98,9 @@ def prepare_refit(
 
     Args:
         model: the uncut network; run once on every batch, in eval mode.
-        layers: the consumers; passed over are those that are no product of patches and a weight
-            (transposed convolutions, layers with a forward of their own).
+        layers: the consumers, and others that may be fitted; passed over are those that are no product
+            of patches and a weight (transposed convolutions, layers with a forward of their own), and
+            those that one pass calls several times.
         inputs: arguments of ``forward``, by batch.
         seed: of the choice of positions.
         norms: layers that use statistics of channels.
@@ -113,7 +120,7 @@ def prepare_refit(
 
 
 def refit_consumers(model: nn.Module, plan: PruningPlan, refit: Refit) -> None:
-    """Fit the layers whose inputs a plan has cut, in place, to what they gave before.
+    """Fit the layers whose inputs a plan has cut, and those after them, to what they gave before.
 
     Norms over the channels that stay are rescaled on the way.
 
@@ -122,7 +129,7 @@ def refit_consumers(model: nn.Module, plan: PruningPlan, refit: Refit) -> None:
         plan: the cut.
         refit: what :func:`prepare_refit` found before the cut.
     """
-    layers = [cut.layer for cut in plan if cut.side == "in" and cut.layer in refit.targets]
+    layers = _layers_to_fit(model, plan, refit.targets)
     with step("Refitting layers", len(layers)) as advance:
         fitting = _Fitting(model, plan, refit, advance)
         with (
@@ -130,6 +137,19 @@ def refit_consumers(model: nn.Module, plan: PruningPlan, refit: Refit) -> None:
             rescaled(model, plan, refit.norms, fitting.passes.meet) as norms,
         ):
             fitting.passes.run({*layers, *norms})
+
+
+def _layers_to_fit(model: nn.Module, plan: PruningPlan, targets: Mapping[str, Target]) -> list[str]:
+    """Layers that lost inputs, and those after the first of them that samples determine well."""
+    cut = {side.layer for side in plan if side.side == "in"}
+    free = set(correctable_layers(model))
+
+    def is_fitted(layer: str) -> bool:
+        inputs = model.get_submodule(layer).get_parameter("weight")[0].numel()
+        return layer in cut or (layer in free and targets[layer].num_rows >= ROWS * inputs)
+
+    changed = dropwhile(lambda layer: layer not in cut, targets)  # in the order of the forward pass
+    return [layer for layer in changed if is_fitted(layer)]
 
 
 class _Fitting:
@@ -157,7 +177,7 @@ class _Fitting:
             del self._waiting[place]
 
     def before(self, layer: str, module: nn.Module, given: Tensor) -> None:
-        """A consumer is about to run."""
+        """A layer is about to run."""
         if self.passes.is_settled(layer):
             return
         target = self._refit.targets[layer]
@@ -170,7 +190,7 @@ class _Fitting:
             self.passes.meet(layer, lambda: self._tell(layer, module, rows(), 0.0), settle)
 
     def add(self, branch: Branch, own: Tensor, other: Tensor) -> None:
-        """Something is about to be added to the output of a consumer."""
+        """Something is about to be added to the output of a layer."""
         layer, module, waiting = branch.layer, branch.module, self._waiting[self.passes.current]
         if layer not in waiting:
             return

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from acsp_lightning.functional.pooled import PooledMoments
+from acsp_lightning.structure.fitted import cut_layers
 from acsp_lightning.structure.groups import Norm
-from acsp_lightning.structure.layers import STANDARD, channel_dim, is_producer, normalises_all
+from acsp_lightning.structure.layers import STANDARD, channel_dim, is_producer
 from acsp_lightning.structure.plan import PruningPlan
 from acsp_lightning.structure.probing import agrees, replaced
 from acsp_lightning.structure.sides import parsed
@@ -134,28 +135,16 @@ def rescaled(
 
     with ExitStack() as stack:
         places = []
-        for module, layer in _corrected(model, plan):
+        for layer in cut_layers(model, plan):
             if layer in targets:
                 hook = correct(layer, targets[layer])
-                stack.callback(module.register_forward_hook(hook).remove)
+                stack.callback(model.get_submodule(layer).register_forward_hook(hook).remove)
                 places.append(_place(layer))
         yield places
 
 
 def _place(layer: str) -> Hashable:
     return "norm", layer
-
-
-def fitted_layers(model: nn.Module, plan: PruningPlan) -> list[nn.Module]:
-    """The layers whose parameters recovery may change: those that lost inputs, and norms."""
-    return [module for module, _ in _corrected(model, plan)]
-
-
-def _corrected(model: nn.Module, plan: PruningPlan) -> list[tuple[nn.Module, str]]:
-    """Layers that lost inputs or parameters of their own, and norms of all channels, with names."""
-    modules = {cut.layer: model.get_submodule(cut.layer) for cut in plan}
-    lost = {cut.layer for cut in plan if cut.side == "in" or parsed(cut.side)[0] == "parameter"}
-    return [(m, layer) for layer, m in modules.items() if layer in lost or normalises_all(m)]
 
 
 def _kept(plan: PruningPlan, layer: str, scale: str) -> tuple[int, ...] | None:

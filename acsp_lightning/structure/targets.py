@@ -1,4 +1,4 @@
-"""What layers of the uncut network gave on samples, batch by batch: what consumers are refitted to."""
+"""What layers of the uncut network gave on samples, batch by batch: what they are refitted to."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from acsp_lightning.structure.unfold import gives_rows, output_rows, random_rows
 
 @dataclass(frozen=True, slots=True)
 class TargetPart:
-    """What a consumer of the uncut network gave for one batch.
+    """What a layer of the uncut network gave for one batch.
 
     Attributes:
         shape: of its output.
@@ -31,7 +31,7 @@ class TargetPart:
 
     @property
     def outputs(self) -> Tensor:
-        """What the consumer gave, (S, O), together with what was added to it, in its own units."""
+        """What the layer gave, (S, O), together with what was added to it, in its own units."""
         found = self.kept.tensor
         return found if self.taken is None else found[self.taken]
 
@@ -54,7 +54,7 @@ class TargetPart:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a consumer of the uncut network gave.
+    """What a layer of the uncut network gave.
 
     Attributes:
         parts: by batch.
@@ -91,6 +91,8 @@ class _Noted:
         summed: whether something was added to each of them.
         moments: of their outputs.
         scale: of the BatchNorm that reads the layer.
+        calls: of this batch.
+        repeated: whether a batch called the layer more than once.
     """
 
     generator: torch.Generator
@@ -100,6 +102,8 @@ class _Noted:
     summed: set[bool] = field(default_factory=set)
     moments: PooledMoments = field(default_factory=PooledMoments)
     scale: Tensor | None = None
+    calls: int = 0
+    repeated: bool = False
 
     def target(self) -> Target:
         spread = self.moments.spread if self.scale is None else self.moments.spread * self.scale
@@ -123,7 +127,7 @@ class Targets:
         self._batches = 0
 
     def see(self, branch: Branch, given: Tensor, output: Tensor) -> None:
-        """What a consumer gave, or what a norm made of it."""
+        """What a layer gave, or what a norm made of it."""
         if branch.norm is not None:
             if branch.layer in self._noted:
                 self._noted[branch.layer].scale = branch.scale
@@ -132,13 +136,14 @@ class Targets:
             seed = self._seed + len(self._noted)
             self._noted[branch.layer] = _Noted(torch.Generator().manual_seed(seed))
         noted = self._noted[branch.layer]
+        noted.calls += 1
         rows = random_rows(branch.module, output, self._positions, noted.generator)
         noted.open, noted.added = None, False
         if gives_rows(branch.module, given, output, rows[: self._positions]):
             noted.open = (output.shape, rows, output_rows(branch.module, output, rows))
 
     def add(self, branch: Branch, own: Tensor, other: Tensor) -> None:
-        """What is added to the output of a consumer."""
+        """What is added to the output of a layer."""
         noted = self._noted.get(branch.layer)
         if noted is None or noted.open is None or noted.added or own.shape != noted.open[0]:
             return
@@ -152,6 +157,8 @@ class Targets:
         """The end of a batch."""
         self._batches += 1
         for noted in self._noted.values():
+            noted.repeated |= noted.calls > 1
+            noted.calls = 0
             if noted.open is not None:
                 shape, rows, outputs = noted.open
                 noted.moments.add(outputs, 1)
@@ -161,9 +168,9 @@ class Targets:
 
     @property
     def by_layer(self) -> dict[str, Target]:
-        """Those of layers that gave a product in every batch, and did the same with it."""
+        """Those of layers that gave one product in every batch, and did the same with it."""
         return {
             layer: noted.target()
             for layer, noted in self._noted.items()
-            if len(noted.parts) == self._batches and len(noted.summed) == 1
+            if len(noted.parts) == self._batches and len(noted.summed) == 1 and not noted.repeated
         }

@@ -19,13 +19,13 @@ from acsp_lightning.selection.proposal import Proposal
 from acsp_lightning.settings import PruningSettings
 from acsp_lightning.structure.batchnorm import recalibrate_batchnorm
 from acsp_lightning.structure.copying import eager_copy
+from acsp_lightning.structure.fitted import fitted_layers, unsliced_parameters
 from acsp_lightning.structure.forward import random_state_restored
 from acsp_lightning.structure.layers import layer_cut
 from acsp_lightning.structure.optimizer import nested_optimizers, slice_optimizer_state
 from acsp_lightning.structure.plan import PruningPlan
 from acsp_lightning.structure.pruning import Recovery
 from acsp_lightning.structure.refit import prepare_refit
-from acsp_lightning.structure.rescaling import fitted_layers
 from acsp_lightning.structure.surgery import (
     SlicedParameter,
     apply_plan,
@@ -212,8 +212,8 @@ class _Cut:
     Attributes:
         sliced: what it made smaller.
         held: tensors that others hold, from before it.
-        unsliced: biases and gains of the layers that recover, from before it, by identity of the
-            parameter.
+        unsliced: what recovery may change and the cut did not slice, from before it, by identity of
+            the parameter.
         buffers: dimension and kept indices of the cuts of a buffer, by its identity before them.
     """
 
@@ -243,7 +243,8 @@ def _cut(
     live, evaluated = trainer.lightning_module, evaluated_network(trainer)
     for copy in copies:
         check_plan(copy.module, proposal.plan.part(live, copy.prefix.rstrip(".")))
-    held, unsliced = held_tensors(trainer), _fitted(live, proposal.plan)
+    held = held_tensors(trainer)
+    unsliced = {id(p): p.detach().clone() for p in unsliced_parameters(live, proposal.plan)}
     buffers = _buffer_cuts(live, proposal.plan)
 
     def own(network: nn.Module) -> Recovery:
@@ -291,16 +292,6 @@ def _buffer_cuts(network: nn.Module, plan: PruningPlan) -> dict[int, list[tuple[
             if buffer is not None:
                 found.setdefault(id(buffer), []).append((dim, stay))
     return found
-
-
-def _fitted(network: nn.Module, plan: PruningPlan) -> dict[int, Tensor]:
-    """Biases and gains of the layers that recover, before a cut, by identity of the parameter."""
-    return {
-        id(parameter): parameter.detach().clone()
-        for layer in fitted_layers(network, plan)
-        for name, parameter in layer.named_parameters(recurse=False)
-        if name != "weight"
-    }
 
 
 def _corrections(

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from acsp_lightning.functional.least_squares import REFIT_RIDGE
+from acsp_lightning.structure.fitted import correctable_layers
 from acsp_lightning.structure.plan import build_plan
 from acsp_lightning.structure.pruning import prune
 from acsp_lightning.structure.refit import prepare_refit
@@ -182,10 +183,11 @@ def moments_of(model, groups, data):
     return found
 
 
-def pruned(model, plan, groups, data=X, *, refit=True, fold=True, sums=True, size=None):
+def pruned(model, plan, groups, data=X, *, refit=True, fold=True, sums=True, size=None, later=False):
     """A copy that is cut; ``sums=False`` forgets what was added to the outputs.
 
-    ``size``: of the batches that the samples come in; None: one for all.
+    ``size``: of the batches that the samples come in; None: one for all. ``later``: layers that lose
+    nothing are fitted as well.
     """
     targets = None
     if refit:
@@ -193,7 +195,8 @@ def pruned(model, plan, groups, data=X, *, refit=True, fold=True, sums=True, siz
             if not sums:
                 patch.setattr("acsp_lightning.structure.branches.ADDITIONS", set())
             batches = [(part,) for part in data.split(size or len(data))]
-            targets = prepare_refit(model, consumers(groups), batches)
+            layers = [*consumers(groups), *(correctable_layers(model) if later else ())]
+            targets = prepare_refit(model, dict.fromkeys(layers), batches)
     cut = copy.deepcopy(model)
     moments = moments_of(model, groups, data) if fold else None
     prune(cut, plan, (data[:2],), groups=groups, input_moments=moments, refit=targets)
@@ -236,14 +239,19 @@ def ridge(x, y, weight, bias):
     return torch.from_numpy(best), None if bias is None else torch.from_numpy(means[1] - best @ means[0])
 
 
-def assert_fitted(model, plan, groups, cut, joins):
+def assert_fitted(model, plan, groups, cut, joins, *, later=False):
     """Every cut consumer is the best one there is on what the finished network gives it.
 
     Args:
         joins: by layer, the sum whose error it makes up for as well, and the norm before that.
+        later: so are all layers that run after the first of them.
     """
     folded = pruned(model, plan, groups, refit=False)
     layers = [side.layer for side in plan if side.side == "in"]
+    if later:
+        order = [*watched(model, correctable_layers(model), X)]
+        first = min(order.index(layer) for layer in layers)
+        layers = order[first:]
     names = dict.fromkeys([*layers, *(join for join, _ in joins.values())])
     before, after = watched(model, names, X), watched(cut, names, X)
     for name in layers:
@@ -327,11 +335,12 @@ FITTED = {
 }
 
 
+@pytest.mark.parametrize("later", [False, True], ids=["consumers", "all layers"])
 @pytest.mark.parametrize("name", FITTED)
-def test_every_layer_is_the_best_one_on_what_the_cut_network_gives_it(name):
+def test_every_layer_is_the_best_one_on_what_the_cut_network_gives_it(name, later):
     build, residual, joins = FITTED[name]
-    model, plan, groups, cut = cut_in_half(build, residual=residual)
-    assert_fitted(model, plan, groups, cut, joins)
+    model, plan, groups, cut = cut_in_half(build, residual=residual, later=later)
+    assert_fitted(model, plan, groups, cut, joins, later=later)
 
 
 @pytest.mark.parametrize("add", ["a + b", "a += b"])
@@ -557,6 +566,7 @@ def test_each_part_brings_residual_networks_closer(residual):
         "folded": {"refit": False},
         "refitted": {"sums": False},
         "corrected": {},
+        "all layers": {"later": True},
     }
     errors = {name: 1.0 for name in ways}
     for seed in range(4):
@@ -567,6 +577,8 @@ def test_each_part_brings_residual_networks_closer(residual):
         for name, options in ways.items():
             errors[name] *= error(model, pruned(model, plan, groups, **options), FRESH)
     assert errors["corrected"] < errors["refitted"] < errors["folded"] < errors["without"]
+    # Where streams are cut, all layers lose inputs but those of the stem.
+    assert residual or errors["all layers"] < 0.9 * errors["corrected"]
 
 
 @pytest.mark.parametrize("name", CUT)
@@ -794,10 +806,34 @@ def test_preparing_leaves_no_trace():
     assert not any(t.parts[0].outputs.requires_grad for t in targets.values())
 
 
-def test_only_the_cut_consumers_change():
+def tied_to_another(model):
+    model[5].unused = nn.Linear(10, 5).double()
+    model[5].unused.weight = model[8].weight
+
+
+CONSUMERS, DOWN = ["3.conv2.weight", "4.conv2.weight"], ["4.down.0.weight"]
+FIRST_CONV, HEAD = ["4.conv1.weight"], ["8.weight", "8.bias"]
+CHANGED = {
+    "consumers": (False, nothing, CONSUMERS),
+    "all layers": (True, nothing, [*CONSUMERS, *DOWN, *FIRST_CONV, *HEAD]),
+    "frozen": (True, lambda net: net[4].conv1.requires_grad_(False), [*CONSUMERS, *DOWN, *HEAD]),
+    "a frozen bias": (
+        True,
+        lambda net: net[8].bias.requires_grad_(False),
+        [*CONSUMERS, *DOWN, *FIRST_CONV],
+    ),
+    "tied": (True, tied_to_another, [*CONSUMERS, *DOWN, *FIRST_CONV]),
+}
+
+
+@pytest.mark.parametrize("case", CHANGED)
+def test_only_what_may_be_fitted_changes(case):
+    later, prepare, expected = CHANGED[case]
     model = trained()
     groups = offered(model, (X[:4],), residual=False).groups
-    refit = prepare_refit(model, consumers(groups), [(X,)])
+    prepare(model)
+    layers = [*consumers(groups), *(correctable_layers(model) if later else ())]
+    refit = prepare_refit(model, dict.fromkeys(layers), [(X,)])
     kept_inputs = refit.inputs[0][0].clone()
     plan = halves(groups)
     fitted = copy.deepcopy(model)
@@ -809,7 +845,7 @@ def test_only_the_cut_consumers_change():
     assert bare[0][1] == found[0][1]
     names = [name for name, *_ in bare[0][0]]
     changed = [n for n, a, b in zip(names, bare[1], found[1], strict=True) if not torch.equal(a, b)]
-    assert changed == ["3.conv2.weight", "4.conv2.weight"]
+    assert sorted(changed) == sorted(expected)
     assert torch.equal(X, data)
     assert torch.equal(refit.inputs[0][0], kept_inputs)
     assert torch.equal(torch.get_rng_state(), random)
@@ -838,10 +874,14 @@ class Breaks(nn.Sequential):
     breaks = None
     last = 0
 
+    def __init__(self, *layers):
+        super().__init__(*layers)
+        self.whole = sum(p.numel() for p in self.parameters())
+
     def forward(self, x):
         for layer in self[: len(self) - self.last]:
             x = layer(x)
-        if self.breaks is not None and self[0].out_channels < 8:
+        if self.breaks is not None and sum(p.numel() for p in self.parameters()) < self.whole:
             x = self.breaks(x)
         return self[len(self) - self.last :](x) if self.last else x
 
@@ -850,16 +890,22 @@ def stop(kind, out):
     raise kind("stop")
 
 
+def three_blocks():
+    return network(Block(), Block(8, 10), Block(10, 10))
+
+
 @pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("fold", [True, False])
 @pytest.mark.parametrize("size", [40, 15])
-def test_a_failure_in_the_refit_puts_everything_back(kind, fold, size):
+@pytest.mark.parametrize("build", [chain, three_blocks])
+def test_a_failure_in_the_refit_puts_everything_back(kind, fold, size, build):
     torch.manual_seed(0)
-    model = settled(Breaks(*chain()))
-    groups = offered(model, (X[:4],)).groups
+    model = settled(Breaks(*build()))
+    groups = offered(model, (X[:4],), residual=False).groups
     model.train()
     model.breaks, model.last = partial(stop, kind), 1
-    refit = prepare_refit(model, consumers(groups), [(x,) for x in X.split(size)])
+    layers = dict.fromkeys([*consumers(groups), *correctable_layers(model)])
+    refit = prepare_refit(model, layers, [(x,) for x in X.split(size)])
     moments = moments_of(model, groups, X) if fold else None
     before = everything(model)
     with pytest.raises(kind, match="stop"):
@@ -867,12 +913,13 @@ def test_a_failure_in_the_refit_puts_everything_back(kind, fold, size):
     assert_same(before, everything(model))
 
 
-def test_a_shape_that_is_wrong_after_the_refit_puts_everything_back():
+@pytest.mark.parametrize("build", [chain, three_blocks])
+def test_a_shape_that_is_wrong_after_the_refit_puts_everything_back(build):
     torch.manual_seed(0)
-    model = settled(Breaks(*chain()))
-    groups = offered(model, (X[:4],)).groups
+    model = settled(Breaks(*build()))
+    groups = offered(model, (X[:4],), residual=False).groups
     model.breaks = operator.itemgetter((slice(None), slice(1)))
-    refit = prepare_refit(model, consumers(groups), [(X,)])
+    refit = prepare_refit(model, dict.fromkeys([*consumers(groups), *correctable_layers(model)]), [(X,)])
     before = everything(model)
     with pytest.raises(RuntimeError, match="put back"):
         prune(model, halves(groups), (X[:2],), groups=groups, refit=refit)

@@ -15,10 +15,11 @@ from helpers.normed import (
 )
 from torch import nn
 
+from acsp_lightning.structure.fitted import cut_layers
 from acsp_lightning.structure.groups import Norm
 from acsp_lightning.structure.lockstep import Lockstep
 from acsp_lightning.structure.plan import PruningPlan, SideCut
-from acsp_lightning.structure.rescaling import fitted_layers, noted, rescaled
+from acsp_lightning.structure.rescaling import noted, rescaled
 from acsp_lightning.structure.surgery import apply_plan
 
 KEPT = (0, 3, 4, 6)
@@ -90,7 +91,7 @@ def test_a_layer_that_only_makes_fewer_channels_stays() -> None:
     apply_plan(model, plan)
     with rescaled(model, plan, targets):
         assert torch.allclose(model(X), wanted)
-    assert fitted_layers(model, plan) == []
+    assert cut_layers(model, plan) == []
 
 
 @torch.no_grad()
@@ -141,13 +142,6 @@ def test_dead_channels_and_layers_that_are_not_cut_stay_as_they_are() -> None:
     with rescaled(model, PruningPlan(), targets):
         model(X[:, list(KEPT)])
     assert torch.equal(model[0].weight, before)
-
-
-def test_layers_that_recovery_may_change() -> None:
-    model = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.BatchNorm1d(8), nn.Linear(8, 8))
-    sides = (("0", "out"), ("1", "out"), ("2", "out"), ("3", "in"))
-    plan = PruningPlan(tuple(SideCut(*side, 8, KEPT) for side in sides))
-    assert fitted_layers(model, plan) == [model[1], model[3]]
 
 
 @torch.no_grad()

@@ -56,6 +56,16 @@ def test_a_layer_that_some_batches_pass_by_has_no_target() -> None:
     assert set(targets.by_layer) == {"always"}
 
 
+def test_a_layer_that_a_batch_calls_twice_has_no_target() -> None:
+    """Whichever call was compared, the other would be fitted to it."""
+    targets = Targets(32, seed=0)
+    for layers in (("once", "twice"), ("twice", "once", "twice")):
+        for layer in layers:
+            see(targets, layer, given(2))
+        targets.close()
+    assert set(targets.by_layer) == {"once"}
+
+
 def test_a_layer_that_is_added_to_something_in_some_batches_has_no_target() -> None:
     targets = Targets(32, seed=0)
     for added in (True, False):
