@@ -140,9 +140,9 @@ class PruningSettings:
         norms: "exact" leaves channels whole whose statistics a LayerNorm or a standardised filter uses;
             "refit" cuts them, with the norm over those that stay, which is an approximation.
         selection: how many channels stay, and which; a dict of its fields will do.
-        recovery: what the layers that read removed channels do: "least_squares" refits them one after
-            the other to their outputs before the cut; "fold" only folds into them what the kept
-            channels predict of the removed ones, without a further pass; "none" leaves their weights.
+        recovery: how layers make up for removed channels: "least_squares" refits those that read them,
+            and all after them, one by one to their outputs before the cut; "fold" only folds into the
+            readers what the kept channels predict, without a further pass; "none" leaves all weights.
         recovery_samples: up to this many captured samples serve "least_squares" and the damage curve,
             a validation batch at a time; they themselves stay in the CPU's memory.
         measured_samples: up to this many validation samples, at most half of them, are held back from

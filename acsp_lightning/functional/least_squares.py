@@ -1,7 +1,5 @@
 """Least-squares recovery: the kept channels reconstruct the removed ones, without training."""
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
@@ -19,7 +17,7 @@ REFIT_RIDGE = 1e-4
 
 CONSTANT = 1e-6  # standard deviation of a constant input by rounding, as a share of its size
 
-CHUNK = 4096  # rows converted to float64 at a time
+STRIPES = 4  # of a symmetric product: of each, what lies left of the diagonal is not computed
 
 
 def reconstruction_map(second_moments: Tensor, kept: Tensor) -> Tensor:
@@ -189,15 +187,19 @@ class _Products:
         if self._centred and not self._count:
             self._x_origin, self._y_origin = _means(inputs), _means(targets)
         self._count += len(inputs)
-        for x, y in zip(_chunks(inputs), _chunks(targets), strict=True):
-            x, y = x - self._x_origin, y - self._y_origin
-            self._gram.addmm_(x.T, x)
+        parts = in_blocks(inputs)
+        for part, wanted in zip(parts, torch.split(targets, len(parts[0])), strict=True):
+            x, y = wide(part) - self._x_origin, wide(wanted) - self._y_origin
+            for stripe in _stripes(self._gram):
+                self._gram[stripe, stripe.start :].addmm_(x[:, stripe].T, x[:, stripe.start :])
             self._product.addmm_(x.T, y)
             self._x_sum += x.sum(0)
             self._y_sum += y.sum(0)
 
     def solve(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         gram, product, count = self._gram, self._product, self._count
+        for stripe in _stripes(gram):
+            gram[stripe.stop :, stripe] = gram[stripe, stripe.stop :].T
         x_mean, y_mean = self._x_origin.expand(len(gram)), self._y_origin.expand(len(weight))
         if self._centred:
             x_mean, y_mean = x_mean + self._x_sum / count, y_mean + self._y_sum / count
@@ -260,12 +262,11 @@ def _alive(size: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
     return alive, torch.where(alive, size.reciprocal(), 0.0)
 
 
-def _chunks(rows: Tensor) -> Iterator[Tensor]:
-    for start in range(0, len(rows), CHUNK):
-        yield wide(rows[start : start + CHUNK])
+def _stripes(gram: Tensor) -> list[slice]:
+    step = -(-len(gram) // STRIPES)
+    return [slice(start, min(start + step, len(gram))) for start in range(0, len(gram), step)]
 
 
 def _means(rows: Tensor) -> Tensor:
     nothing = torch.zeros((), device=device_of_float64(rows.device))
-    total = sum((chunk.sum(0) for chunk in _chunks(rows)), nothing)
-    return total / len(rows)
+    return sum((wide(part).sum(0) for part in in_blocks(rows)), nothing) / len(rows)
