@@ -180,8 +180,8 @@ class _Products:
         self._gram = nothing.new_zeros(features, features)
         self._product = nothing.new_zeros(features, outputs)
         # Near the means, since a difference of large products might not be positive definite.
-        self._x_origin, self._y_origin = nothing, nothing
         self._x_sum, self._y_sum = nothing.new_zeros(features), nothing.new_zeros(outputs)
+        self._x_origin, self._y_origin = self._x_sum.clone(), self._y_sum.clone()
 
     def add(self, inputs: Tensor, targets: Tensor) -> None:
         if self._centred and not self._count:
@@ -189,7 +189,8 @@ class _Products:
         self._count += len(inputs)
         parts = in_blocks(inputs)
         for part, wanted in zip(parts, torch.split(targets, len(parts[0])), strict=True):
-            x, y = wide(part) - self._x_origin, wide(wanted) - self._y_origin
+            # What is subtracted is in float64, and so is the difference.
+            x, y = part.to(self._gram.device) - self._x_origin, wide(wanted) - self._y_origin
             for stripe in _stripes(self._gram):
                 self._gram[stripe, stripe.start :].addmm_(x[:, stripe].T, x[:, stripe.start :])
             self._product.addmm_(x.T, y)
@@ -200,7 +201,7 @@ class _Products:
         gram, product, count = self._gram, self._product, self._count
         for stripe in _stripes(gram):
             gram[stripe.stop :, stripe] = gram[stripe, stripe.stop :].T
-        x_mean, y_mean = self._x_origin.expand(len(gram)), self._y_origin.expand(len(weight))
+        x_mean, y_mean = self._x_origin, self._y_origin
         if self._centred:
             x_mean, y_mean = x_mean + self._x_sum / count, y_mean + self._y_sum / count
             gram.addr_(self._x_sum, self._x_sum, alpha=-1 / count)
