@@ -115,7 +115,7 @@ def decide_cut(
     earlier: Sequence[PruningStep] = (),
     shares: Sequence[float] = (),
 ) -> tuple[Proposal, Recovery]:
-    """Decide what is cut, and prepare what the consumers recover with; changes nothing.
+    """Decide what is cut, and prepare what layers recover with; changes nothing.
 
     Args:
         site: where the cut will be made.
@@ -217,10 +217,11 @@ def _looked_at(
     def prepare() -> Refit | None:
         if samples is None:
             return None
-        consumers = [side.layer for group in captured.groups for side in group.consumers]
-        layers = dict.fromkeys([*consumers, *correctable_layers(site.network)])
+        network = site.network
+        layers = dict.fromkeys(side.layer for group in captured.groups for side in group.consumers)
         norms = dict.fromkeys(norm for group in captured.groups for norm in group.norms)
-        return prepare_refit(site.network, layers, samples[0], norms=norms)
+        later = correctable_layers(network) if settings.recovery == "least_squares" else ()
+        return prepare_refit(network, layers, samples[0], norms=norms, later=later)
 
     found: list[Refit | None] = []
     site.on_all_ranks(lambda: found.append(prepare()))
@@ -230,12 +231,12 @@ def _looked_at(
 def prune_network(
     model: nn.Module, proposal: Proposal, recovery: Recovery, *, tried: bool = True
 ) -> tuple[SlicedParameter, ...]:
-    """Cut a network in place, let the consumers recover, and try its forward.
+    """Cut a network in place, let it recover, and try its forward.
 
     Args:
         model: the network, or an averaged copy of it.
         proposal: what stays.
-        recovery: what the consumers recover with; samples are those of ``model``.
+        recovery: what it recovers with; samples are those of ``model``.
         tried: run forward before and after.
 
     Returns:

@@ -56,10 +56,11 @@ class Branch:
 class Sums(TorchFunctionMode):
     """Calls back before two tensors of one shape are added, one of them being a branch.
 
-    Of two branches the one counts that the other is not made of; if neither is, the left one.
+    Of two branches the one counts that the other is not made of; if neither is, the left one, or the
+    right one where the callback returns False for the left.
     """
 
-    def __init__(self, found: Callable[[Branch, Tensor, Tensor], None]) -> None:
+    def __init__(self, found: Callable[[Branch, Tensor, Tensor], bool]) -> None:
         super().__init__()
         self._found = found
         self._branches = WeakIdKeyDictionary()
@@ -105,8 +106,9 @@ class Sums(TorchFunctionMode):
         for own, other in ((left, right), (right, left)):
             branch = self.branch(own)
             # What is made of the output itself cannot be made up for by it.
-            if branch is not None and branch.layer not in self._made_of(other):
-                self._found(branch, own, other)
+            if branch is None or branch.layer in self._made_of(other):
+                continue
+            if self._found(branch, own, other):
                 return
 
     def _made_of(self, leaf: Any) -> frozenset[str]:
@@ -121,38 +123,38 @@ def watched_branches(
     model: nn.Module,
     layers: Iterable[str],
     sums: Sums,
-    before: Callable[[str, nn.Module, Tensor], None] | None = None,
-    after: Callable[[Branch, Tensor, Tensor], None] | None = None,
+    before: Callable[[str, nn.Module, Any], None] | None = None,
+    after: Callable[[Branch, Any, Tensor], None] | None = None,
 ) -> Iterator[None]:
-    """Hooks on consumers, and on the sums that they write into.
+    """Hooks on layers, and on the sums that they write into.
 
     Args:
         model: run by the body, in eval mode.
-        layers: names of the consumers.
+        layers: names of linear layers and convolutions.
         sums: is told of all branches.
         before: called with the name, the layer and what it is given.
-        after: called with every branch, what its layer or norm was given, and what that gave.
+        after: called with every branch, the first argument of its layer or norm, and what that gave.
     """
     handles: list[RemovableHandle] = []
 
     def hook_in(layer: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if before is not None:
-                before(layer, module, args[0] if args else kwargs["input"])
+                before(layer, module, args[0] if args else kwargs.get("input"))
 
         return hook
 
-    def note(branch: Branch, given: Tensor, output: Tensor) -> None:
+    def note(branch: Branch, given: Any, output: Tensor) -> None:
         if after is not None:
             after(branch, given, output)
         sums.note(branch, output)
 
     def hook_out(layer: str) -> Callable[..., None]:
-        def hook(
-            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
-        ) -> None:
-            given = args[0] if args else kwargs["input"]
-            note(Branch(layer, module, output._version), given, output)
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            # Subclasses may be called otherwise, and return anything.
+            if isinstance(output, Tensor):
+                given = args[0] if args else kwargs.get("input")
+                note(Branch(layer, module, output._version), given, output)
 
         return hook
 

@@ -14,7 +14,7 @@ def correctable_layers(model: nn.Module) -> list[str]:
     """Layers that may be fitted although they keep all inputs, which a cut before them has changed.
 
     Linear layers and convolutions that read all of their input. Left alone are layers with a frozen
-    parameter, whose owner wants them as they are, and with one that other layers use, too.
+    parameter, whose owner wants them as they are, and with one that belongs to other modules, too.
     """
     owners = Counter(
         id(parameter) for module in model.modules() for parameter in module._parameters.values()
@@ -40,7 +40,7 @@ def cut_layers(model: nn.Module, plan: PruningPlan) -> list[str]:
 
 
 def fitted_layers(model: nn.Module, plan: PruningPlan) -> list[nn.Module]:
-    """The layers whose parameters recovery may change; none without a cut."""
+    """The layers whose parameters a refit may change; none without a cut."""
     if not plan:
         return []
     names = dict.fromkeys([*cut_layers(model, plan), *correctable_layers(model)])
@@ -48,7 +48,7 @@ def fitted_layers(model: nn.Module, plan: PruningPlan) -> list[nn.Module]:
 
 
 def unsliced_parameters(model: nn.Module, plan: PruningPlan) -> list[nn.Parameter]:
-    """What recovery may change and a cut does not slice, so that nothing else keeps it.
+    """What a refit may change and a cut does not slice, so that nothing else keeps it.
 
     The weights of layers that a cut touches are sliced; biases and gains may be left as they are.
     """

@@ -62,6 +62,34 @@ def slice_optimizer_state(optimizer: Optimizer, sliced: Iterable[SlicedParameter
     return tuple(dropped)
 
 
+def correct_weights(optimizer: Optimizer, corrections: Mapping[int, torch.Tensor]) -> None:
+    """Correct weights that an optimizer holds (slow weights, master copies) as the parameters were.
+
+    Whether a tensor is such a copy, or a momentum, its values tell: a copy is nearer to the parameter
+    before the correction than half of the parameter's size.
+
+    Args:
+        optimizer: its state has the shapes of the parameters already; changed in place.
+        corrections: what was added to a parameter, by its identity.
+    """
+    held = [
+        (parameter, value)
+        for parameter, state in optimizer.state.items()
+        if id(parameter) in corrections
+        for value in state.values()
+    ]
+    held += [(parameter, container[place]) for container, place, parameter in held_beside(optimizer)]
+    with torch.no_grad():
+        for parameter, value in held:
+            correction = corrections.get(id(parameter))
+            if correction is None or type(value) not in (torch.Tensor, torch.nn.Parameter):
+                continue
+            if value.shape == parameter.shape and value.is_floating_point():
+                before = (parameter - correction).to(value)
+                if bool((value - before).norm() < before.norm() / 2):
+                    value.add_(correction.to(value))
+
+
 def held_beside(optimizer: Optimizer) -> Iterator[tuple[Any, Any, torch.Tensor]]:
     """Where an optimizer may hold a tensor for a parameter beside its state, such as slow weights.
 

@@ -13,18 +13,19 @@ from acsp_lightning.structure.fold import recover_consumers
 from acsp_lightning.structure.forward import evaluation_state, output_tensors, run_forward
 from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.plan import PruningPlan
-from acsp_lightning.structure.refit import Refit, refit_consumers
+from acsp_lightning.structure.refit import Refit, refit_layers
 from acsp_lightning.structure.surgery import SlicedParameter, check_plan, reversible_cut
 
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """What the layers that read removed channels recover with.
+    """What layers recover with from a cut.
 
     Attributes:
         example: arguments of forward, to try the network with after the cut.
         input_moments: second moments of their inputs, (D, D), by layer; None: nothing is folded.
-        refit: samples and the outputs before the cut, on the process that fits; else None.
+        refit: samples, and what layers gave for them before the cut, on the process that fits; else
+            None.
         refits: whether any process fits.
     """
 
@@ -43,7 +44,7 @@ def prune(
     input_moments: Mapping[str, Tensor] | None = None,
     refit: Refit | None = None,
 ) -> tuple[SlicedParameter, ...]:
-    """Cut ``model`` in place, let consumers recover, and check that forward still works.
+    """Cut ``model`` in place, let it recover, and check that forward still works.
 
     Args:
         model: the network.
@@ -52,7 +53,8 @@ def prune(
         groups: the groups that the plan was built from; needed for the recovery.
         input_moments: second moments of the consumers' inputs, by layer; None: nothing is folded into
             them.
-        refit: samples and what the consumers gave for them before the cut; None: they are not fitted.
+        refit: samples, and what layers gave for them before the cut; None: none is fitted. Those that
+            are need not be among the layers of the plan.
 
     Returns:
         One entry for every parameter that became smaller.
@@ -68,9 +70,10 @@ def prune(
         with reversible_cut(model, plan) as sliced:
             if input_moments is not None:
                 recover_consumers(model, plan, groups, sliced, input_moments)
-            with _fitted_put_back(model, plan):
+            fitted = [] if refit is None else unsliced_parameters(model, plan)
+            with _put_back(fitted):
                 if refit is not None:
-                    refit_consumers(model, plan, refit)
+                    refit_layers(model, plan, refit)
                 found = None if inputs is None else _output_shapes(model, inputs)
                 if found != shapes:
                     raise RuntimeError(f"it returns outputs of shape {found} instead of {shapes}")
@@ -84,15 +87,14 @@ def prune(
 
 
 @contextmanager
-def _fitted_put_back(model: nn.Module, plan: PruningPlan) -> Iterator[None]:
-    """If the body raises, what is fitted and was not sliced is what it was: no cut replaces it."""
-    fitted = unsliced_parameters(model, plan)
-    before = [parameter.detach().clone() for parameter in fitted]
+def _put_back(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """If the body raises, parameters have the values that they had."""
+    before = [parameter.detach().clone() for parameter in parameters]
     try:
         yield
     except BaseException:
         with torch.no_grad():
-            for parameter, value in zip(fitted, before, strict=True):
+            for parameter, value in zip(parameters, before, strict=True):
                 parameter.copy_(value)
         raise
 

@@ -12,7 +12,7 @@ The samples come in batches, whose passes through the network wait for each othe
 inputs are complete: nothing needs to be known of what lies between.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import accumulate, dropwhile
@@ -26,14 +26,18 @@ from acsp_lightning.functional.least_squares import LeastSquares
 from acsp_lightning.functional.precision import in_blocks
 from acsp_lightning.progress import step
 from acsp_lightning.structure.branches import Branch, Sums, watched_branches
-from acsp_lightning.structure.fitted import correctable_layers
 from acsp_lightning.structure.forward import run_forward
 from acsp_lightning.structure.groups import Norm
 from acsp_lightning.structure.lockstep import Lockstep
 from acsp_lightning.structure.plan import PruningPlan
 from acsp_lightning.structure.rescaling import NormTarget, noted, rescaled
 from acsp_lightning.structure.targets import Target, Targets
-from acsp_lightning.structure.unfold import input_rows, output_rows
+from acsp_lightning.structure.unfold import (
+    input_rows,
+    output_rows,
+    shape_of_rows,
+    without_channels,
+)
 
 # Positions of each sample at which a convolution is compared: on a ResNet-56 as good as 64.
 POSITIONS = 32
@@ -51,16 +55,26 @@ class Refit:
         inputs: arguments of ``forward``, by batch.
         targets: what they gave in the uncut network, by layer, in the order of the forward pass.
         norms: what layers gave that use statistics of their channels, by layer.
+        later: layers among them that are fitted also if they lose nothing, once one before has.
     """
 
     inputs: Sequence[tuple[Any, ...]]
     targets: Mapping[str, Target]
     norms: Mapping[str, NormTarget] = field(default_factory=dict)
+    later: Sequence[str] = ()
 
     @property
     def samples(self) -> int:
         """Number of samples, or of rows where a layer is not given one for each; 0 without targets."""
         return min((target.samples for target in self.targets.values()), default=0)
+
+    def layers(self, plan: PruningPlan) -> list[str]:
+        """The layers to fit after a cut, in the order of the forward pass."""
+        cut = {side.layer for side in plan if side.side == "in"}
+        # Where one of them has no target, nobody knows which of the others run before it.
+        known = cut <= self.targets.keys()
+        changed = dropwhile(lambda layer: known and layer not in cut, self.targets)
+        return [layer for layer in changed if layer in cut or layer in self.later]
 
     def halved(self) -> "Refit":
         """The same with every other sample, for a fit in half the time; of norms and power, of all.
@@ -84,6 +98,7 @@ class Refit:
                 for layer, target in self.targets.items()
             },
             self.norms,
+            self.later,
         )
 
 
@@ -93,33 +108,54 @@ def prepare_refit(
     inputs: Sequence[tuple[Any, ...]],
     seed: int = 0,
     norms: Iterable[Norm] = (),
+    later: Collection[str] = (),
 ) -> Refit:
-    """Note what the consumers of an uncut network give.
+    """Note what layers of an uncut network give.
 
     Args:
         model: the uncut network; run once on every batch, in eval mode.
-        layers: the consumers, and others that may be fitted; passed over are those that are no product
-            of patches and a weight (transposed convolutions, layers with a forward of their own), and
-            those that one pass calls several times.
+        layers: the consumers; passed over are those that are no product of patches and a weight
+            (transposed convolutions, layers with a forward of their own), and those that one pass
+            calls several times.
         inputs: arguments of ``forward``, by batch.
         seed: of the choice of positions.
         norms: layers that use statistics of channels.
+        later: layers that may be fitted although they lose nothing; those that are no consumers make up
+            for no sums. Passed over are those that the samples do not determine well, too.
 
     Returns:
         The samples with a target for every layer.
     """
-    targets = Targets(POSITIONS, seed)
+    consumers = dict.fromkeys(layers)
+    beside = set(later) - consumers.keys()
+    targets = Targets(POSITIONS, seed, beside)
     with (
-        watched_branches(model, layers, Sums(targets.add), after=targets.see),
+        watched_branches(model, [*consumers, *beside], Sums(targets.add), after=targets.see),
         noted(model, norms) as found,
     ):
         for batch in inputs:
             run_forward(model, batch)
             targets.close()
-    return Refit(inputs, targets.by_layer, found)
+    sizes = [_samples_in(batch) for batch in inputs]
+    known = targets.by_layer
+    usable = [x for x in known if x in later and _is_determined(model, x, known[x], sizes)]
+    kept = {layer: target for layer, target in known.items() if layer in consumers or layer in usable}
+    return Refit(inputs, kept, found, usable)
 
 
-def refit_consumers(model: nn.Module, plan: PruningPlan, refit: Refit) -> None:
+def _samples_in(batch: tuple[Any, ...]) -> set[int]:
+    """Rows of the tensors of a batch: one number, if all of them have one for each sample."""
+    return {leaf.shape[0] for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim}
+
+
+def _is_determined(model: nn.Module, layer: str, target: Target, sizes: Sequence[set[int]]) -> bool:
+    """Whether a layer has one row or map for each sample, and enough of them."""
+    inputs = model.get_submodule(layer).get_parameter("weight")[0].numel()
+    by_sample = all(part.shape[0] in size for part, size in zip(target.parts, sizes, strict=True))
+    return by_sample and target.num_rows >= ROWS * inputs
+
+
+def refit_layers(model: nn.Module, plan: PruningPlan, refit: Refit) -> None:
     """Fit the layers whose inputs a plan has cut, and those after them, to what they gave before.
 
     Norms over the channels that stay are rescaled on the way.
@@ -129,7 +165,7 @@ def refit_consumers(model: nn.Module, plan: PruningPlan, refit: Refit) -> None:
         plan: the cut.
         refit: what :func:`prepare_refit` found before the cut.
     """
-    layers = _layers_to_fit(model, plan, refit.targets)
+    layers = refit.layers(plan)
     with step("Refitting layers", len(layers)) as advance:
         fitting = _Fitting(model, plan, refit, advance)
         with (
@@ -137,19 +173,6 @@ def refit_consumers(model: nn.Module, plan: PruningPlan, refit: Refit) -> None:
             rescaled(model, plan, refit.norms, fitting.passes.meet) as norms,
         ):
             fitting.passes.run({*layers, *norms})
-
-
-def _layers_to_fit(model: nn.Module, plan: PruningPlan, targets: Mapping[str, Target]) -> list[str]:
-    """Layers that lost inputs, and those after the first of them that samples determine well."""
-    cut = {side.layer for side in plan if side.side == "in"}
-    free = set(correctable_layers(model))
-
-    def is_fitted(layer: str) -> bool:
-        inputs = model.get_submodule(layer).get_parameter("weight")[0].numel()
-        return layer in cut or (layer in free and targets[layer].num_rows >= ROWS * inputs)
-
-    changed = dropwhile(lambda layer: layer not in cut, targets)  # in the order of the forward pass
-    return [layer for layer in changed if is_fitted(layer)]
 
 
 class _Fitting:
@@ -163,6 +186,8 @@ class _Fitting:
         self._refit = refit
         self._advance = advance
         self._fits: dict[str, LeastSquares] = {}
+        # Layers whose rows are others than before the cut, as where values decide which there are.
+        self._astray: set[str] = set()
         # What layers were given whose sum is still to come, and the rows of it, by batch.
         self._waiting: dict[int, dict[str, tuple[Tensor, Tensor]]] = {}
         self.sums = Sums(self.add)
@@ -176,12 +201,15 @@ class _Fitting:
         finally:
             del self._waiting[place]
 
-    def before(self, layer: str, module: nn.Module, given: Tensor) -> None:
+    def before(self, layer: str, module: nn.Module, given: Any) -> None:
         """A layer is about to run."""
         if self.passes.is_settled(layer):
             return
         target = self._refit.targets[layer]
         part = target.parts[self.passes.current]
+        if shape_of_rows(module, given) != without_channels(module, part.shape):
+            self._astray.add(layer)
+            return
         rows = partial(input_rows, module, given, part.shape, part.rows)
         if target.summed:
             self._waiting[self.passes.current][layer] = (given, rows())
@@ -189,11 +217,11 @@ class _Fitting:
             settle = partial(self._settle, layer, module)
             self.passes.meet(layer, lambda: self._tell(layer, module, rows(), 0.0), settle)
 
-    def add(self, branch: Branch, own: Tensor, other: Tensor) -> None:
-        """Something is about to be added to the output of a layer."""
+    def add(self, branch: Branch, own: Tensor, other: Tensor) -> bool:
+        """Something is about to be added to the output of a layer; returns whether it is compensated."""
         layer, module, waiting = branch.layer, branch.module, self._waiting[self.passes.current]
         if layer not in waiting:
-            return
+            return False
         given = waiting[layer][0]
 
         def tell() -> None:
@@ -205,13 +233,14 @@ class _Fitting:
 
         # While torch hands a function to a mode, the mode is not in force.
         if not self.passes.meet(layer, tell, partial(self._settle, layer, module), self.sums):
-            return
+            return True
         # Some samples at a time: the sum is where most maps are alive. Past the hooks, which are for the
         # network's own calls.
         parts = in_blocks(given)
         for part, place in zip(parts, torch.split(own, len(parts[0])), strict=True):
             refitted = module.forward(part)
             place.copy_(refitted if branch.norm is None else branch.norm.forward(refitted))
+        return True
 
     def _tell(self, layer: str, module: nn.Module, rows: Tensor, added: Tensor | float) -> None:
         target = self._refit.targets[layer]
@@ -226,7 +255,10 @@ class _Fitting:
 
     def _settle(self, layer: str, module: nn.Module) -> None:
         weight, bias = module.get_parameter("weight"), module._parameters.get("bias")
-        new, shift = self._fits.pop(layer).solve()
+        fit = self._fits.pop(layer)
+        if layer in self._astray:
+            return
+        new, shift = fit.solve()
         weight.copy_(new.view_as(weight))
         if bias is not None and shift is not None:
             bias.copy_(shift)

@@ -1,16 +1,23 @@
 """What layers of the uncut network gave on samples, batch by batch: what they are refitted to."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from acsp_lightning.functional.pooled import PooledMoments
 from acsp_lightning.functional.precision import wide
 from acsp_lightning.structure.branches import Branch
 from acsp_lightning.structure.store import Kept, Store
-from acsp_lightning.structure.unfold import gives_rows, output_rows, random_rows
+from acsp_lightning.structure.unfold import (
+    gives_rows,
+    output_rows,
+    random_rows,
+    shape_of_rows,
+    without_channels,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,16 +124,18 @@ class Targets:
     Args:
         positions: of each sample, at most.
         seed: of the choice of positions.
+        beside: layers that are not to make up for the error of a sum.
     """
 
-    def __init__(self, positions: int, seed: int) -> None:
+    def __init__(self, positions: int, seed: int, beside: Collection[str] = ()) -> None:
         self._positions = positions
         self._seed = seed
+        self._beside = beside
         self._store = Store()
         self._noted: dict[str, _Noted] = {}
         self._batches = 0
 
-    def see(self, branch: Branch, given: Tensor, output: Tensor) -> None:
+    def see(self, branch: Branch, given: Any, output: Tensor) -> None:
         """What a layer gave, or what a norm made of it."""
         if branch.norm is not None:
             if branch.layer in self._noted:
@@ -137,21 +146,26 @@ class Targets:
             self._noted[branch.layer] = _Noted(torch.Generator().manual_seed(seed))
         noted = self._noted[branch.layer]
         noted.calls += 1
-        rows = random_rows(branch.module, output, self._positions, noted.generator)
         noted.open, noted.added = None, False
+        if not _are_rows(branch.module, given, output):
+            return
+        rows = random_rows(branch.module, output, self._positions, noted.generator)
         if gives_rows(branch.module, given, output, rows[: self._positions]):
             noted.open = (output.shape, rows, output_rows(branch.module, output, rows))
 
-    def add(self, branch: Branch, own: Tensor, other: Tensor) -> None:
-        """What is added to the output of a layer."""
+    def add(self, branch: Branch, own: Tensor, other: Tensor) -> bool:
+        """What is added to the output of a layer; returns whether it makes up for its error."""
+        if branch.layer in self._beside:
+            return False
         noted = self._noted.get(branch.layer)
         if noted is None or noted.open is None or noted.added or own.shape != noted.open[0]:
-            return
+            return True
         shape, rows, outputs = noted.open
         beside = branch.in_own_units(output_rows(branch.module, other, rows))
         # In half precision the sum would lose what the fit is about.
         total = beside.to(torch.promote_types(beside.dtype, torch.float32)) + outputs
         noted.open, noted.added = (shape, rows, total), True
+        return True
 
     def close(self) -> None:
         """The end of a batch."""
@@ -174,3 +188,14 @@ class Targets:
             for layer, noted in self._noted.items()
             if len(noted.parts) == self._batches and len(noted.summed) == 1 and not noted.repeated
         }
+
+
+def _are_rows(module: nn.Module, given: Any, output: Tensor) -> bool:
+    """Whether an output has the shape of a product of what the layer was given and its weight."""
+    rows, filters = shape_of_rows(module, given), len(module.get_parameter("weight"))
+    return (
+        rows is not None
+        and output.ndim == len(rows) + 1
+        and without_channels(module, output.shape) == rows
+        and output.numel() == filters * rows.numel()
+    )

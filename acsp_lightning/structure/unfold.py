@@ -1,6 +1,7 @@
 """A convolution or linear layer as a matrix product: its inputs and outputs as rows."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,28 @@ def has_rows(module: nn.Module) -> bool:
     if isinstance(module, _ConvNd) and (module.groups > 1 or isinstance(module, _ConvTransposeNd)):
         return False
     return is_consumer(module)
+
+
+def shape_of_rows(module: nn.Module, given: Any) -> torch.Size | None:
+    """Samples and positions that a layer gives rows for; None where it is not given any.
+
+    Args:
+        module: one with :func:`has_rows`.
+        given: its first argument, whatever that is.
+    """
+    if not isinstance(given, Tensor) or not given.numel():
+        return None
+    inputs = module.get_parameter("weight").shape[1]
+    if not isinstance(module, _ConvNd):
+        return given.shape[:-1] if given.ndim > 1 and given.shape[-1] == inputs else None
+    if given.ndim != 2 + len(module.kernel_size) or given.shape[1] != inputs:
+        return None
+    return torch.Size((len(given), *_output_sizes(module, given)))
+
+
+def without_channels(module: nn.Module, shape: torch.Size) -> torch.Size:
+    """The shape of an output, of which the channels are left out."""
+    return torch.Size((*shape[:1], *shape[2:])) if isinstance(module, _ConvNd) else shape[:-1]
 
 
 def output_rows(module: nn.Module, output: Tensor, rows: Tensor) -> Tensor:
@@ -98,9 +121,13 @@ def gives_rows(module: nn.Module, inputs: Tensor, output: Tensor, rows: Tensor) 
     """Whether some rows of the output are the product of the weight and what was read for them.
 
     They are not where a layer has a forward of its own, or a hook changes what it gives.
+
+    Args:
+        module: one with :func:`has_rows`.
+        inputs: what it is given, of :func:`shape_of_rows`.
+        output: what it gives for them, of that shape, and with as many channels as it has filters.
+        rows: as of :func:`output_rows`.
     """
-    if isinstance(module, _ConvNd) and output.shape[2:] != _output_sizes(module, inputs):
-        return False
     weight, bias = module.get_parameter("weight"), module._parameters.get("bias")
     read = wide(input_rows(module, inputs, output.shape, rows))
     found = torch.cat([read @ wide(part).flatten(1).T for part in in_blocks(weight)], 1)

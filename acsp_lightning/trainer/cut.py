@@ -22,7 +22,11 @@ from acsp_lightning.structure.copying import eager_copy
 from acsp_lightning.structure.fitted import fitted_layers, unsliced_parameters
 from acsp_lightning.structure.forward import random_state_restored
 from acsp_lightning.structure.layers import layer_cut
-from acsp_lightning.structure.optimizer import nested_optimizers, slice_optimizer_state
+from acsp_lightning.structure.optimizer import (
+    correct_weights,
+    nested_optimizers,
+    slice_optimizer_state,
+)
 from acsp_lightning.structure.plan import PruningPlan
 from acsp_lightning.structure.pruning import Recovery
 from acsp_lightning.structure.refit import prepare_refit
@@ -167,7 +171,7 @@ class FitSite:
         run_on_all_ranks(lambda: made.append(_cut(trainer, proposal, recovery, copies)))
         self.is_cut = True
         if recovery.refits:
-            _broadcast_consumers(trainer, proposal.plan, copies)
+            _broadcast_fitted(trainer, proposal.plan, copies)
         run_on_all_ranks(lambda: _follow(trainer, proposal.plan, made[0], copies))
         if self._settings.batchnorm_batches and proposal.plan:
             run_on_all_ranks(self._recalibrate)
@@ -244,15 +248,18 @@ def _cut(
     for copy in copies:
         check_plan(copy.module, proposal.plan.part(live, copy.prefix.rstrip(".")))
     held = held_tensors(trainer)
-    unsliced = {id(p): p.detach().clone() for p in unsliced_parameters(live, proposal.plan)}
+    fitted = unsliced_parameters(live, proposal.plan) if recovery.refits else []
+    unsliced = {id(parameter): parameter.detach().clone() for parameter in fitted}
     buffers = _buffer_cuts(live, proposal.plan)
 
     def own(network: nn.Module) -> Recovery:
         refit = recovery.refit
         if refit is None or network is evaluated:
             return recovery
+        consumers = [side.layer for group in proposal.groups for side in group.consumers]
         norms = [norm for group in proposal.groups for norm in group.norms]
-        own_refit = prepare_refit(network, refit.targets, refit.inputs, norms=norms)
+        # Averaged copies are often frozen: what may be fitted is decided by the network.
+        own_refit = prepare_refit(network, consumers, refit.inputs, norms=norms, later=refit.later)
         return replace(recovery, refit=own_refit)
 
     sliced = prune_network(live, proposal, own(live))
@@ -275,6 +282,8 @@ def _follow(trainer: pl.Trainer, plan: PruningPlan, made: _Cut, copies: Sequence
         for optimizer in nested_optimizers(trainer.optimizers)
         for name in slice_optimizer_state(optimizer, sliced)
     ]
+    for optimizer in nested_optimizers(trainer.optimizers):
+        correct_weights(optimizer, corrections)
     if dropped:
         rank_zero_warn(
             f"The optimizer's state of {', '.join(dropped)} has another shape than the parameter "
@@ -325,7 +334,7 @@ def _cut_corrected(
                 parameter.add_(correction.to(parameter))
 
 
-def _broadcast_consumers(trainer: pl.Trainer, plan: PruningPlan, copies: Sequence[NetworkCopy]) -> None:
+def _broadcast_fitted(trainer: pl.Trainer, plan: PruningPlan, copies: Sequence[NetworkCopy]) -> None:
     """Let every process have the first one's parameters in the layers that recovered from a plan."""
     recovered = [copy.module for copy in copies if _recovers(copy)]
     for network in (trainer.lightning_module, *recovered):

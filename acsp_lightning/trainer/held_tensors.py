@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from torch import Tensor, nn
 
 from acsp_lightning.structure.layers import slice_tensor
@@ -112,5 +113,7 @@ def slice_held(
         entry = by_parameter.get(id(parameter))
         if entry is not None:
             container[key] = entry.slice(container[key])
-        if id(parameter) in corrections:
-            container[key] = container[key] + corrections[id(parameter)].to(container[key])
+        correction = corrections.get(id(parameter))
+        if correction is not None and container[key].is_floating_point():
+            with torch.no_grad():
+                container[key] += correction.to(container[key])

@@ -19,7 +19,7 @@ from acsp_lightning.selection.weighing import weigh_groups
 from acsp_lightning.structure.batchnorm import recalibrate_batchnorm
 from acsp_lightning.structure.fold import recover_consumers
 from acsp_lightning.structure.groups import ChannelGroup
-from acsp_lightning.structure.refit import Refit, prepare_refit, refit_consumers
+from acsp_lightning.structure.refit import Refit, prepare_refit, refit_layers
 from acsp_lightning.structure.tracing import trace_groups
 from acsp_lightning.structure.verification import unseen_layers
 
@@ -104,12 +104,12 @@ def test_consumers_recover_as_on_the_cpu(network: nn.Module) -> None:
     parameters = dict(there.named_parameters())
 
     recover_consumers(smaller, plan, groups, sliced, expected.captured.activations.input_moments)
-    refit_consumers(smaller, plan, expected.outputs)
+    refit_layers(smaller, plan, expected.outputs)
     with device_without_float64() as device:
         found = looked_at(moved(copy.deepcopy(network)), groups, selection, device)
         entries = [replace(e, parameter=parameters[e.name], old=OnDevice(e.old)) for e in sliced]
         recover_consumers(there, plan, groups, entries, found.captured.activations.input_moments)
-        refit_consumers(there, plan, found.outputs)
+        refit_layers(there, plan, found.outputs)
         for name, parameter in smaller.named_parameters():
             assert parameters[name].device == DEVICE
             torch.testing.assert_close(

@@ -14,9 +14,10 @@ from torch.nn import functional
 from acsp_lightning import SelectionConfig, apply_plan, load_pruned, preview
 from acsp_lightning.measure.complexity import measure_complexity
 from acsp_lightning.selection.cost import FlopsModel
+from acsp_lightning.structure.fitted import correctable_layers
 from acsp_lightning.structure.optimizer import slice_optimizer_state
 from acsp_lightning.structure.plan import build_plan
-from acsp_lightning.structure.refit import prepare_refit, refit_consumers
+from acsp_lightning.structure.refit import prepare_refit, refit_layers
 
 STRUCTURES = ORDINARY | NORMED
 DEPTHS = range(4)
@@ -93,10 +94,10 @@ def test_consumers_are_refitted(name: str) -> None:
     whole, cut = model(*inputs).detach(), copy.deepcopy(model)
     layers = [side.layer for group in groups for side in group.consumers]
     norms = [norm for group in groups for norm in group.norms]
-    refit = prepare_refit(model, layers, [inputs], norms=norms)
+    refit = prepare_refit(model, layers, [inputs], norms=norms, later=correctable_layers(model))
     apply_plan(cut, plan)
     before = (cut(*inputs) - whole).norm()
-    refit_consumers(cut, plan, refit)
+    refit_layers(cut, plan, refit)
     assert (cut(*inputs) - whole).norm() < before
 
 

@@ -8,7 +8,11 @@ from helpers.oracle import offered, random_plan
 from torch import nn, optim
 
 from acsp_lightning import apply_plan
-from acsp_lightning.structure.optimizer import nested_optimizers, slice_optimizer_state
+from acsp_lightning.structure.optimizer import (
+    correct_weights,
+    nested_optimizers,
+    slice_optimizer_state,
+)
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -325,6 +329,38 @@ def test_slow_weights_and_the_momentum_of_a_wrapped_optimizer_are_cut_along(form
         found = optimizer.fast.state[parameter]["momentum_buffer"]
         assert torch.equal(found, momenta[name] if entry is None else entry.slice(momenta[name])), name
     train(model, optimizer, 1)
+
+
+@pytest.mark.parametrize("form", ["nested lists", "list", "dict", "dict by id", "group", "state"])
+def test_slow_weights_are_corrected_as_the_parameters_were_and_momenta_are_not(form):
+    torch.manual_seed(0)
+    model = randomized(plain())
+    optimizer = Lookahead(model.parameters(), form)
+    train(model, optimizer, 2)
+    slow = [value.clone() for value in optimizer.slow_weights()]
+    momenta = [optimizer.fast.state[p]["momentum_buffer"].clone() for p in model.parameters()]
+    corrected = dict(list(model.named_parameters())[::2])
+    corrections = {id(p): 0.1 * torch.randn_like(p) for p in corrected.values()}
+    with torch.no_grad():
+        for parameter in corrected.values():
+            parameter += corrections[id(parameter)]
+    for one in nested_optimizers([optimizer]):
+        correct_weights(one, corrections)
+    for parameter, before, after in zip(model.parameters(), slow, optimizer.slow_weights(), strict=True):
+        torch.testing.assert_close(after, before + corrections.get(id(parameter), 0.0))
+    found = [optimizer.fast.state[p]["momentum_buffer"] for p in model.parameters()]
+    assert all(map(torch.equal, found, momenta))
+
+
+def test_a_momentum_of_zero_beside_a_bias_of_zero_is_no_weight():
+    layer = nn.Linear(2, 2)
+    nn.init.zeros_(layer.bias)
+    optimizer = optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
+    optimizer.state[layer.bias]["momentum_buffer"] = torch.zeros(2)
+    with torch.no_grad():
+        layer.bias += 1
+    correct_weights(optimizer, {id(layer.bias): torch.ones(2)})
+    assert not optimizer.state[layer.bias]["momentum_buffer"].any()
 
 
 def test_optimizers_are_found_in_attributes_lists_and_dicts_once():

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from acsp_lightning.functional.least_squares import REFIT_RIDGE
 from acsp_lightning.structure.fitted import correctable_layers
-from acsp_lightning.structure.plan import build_plan
+from acsp_lightning.structure.plan import PruningPlan, SideCut, build_plan
 from acsp_lightning.structure.pruning import prune
 from acsp_lightning.structure.refit import prepare_refit
 from acsp_lightning.structure.tracing import trace_groups
@@ -195,8 +195,8 @@ def pruned(model, plan, groups, data=X, *, refit=True, fold=True, sums=True, siz
             if not sums:
                 patch.setattr("acsp_lightning.structure.branches.ADDITIONS", set())
             batches = [(part,) for part in data.split(size or len(data))]
-            layers = [*consumers(groups), *(correctable_layers(model) if later else ())]
-            targets = prepare_refit(model, dict.fromkeys(layers), batches)
+            free = correctable_layers(model) if later else ()
+            targets = prepare_refit(model, consumers(groups), batches, later=free)
     cut = copy.deepcopy(model)
     moments = moments_of(model, groups, data) if fold else None
     prune(cut, plan, (data[:2],), groups=groups, input_moments=moments, refit=targets)
@@ -297,6 +297,11 @@ FITTED = {
     **{name: (partial(two_blocks, add=add), False, BOTH) for name, add in ADD.items()},
     "projection": (lambda: network(Block(), Block(8, 10)), False, BOTH),
     "sum without norm": (partial(two_blocks, norm=nn.Identity), False, NO_NORM),
+    "projection, x + f(x)": (
+        lambda: network(Block(add=ADD["b + a"]), Block(8, 10, add=ADD["b + a"])),
+        False,
+        BOTH,
+    ),
     "activation before the sum": (partial(two_blocks, inner=torch.tanh, last=nothing), False, {}),
     "in-place activation before the sum": (
         partial(two_blocks, inner=partial(functional.relu, inplace=True), last=nothing),
@@ -832,8 +837,8 @@ def test_only_what_may_be_fitted_changes(case):
     model = trained()
     groups = offered(model, (X[:4],), residual=False).groups
     prepare(model)
-    layers = [*consumers(groups), *(correctable_layers(model) if later else ())]
-    refit = prepare_refit(model, dict.fromkeys(layers), [(X,)])
+    free = correctable_layers(model) if later else ()
+    refit = prepare_refit(model, consumers(groups), [(X,)], later=free)
     kept_inputs = refit.inputs[0][0].clone()
     plan = halves(groups)
     fitted = copy.deepcopy(model)
@@ -852,6 +857,115 @@ def test_only_what_may_be_fitted_changes(case):
     fitted(X).square().mean().backward()  # and it goes on learning
     assert fitted[3].conv2.weight.grad is not None
     assert fitted[4].conv2.weight.grad is None
+
+
+class Backwards(nn.Linear):
+    """Its argument has a name of its own."""
+
+    def forward(self, x):
+        return super().forward(x)
+
+
+class Changed(nn.Linear):
+    """Returns something else than the product."""
+
+    def __init__(self, change, *sizes):
+        super().__init__(*sizes)
+        self.change = change
+
+    def forward(self, x):
+        return self.change(super().forward(x))
+
+
+def pooled(net, x):
+    return net.mix(functional.relu(net.cut(x))).mean((2, 3))
+
+
+# name: (the odd layer, what the network makes of it and of its own features (N, 5))
+ODD = {
+    "one row without samples": (
+        nn.Linear(3, 5),
+        lambda net, _, h: h + net.odd(torch.ones(3).double()),
+    ),
+    "a keyword of its own": (Backwards(5, 5), lambda net, _, h: net.odd(x=h)),
+    "a tuple": (Changed(lambda y: (y, y), 5, 5), lambda net, _, h: net.odd(h)[1]),
+    "another shape": (
+        Changed(lambda y: y.unflatten(-1, (2, 3)), 5, 6),
+        lambda net, _, h: net.odd(h).flatten(1),
+    ),
+    "a shape without channels": (Changed(torch.sum, 5, 5), lambda net, _, h: h + net.odd(h)),
+    "maps without samples": (
+        nn.Conv2d(3, 5, 3),
+        lambda net, x, h: h + torch.stack([net.odd(image) for image in x]).mean((2, 3)),
+    ),
+    "no rows at all": (nn.Linear(5, 5), lambda net, _, h: h + net.odd(h[:0]).sum()),
+    "rows of a table": (nn.Linear(3, 5), lambda net, x, h: h + net.odd(x[0, :, 0].T).mean(0)),
+    "called twice": (nn.Linear(5, 5), lambda net, _, h: net.odd(net.odd(h).relu())),
+    "fewer rows, by their values": (
+        nn.Linear(5, 5),
+        lambda net, _, h: h + net.odd(h[h[:, 0] > h[:, 0].detach().mean().round()]).mean(0),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_what_nobody_knows_how_to_fit_is_left_alone(name):
+    """Layers that lose nothing may be anything, and be called in any way."""
+    odd, use = ODD[name]
+    layers = {"cut": nn.Conv2d(3, 8, 3), "mix": nn.Conv2d(8, 5, 3), "odd": odd}
+    model = settled_wired(
+        lambda net, x: net.last(use(net, x, pooled(net, x))),
+        **layers,
+        last=nn.Linear(6 if name == "another shape" else 5, 3),
+    )
+    plan = PruningPlan((SideCut("cut", "out", 8, (0, 2, 5)), SideCut("mix", "in", 8, (0, 2, 5))))
+    batches, free = [(x,) for x in X.split(15)], correctable_layers(model)
+    assert "odd" in free
+    refit = prepare_refit(model, ["mix"], batches, later=free)
+    cut, bare = copy.deepcopy(model), copy.deepcopy(model)
+    prune(cut, plan, (X[:2],), refit=refit)
+    prune(bare, plan, (X[:2],))
+    assert all(map(torch.equal, cut.odd.parameters(), model.odd.parameters()))
+    assert not torch.equal(cut.mix.weight, bare.mix.weight)
+    assert error(model, cut, X) < error(model, bare, X)
+    assert refit.samples == len(X)
+    assert refit.halved().samples == len(X) // 2
+
+
+def test_few_rows_fit_only_what_lost_inputs():
+    """Those of the classifier are one a sample."""
+    model, plan, groups, _ = cut_in_half(two_blocks)
+    fitted = [
+        prepare_refit(model, consumers(groups), [(X[:count],)], later=correctable_layers(model))
+        for count in (40, 31)
+    ]
+    assert ["7" in refit.layers(plan) for refit in fitted] == [True, False]
+    assert "4.conv1" in fitted[1].layers(plan)
+    assert fitted[0].halved().layers(plan) == fitted[0].layers(plan)
+
+
+def test_layers_are_fitted_wherever_the_first_without_target_is():
+    """A transposed convolution is no product of patches, but what runs after it reads something else."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 6, 3), nn.Conv2d(6, 5, 3)]
+    model = randomized(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 3)))
+    plan = PruningPlan((SideCut("0", "out", 8, (0, 2, 5)), SideCut("1", "in", 8, (0, 2, 5))))
+    refit = prepare_refit(model, ["1"], [(X,)], later=correctable_layers(model))
+    cut, bare = copy.deepcopy(model), copy.deepcopy(model)
+    prune(cut, plan, None, refit=refit)
+    prune(bare, plan, None)
+    assert error(model, cut, X) < 0.9 * error(model, bare, X)
+
+
+def test_a_frozen_copy_is_fitted_as_the_network_is():
+    model, plan, groups, expected = cut_in_half(two_blocks, later=True)
+    free = correctable_layers(model)
+    frozen = copy.deepcopy(model).requires_grad_(False)
+    assert not correctable_layers(frozen)
+    refit = prepare_refit(frozen, consumers(groups), [(X,)], later=free)
+    moments = moments_of(model, groups, X)
+    prune(frozen, plan, None, groups=groups, input_moments=moments, refit=refit)
+    assert_alike(frozen, expected)
 
 
 def test_a_forward_that_writes_to_its_input():
@@ -904,8 +1018,8 @@ def test_a_failure_in_the_refit_puts_everything_back(kind, fold, size, build):
     groups = offered(model, (X[:4],), residual=False).groups
     model.train()
     model.breaks, model.last = partial(stop, kind), 1
-    layers = dict.fromkeys([*consumers(groups), *correctable_layers(model)])
-    refit = prepare_refit(model, layers, [(x,) for x in X.split(size)])
+    batches, free = [(x,) for x in X.split(size)], correctable_layers(model)
+    refit = prepare_refit(model, consumers(groups), batches, later=free)
     moments = moments_of(model, groups, X) if fold else None
     before = everything(model)
     with pytest.raises(kind, match="stop"):
@@ -919,7 +1033,7 @@ def test_a_shape_that_is_wrong_after_the_refit_puts_everything_back(build):
     model = settled(Breaks(*build()))
     groups = offered(model, (X[:4],), residual=False).groups
     model.breaks = operator.itemgetter((slice(None), slice(1)))
-    refit = prepare_refit(model, dict.fromkeys([*consumers(groups), *correctable_layers(model)]), [(X,)])
+    refit = prepare_refit(model, consumers(groups), [(X,)], later=correctable_layers(model))
     before = everything(model)
     with pytest.raises(RuntimeError, match="put back"):
         prune(model, halves(groups), (X[:2],), groups=groups, refit=refit)

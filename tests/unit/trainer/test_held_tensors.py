@@ -56,6 +56,21 @@ def test_tensors_are_found_and_cut_as_what_they_stand_for(key: Any) -> None:
         assert torch.equal(holder.held[place], expected[place])
 
 
+def test_what_stands_for_parameters_and_is_no_copy_of_them_keeps_its_kind() -> None:
+    module = Classifier()
+    masks = {name: torch.zeros_like(p, dtype=torch.bool) for name, p in module.named_parameters()}
+    leaves = {name: p.detach().clone().requires_grad_() for name, p in module.named_parameters()}
+    corrected = module.net.bn2.weight
+    for held in (masks, leaves):
+        before = dict(held)
+        places = held_tensors(trainer_of(module, Holder(held)))
+        slice_held(places, (), {id(corrected): torch.full_like(corrected, 2.0)}, {})
+        assert all(held[name] is tensor for name, tensor in before.items())
+    assert not any(mask.any() for mask in masks.values())
+    assert leaves["net.bn2.weight"].is_leaf
+    assert torch.equal(leaves["net.bn2.weight"], corrected + 2.0)
+
+
 @pytest.mark.parametrize(
     "held",
     [
