@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -66,6 +65,7 @@ class Sums(TorchFunctionMode):
         self._branches = WeakIdKeyDictionary()
         self._sources = WeakIdKeyDictionary()  # layers that a tensor was made of
         self._made = WeakIdKeyDictionary()  # all tensors, whatever they were made of
+        self._is_running = False
 
     def note(self, branch: Branch, output: Tensor) -> None:
         """Take ``output`` for a branch."""
@@ -86,18 +86,23 @@ class Sums(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        # Entered once for every pass that waits, it is told of each function as many times.
+        if self._is_running:
+            return func(*args, **(kwargs or {}))
         if func in ADDITIONS and not kwargs and len(args) == 2:
             self._add(*args)
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._made[leaf] = None
-        sources = frozenset[str]().union(*map(self._made_of, tree_leaves((args, kwargs))))
+        self._is_running = True
+        try:
+            result = func(*args, **(kwargs or {}))
+        finally:
+            self._is_running = False
+        for tensor in _tensors(result):
+            self._made[tensor] = None
+        sources = frozenset[str]().union(*map(self._made_of, _tensors((args, kwargs))))
         if sources:
             # What works in place and returns nothing changes its first argument.
-            for leaf in tree_leaves(args[:1] if result is None else result):
-                if isinstance(leaf, Tensor):
-                    self._sources[leaf] = sources
+            for tensor in _tensors(args[:1] if result is None else result):
+                self._sources[tensor] = sources
         return result
 
     def _add(self, left: Any, right: Any) -> None:
@@ -111,11 +116,20 @@ class Sums(TorchFunctionMode):
             if self._found(branch, own, other):
                 return
 
-    def _made_of(self, leaf: Any) -> frozenset[str]:
-        if not isinstance(leaf, Tensor):
-            return frozenset()
-        sources: frozenset[str] = self._sources.get(leaf, frozenset())  # type: ignore[no-untyped-call]
+    def _made_of(self, tensor: Tensor) -> frozenset[str]:
+        sources: frozenset[str] = self._sources.get(tensor, frozenset())  # type: ignore[no-untyped-call]
         return sources
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Tensors among arguments or results, also in lists, tuples and dicts."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            yield from _tensors(entry)
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
 
 
 @contextmanager

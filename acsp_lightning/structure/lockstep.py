@@ -21,6 +21,9 @@ from acsp_lightning.structure.restoring import containers_in, entries_of
 # whose maps are large and which are soon reached, and wait at the last.
 ROOM = 2**28
 
+# Attributes that torch itself gives to modules. Of these a forward changes buffers.
+OF_MODULES = frozenset(vars(nn.Module())) - {"_buffers"}
+
 
 class Lockstep:
     """Passes of a network, one for each batch, in turns.
@@ -136,7 +139,9 @@ def _surroundings(model: nn.Module) -> list[object]:
         if device.type == "cuda":
             found.append(torch.cuda.get_rng_state(device))
     for module in model.modules():
-        for value in vars(module).values():
+        for name, value in vars(module).items():
+            if name in OF_MODULES:
+                continue
             found.append(value)
             for container in containers_in(value):
                 found += entries_of(container)
