@@ -38,10 +38,11 @@ from acsp_lightning.selection.weighing import announce_wait, weigh_groups
 from acsp_lightning.settings import PruningSettings
 from acsp_lightning.site import Site
 from acsp_lightning.structure.default_dtype import default_dtype
+from acsp_lightning.structure.evaluation import evaluation_state
 from acsp_lightning.structure.example import Example, as_arguments
 from acsp_lightning.structure.fitted import correctable_layers
-from acsp_lightning.structure.forward import evaluation_state, random_state_restored
 from acsp_lightning.structure.pruning import Recovery, prune
+from acsp_lightning.structure.randomness import random_state_restored
 from acsp_lightning.structure.refit import Refit, prepare_refit
 from acsp_lightning.structure.surgery import SlicedParameter
 

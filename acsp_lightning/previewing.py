@@ -22,8 +22,8 @@ from acsp_lightning.selection.proposal import Proposal
 from acsp_lightning.selection.weighing import in_turn
 from acsp_lightning.settings import PruningSettings, with_options
 from acsp_lightning.structure.copying import eager_copy
-from acsp_lightning.structure.forward import random_state_restored
 from acsp_lightning.structure.pruning import Recovery
+from acsp_lightning.structure.randomness import random_state_restored
 
 T = TypeVar("T")
 

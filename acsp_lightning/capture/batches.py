@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from acsp_lightning.structure.example import Example
-from acsp_lightning.structure.forward import random_state_restored
+from acsp_lightning.structure.randomness import random_state_restored
 
 BatchReader = Callable[[Any], tuple[Any, Tensor]]
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from acsp_lightning.structure.forward import cloned
+from acsp_lightning.structure.inputs import cloned
 
 
 @dataclass(frozen=True, slots=True)

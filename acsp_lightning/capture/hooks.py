@@ -12,7 +12,8 @@ from acsp_lightning.capture.holdout import held_back
 from acsp_lightning.capture.statistics import Activations, InputMoments, check_positions
 from acsp_lightning.functional import ClassSums
 from acsp_lightning.functional.precision import wide
-from acsp_lightning.structure.forward import evaluation_state, run_forward, without_autocast
+from acsp_lightning.structure.evaluation import evaluation_state, without_autocast
+from acsp_lightning.structure.forward import run_forward
 from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.layers import channel_dim
 

@@ -10,7 +10,8 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from acsp_lightning.capture.batches import BatchReader
 from acsp_lightning.structure.example import as_arguments
-from acsp_lightning.structure.forward import is_batched, random_state_restored, sample_count
+from acsp_lightning.structure.inputs import is_batched, sample_count
+from acsp_lightning.structure.randomness import random_state_restored
 
 Samples = tuple[Sequence[tuple[Any, ...]], Tensor]
 """Arguments of forward, by batch, and the labels of all samples."""

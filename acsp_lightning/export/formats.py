@@ -19,14 +19,13 @@ from torch.utils._pytree import tree_leaves, tree_map
 from acsp_lightning.export.onnx import Run, onnx_package, open_onnx, quiet, write_onnx
 from acsp_lightning.files import atomic_write
 from acsp_lightning.structure.copying import eager_copy
-from acsp_lightning.structure.forward import (
+from acsp_lightning.structure.evaluation import evaluation_state
+from acsp_lightning.structure.forward import output_tensors, run_forward
+from acsp_lightning.structure.inputs import (
     describe_inputs,
-    evaluation_state,
     is_batched,
     of_batch_size,
-    output_tensors,
     positional,
-    run_forward,
     sample_count,
 )
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from acsp_lightning.capture.batches import BatchReader, check_labels
 from acsp_lightning.structure.default_dtype import default_dtype
+from acsp_lightning.structure.evaluation import evaluation_state
 from acsp_lightning.structure.example import as_arguments
-from acsp_lightning.structure.forward import evaluation_state, run_forward
+from acsp_lightning.structure.forward import run_forward
 
 # With a class as the type of what it returns, jsonargparse would refuse functions without annotations.
 OutputReader = Callable[[Any], Any]

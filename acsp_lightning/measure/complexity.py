@@ -8,13 +8,9 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from acsp_lightning.structure.default_dtype import default_dtype
-from acsp_lightning.structure.forward import (
-    CHECKPOINTED,
-    evaluation_state,
-    is_checkpointed,
-    output_tensors,
-    positional,
-)
+from acsp_lightning.structure.evaluation import evaluation_state
+from acsp_lightning.structure.forward import CHECKPOINTED, is_checkpointed, output_tensors
+from acsp_lightning.structure.inputs import positional
 from acsp_lightning.structure.usage import unused_parameters
 
 with warnings.catch_warnings():

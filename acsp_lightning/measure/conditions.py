@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_map
 
 from acsp_lightning.measure.latency import is_batch_size
 from acsp_lightning.structure.copying import eager_copy
-from acsp_lightning.structure.forward import of_batch_size
+from acsp_lightning.structure.inputs import of_batch_size
 
 
 @dataclass(frozen=True)  # without slots, which jsonargparse cannot show as a default
@@ -66,7 +66,7 @@ class LatencyAt:
         """Arguments of forward under these conditions.
 
         Args:
-            arguments: of any batch size, see :func:`acsp_lightning.structure.forward.of_batch_size`.
+            arguments: of any batch size, see :func:`acsp_lightning.structure.inputs.of_batch_size`.
         """
 
         def converted(leaf: Any) -> Any:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from acsp_lightning.functional.precision import wide
 from acsp_lightning.measure.accuracy import OutputReader, class_scores
-from acsp_lightning.structure.forward import evaluation_state, run_forward
+from acsp_lightning.structure.evaluation import evaluation_state
+from acsp_lightning.structure.forward import run_forward
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,13 +13,8 @@ from torch.utils._pytree import tree_leaves
 
 from acsp_lightning.structure.copying import eager_copy
 from acsp_lightning.structure.default_dtype import default_dtype
-from acsp_lightning.structure.forward import (
-    cloned,
-    describe_inputs,
-    evaluation_state,
-    of_batch_size,
-    positional,
-)
+from acsp_lightning.structure.evaluation import evaluation_state
+from acsp_lightning.structure.inputs import cloned, describe_inputs, of_batch_size, positional
 
 __all__ = ["Latency", "LatencyComparison", "compare_latency", "measure_latency"]
 

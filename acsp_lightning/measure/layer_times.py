@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from acsp_lightning.measure.latency import timer_on
-from acsp_lightning.structure.forward import evaluation_state, run_forward, without_autocast
+from acsp_lightning.structure.evaluation import evaluation_state, without_autocast
+from acsp_lightning.structure.forward import run_forward
 
 WARM_UP = 2  # rounds that are not timed
 FEWEST_ROUNDS = 3

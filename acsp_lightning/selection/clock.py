@@ -18,9 +18,9 @@ from acsp_lightning.measure.time_table import Stopwatch, TimeTable
 from acsp_lightning.progress import tracked
 from acsp_lightning.selection.time_model import TimedLayer, TimeModel, timed_layers
 from acsp_lightning.structure.copying import eager_copy
-from acsp_lightning.structure.forward import random_state_restored
 from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.plan import build_plan
+from acsp_lightning.structure.randomness import random_state_restored
 from acsp_lightning.structure.surgery import apply_plan
 
 MOST_SECONDS = 90.0  # for the layers of a network; networks take up to as much again

@@ -15,7 +15,7 @@ from acsp_lightning.measure.fidelity import collect_scores, compare_scores
 from acsp_lightning.progress import tracked
 from acsp_lightning.selection.weighing import Weighed
 from acsp_lightning.structure.fold import recover_consumers
-from acsp_lightning.structure.forward import sample_count, samples_at
+from acsp_lightning.structure.inputs import sample_count, samples_at
 from acsp_lightning.structure.plan import build_plan
 from acsp_lightning.structure.refit import Refit
 from acsp_lightning.structure.surgery import reversible_cut

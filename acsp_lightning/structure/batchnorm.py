@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from acsp_lightning.structure.default_dtype import default_dtype
+from acsp_lightning.structure.evaluation import evaluation_state
 from acsp_lightning.structure.example import as_arguments
-from acsp_lightning.structure.forward import evaluation_state
 
 
 def recalibrate_batchnorm(model: nn.Module, inputs: Iterable[Any], batches: int) -> None:

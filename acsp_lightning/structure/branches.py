@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
-from acsp_lightning.structure.forward import evaluation_state
+from acsp_lightning.structure.evaluation import evaluation_state
 from acsp_lightning.structure.unfold import has_rows
 
 ADDITIONS = {torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__}

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from acsp_lightning.structure.forward import log_nothing, uncompiled
+from acsp_lightning.structure.evaluation import log_nothing, uncompiled
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from acsp_lightning.structure.evaluation import evaluation_state
 from acsp_lightning.structure.fitted import unsliced_parameters
 from acsp_lightning.structure.fold import recover_consumers
-from acsp_lightning.structure.forward import evaluation_state, output_tensors, run_forward
+from acsp_lightning.structure.forward import output_tensors, run_forward
 from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.plan import PruningPlan
 from acsp_lightning.structure.refit import Refit, refit_layers

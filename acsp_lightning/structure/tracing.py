@@ -12,9 +12,10 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from acsp_lightning.structure.aliases import all_names
+from acsp_lightning.structure.evaluation import evaluation_state
 from acsp_lightning.structure.flow import Findings
 from acsp_lightning.structure.following import follow
-from acsp_lightning.structure.forward import UnsupportedStructureError, call_counts, evaluation_state
+from acsp_lightning.structure.forward import UnsupportedStructureError, call_counts
 from acsp_lightning.structure.grouping import Bundle, bundles
 from acsp_lightning.structure.groups import ChannelGroup, Norms, Tracing
 from acsp_lightning.structure.layers import is_producer

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from acsp_lightning.structure.forward import evaluation_state, run_forward, train_mode
+from acsp_lightning.structure.evaluation import evaluation_state, train_mode
+from acsp_lightning.structure.forward import run_forward
 
 
 class _Reads(TorchFunctionMode):

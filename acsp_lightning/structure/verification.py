@@ -14,18 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from acsp_lightning.structure.forward import (
-    UnsupportedStructureError,
-    advance_random_state,
-    call_counts,
-    counted,
-    evaluation_state,
-    of_batch_size,
-    run_forward,
-    train_mode,
-    varied,
-)
+from acsp_lightning.structure.evaluation import evaluation_state, train_mode
+from acsp_lightning.structure.forward import UnsupportedStructureError, call_counts, counted, run_forward
 from acsp_lightning.structure.groups import ChannelGroup, Norms, Tracing, by_reason
+from acsp_lightning.structure.inputs import of_batch_size, varied
+from acsp_lightning.structure.randomness import advance_random_state
 from acsp_lightning.structure.replay import part_of_forward, record_forward
 from acsp_lightning.structure.sides import parsed
 from acsp_lightning.structure.tracing import trace_groups

@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveragi
 from torch import nn
 
 from acsp_lightning.structure.copying import eager_copy
-from acsp_lightning.structure.forward import is_compiled
+from acsp_lightning.structure.evaluation import is_compiled
 from acsp_lightning.trainer.checks import callbacks_of, parameter_shapes
 
 

@@ -13,8 +13,10 @@ from torch.nn.parameter import is_lazy
 
 from acsp_lightning.capture.batches import read_with
 from acsp_lightning.settings import PruningSettings
+from acsp_lightning.structure.evaluation import evaluation_state
 from acsp_lightning.structure.example import as_arguments
-from acsp_lightning.structure.forward import evaluation_state, random_state_restored, run_forward
+from acsp_lightning.structure.forward import run_forward
+from acsp_lightning.structure.randomness import random_state_restored
 
 
 def callbacks_of(trainer: pl.Trainer) -> list[pl.Callback]:

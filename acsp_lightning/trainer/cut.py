@@ -20,7 +20,6 @@ from acsp_lightning.settings import PruningSettings
 from acsp_lightning.structure.batchnorm import recalibrate_batchnorm
 from acsp_lightning.structure.copying import eager_copy
 from acsp_lightning.structure.fitted import fitted_layers, unsliced_parameters
-from acsp_lightning.structure.forward import random_state_restored
 from acsp_lightning.structure.layers import layer_cut
 from acsp_lightning.structure.optimizer import (
     correct_weights,
@@ -29,6 +28,7 @@ from acsp_lightning.structure.optimizer import (
 )
 from acsp_lightning.structure.plan import PruningPlan
 from acsp_lightning.structure.pruning import Recovery
+from acsp_lightning.structure.randomness import random_state_restored
 from acsp_lightning.structure.refit import prepare_refit
 from acsp_lightning.structure.surgery import (
     SlicedParameter,

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from acsp_lightning.capture.calls import Call
 from acsp_lightning.measure.accuracy import OutputReader, class_scores
-from acsp_lightning.structure.forward import evaluation_state, output_tensors, run_forward
+from acsp_lightning.structure.evaluation import evaluation_state
+from acsp_lightning.structure.forward import output_tensors, run_forward
 from acsp_lightning.trainer.ranks import broadcast_
 
 

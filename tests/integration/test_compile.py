@@ -27,7 +27,8 @@ import acsp_lightning.pipeline
 from acsp_lightning import apply_plan
 from acsp_lightning.capture.hooks import ActivationCapture
 from acsp_lightning.measure.complexity import measure_complexity
-from acsp_lightning.structure.forward import evaluation_state, run_forward
+from acsp_lightning.structure.evaluation import evaluation_state
+from acsp_lightning.structure.forward import run_forward
 from acsp_lightning.structure.tracing import trace_groups
 
 

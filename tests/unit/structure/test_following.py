@@ -3,8 +3,8 @@ import torch
 from helpers.networks import Wired
 from torch import nn
 
+from acsp_lightning.structure.evaluation import evaluation_state
 from acsp_lightning.structure.following import follow, tied_layers
-from acsp_lightning.structure.forward import evaluation_state
 
 X = (torch.rand(2, 3, 6, 6),)
 

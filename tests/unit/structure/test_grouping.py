@@ -6,8 +6,8 @@ from helpers.structures import STRUCTURES
 from torch import nn
 from torch.nn import functional
 
+from acsp_lightning.structure.evaluation import evaluation_state
 from acsp_lightning.structure.following import follow
-from acsp_lightning.structure.forward import evaluation_state
 from acsp_lightning.structure.grouping import bundles
 from acsp_lightning.structure.tracing import trace_groups
 
