@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from acsp_lightning.functional import fold_input, reconstruction_map
 from acsp_lightning.structure.groups import ChannelGroup
-from acsp_lightning.structure.layers import side_layout, slice_tensor
+from acsp_lightning.structure.layer_cut import slice_tensor
+from acsp_lightning.structure.layers import side_layout
 from acsp_lightning.structure.plan import PruningPlan
 from acsp_lightning.structure.surgery import SlicedParameter
 from acsp_lightning.structure.weights import group_count

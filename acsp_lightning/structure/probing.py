@@ -11,13 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from acsp_lightning.functional.precision import wide
-from acsp_lightning.structure.layers import (
-    channel_dim,
-    is_consumer,
-    normalises_all,
-    refusal,
-    side_width,
-)
+from acsp_lightning.structure.layers import channel_dim, is_consumer, normalises_all, refusal, side_width
 from acsp_lightning.structure.plan import PruningPlan, SideCut
 from acsp_lightning.structure.restoring import state_restored
 from acsp_lightning.structure.sides import Side, parameter_side

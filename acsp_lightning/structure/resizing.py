@@ -7,14 +7,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from acsp_lightning.structure.aliases import under_first_names
-from acsp_lightning.structure.layers import (
-    channels_last_format,
-    is_consumer,
-    is_grouped,
-    norm_sizes,
-    refusal,
-    side_layout,
-)
+from acsp_lightning.structure.layer_cut import channels_last_format
+from acsp_lightning.structure.layers import is_consumer, is_grouped, norm_sizes, refusal, side_layout
 from acsp_lightning.structure.records import first_size, recorded, set_sizes
 from acsp_lightning.structure.sides import Side
 from acsp_lightning.structure.surgery import set_data

@@ -7,15 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from acsp_lightning.structure.layers import (
-    LayerCut,
-    is_depthwise,
-    is_producer,
-    layer_cut,
-    refusal,
-    side_width,
-    slice_tensor,
-)
+from acsp_lightning.structure.layer_cut import LayerCut, layer_cut, slice_tensor
+from acsp_lightning.structure.layers import is_depthwise, is_producer, refusal, side_width
 from acsp_lightning.structure.plan import PruningPlan
 from acsp_lightning.structure.records import record_sizes
 from acsp_lightning.structure.sides import Side, parsed

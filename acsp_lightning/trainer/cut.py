@@ -20,7 +20,7 @@ from acsp_lightning.settings import PruningSettings
 from acsp_lightning.structure.batchnorm import recalibrate_batchnorm
 from acsp_lightning.structure.copying import eager_copy
 from acsp_lightning.structure.fitted import fitted_layers, unsliced_parameters
-from acsp_lightning.structure.layers import layer_cut
+from acsp_lightning.structure.layer_cut import layer_cut
 from acsp_lightning.structure.optimizer import (
     correct_weights,
     nested_optimizers,

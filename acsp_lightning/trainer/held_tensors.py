@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from acsp_lightning.structure.layers import slice_tensor
+from acsp_lightning.structure.layer_cut import slice_tensor
 from acsp_lightning.structure.surgery import SlicedParameter
 from acsp_lightning.trainer.holders import held_containers, named_holders
 
