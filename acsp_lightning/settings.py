@@ -144,7 +144,7 @@ class PruningSettings:
             and all after them, one by one to their outputs before the cut; "fold" only folds into the
             readers what the kept channels predict, without a further pass; "none" leaves all weights.
         recovery_samples: up to this many captured samples serve "least_squares" and the damage curve,
-            a validation batch at a time; they themselves stay in the CPU's memory.
+            a validation batch at a time; beyond 64 MB they wait in a temporary file.
         measured_samples: up to this many validation samples, at most half of them, are held back from
             the capture where the volume is measured: ``selection.curve="measured"`` without
             ``selection.flops`` and ``selection.latency``, or ``selection.tolerance``. Cuts are compared

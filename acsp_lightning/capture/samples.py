@@ -1,66 +1,81 @@
 """Samples from validation batches: arguments of forward, in batches of the same size, and labels."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
 from acsp_lightning.capture.batches import BatchReader
 from acsp_lightning.structure.example import as_arguments
 from acsp_lightning.structure.inputs import is_batched, sample_count
 from acsp_lightning.structure.randomness import random_state_restored
+from acsp_lightning.structure.store import Kept, Store
 
 Samples = tuple[Sequence[tuple[Any, ...]], Tensor]
 """Arguments of forward, by batch, and the labels of all samples."""
 
 
 class SampleBatches(Sequence[tuple[Any, ...]]):
-    """Arguments of forward, by batch: they rest in the memory of the CPU, and are moved one at a time.
+    """Arguments of forward, by batch: kept on the CPU, and moved one batch at a time.
 
     Args:
-        batches: on the CPU.
-        devices: where the leaves of each are needed; None: the leaf is no tensor.
+        batches: leaves of each, of which tensors are in a :class:`Store`.
+        structure: of the leaves.
+        devices: where they are needed; None: the leaf is no tensor.
     """
 
     def __init__(
-        self, batches: Sequence[tuple[Any, ...]], devices: Sequence[torch.device | None]
+        self,
+        batches: Sequence[Sequence[Any]],
+        structure: TreeSpec,
+        devices: Sequence[torch.device | None],
     ) -> None:
         self._batches = batches
+        self._structure = structure
         self._devices = devices
 
     @property
-    def resting(self) -> Sequence[tuple[Any, ...]]:
+    def resting(self) -> Iterator[tuple[Any, ...]]:
         """The batches on the CPU."""
-        return self._batches
+        return (self._read(leaves) for leaves in self._batches)
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __getitem__(self, place: Any) -> Any:
         if isinstance(place, slice):
-            return SampleBatches(self._batches[place], self._devices)
-        leaves, structure = tree_flatten(self._batches[place])
+            return SampleBatches(self._batches[place], self._structure, self._devices)
+        leaves = tree_leaves(self._read(self._batches[place]))
         moved = [
             leaf if device is None else leaf.to(device)
             for leaf, device in zip(leaves, self._devices, strict=True)
         ]
-        return tree_unflatten(moved, structure)
+        return tree_unflatten(moved, self._structure)
+
+    def _read(self, leaves: Iterable[Any]) -> Any:
+        return tree_unflatten(
+            [leaf.tensor if isinstance(leaf, Kept) else leaf for leaf in leaves], self._structure
+        )
 
 
 class SampleCollector:
     """Collects evenly spaced samples from batches.
 
-    Evenly spaced, because loaders are often sorted by class. In the memory of the CPU, whatever the
-    device: they may be many, and are needed a batch at a time.
+    Evenly spaced, because loaders are often sorted by class. On the CPU, whatever the device, and in the
+    end in a :class:`Store`: they may be many, and are needed a batch at a time.
 
     Args:
         samples: at most this many, at least 1.
         among: tells which of some consecutive samples may be taken, bool (count,), from the number of
             samples before them and their own number; None: all.
         device: where they are needed; None: where they come from.
+
+    Attributes:
+        samples: after :meth:`finish`, in batches of the size of the largest that was seen; None if there
+            are none.
     """
 
     def __init__(
@@ -69,6 +84,7 @@ class SampleCollector:
         among: Callable[[int, int], Tensor] | None = None,
         device: torch.device | None = None,
     ) -> None:
+        self.samples: Samples | None = None
         self._most = samples
         self._device = device
         self._among = among
@@ -113,15 +129,20 @@ class SampleCollector:
         if count > self._most:
             self._keep(torch.linspace(0, count - 1, self._most).round().long())
         self._join()
+        if self._kind is not None and self._counts:
+            self.samples = self._stored(self._kind)
 
-    @property
-    def samples(self) -> Samples | None:
-        """The samples, in batches of the size of the largest that was seen; None if there are none."""
-        if self._kind is None or not self._counts:
-            return None
-        found = [tree_unflatten(part, self._kind.structure) for part in self._parts]
-        batches, labels = zip(*found, strict=True)
-        return SampleBatches(batches, self._devices[:-1]), torch.cat(labels).to(self._devices[-1])
+    def _stored(self, kind: "_Kind") -> Samples:
+        store, batches, labels = Store(), [], []
+        arguments, _ = tree_unflatten(self._parts[0], kind.structure)
+        structure = tree_flatten(arguments)[1]
+        for place in range(len(self._parts)):
+            *leaves, known = self._parts[place]
+            self._parts[place] = []  # both at once would take twice the memory
+            batches.append([store.keep(x) if isinstance(x, Tensor) else x for x in leaves])
+            labels.append(known)
+        *devices, device = self._devices
+        return SampleBatches(batches, structure, devices), torch.cat(labels).to(device)
 
     def _keep(self, rows: Tensor) -> None:
         """Keep some of the samples, in ascending order."""
@@ -209,7 +230,7 @@ def by_batch(samples: Samples | None) -> list[tuple[tuple[Any, ...], Tensor]]:
     if samples is None:
         return []
     batches, labels = samples
-    found = batches.resting if isinstance(batches, SampleBatches) else list(batches)
+    found = list(batches.resting if isinstance(batches, SampleBatches) else batches)
     return list(zip(found, torch.split(labels, [sample_count(b) for b in found]), strict=True))
 
 

@@ -205,13 +205,35 @@ def test_samples_come_in_batches_of_the_size_of_the_largest(sizes: list[int], sa
 
 def test_samples_rest_on_the_cpu_and_are_moved_where_they_came_from() -> None:
     """The device "meta" stands for one: what goes there loses its values, and shows where it is."""
-    rest = SampleBatches([(torch.zeros(2, 3), {"lengths": torch.ones(2), "mode": 1})] * 3,
-                         [torch.device("meta"), torch.device("cpu"), None])  # fmt: skip
+    leaves, structure = tree_flatten((torch.zeros(2, 3), {"lengths": torch.ones(2), "mode": 1}))
+    devices = [torch.device("meta"), torch.device("cpu"), None]
+    rest = SampleBatches([leaves] * 3, structure, devices)
     for images, more in rest:
         assert images.device.type == "meta"
         assert more["lengths"].device.type == "cpu"
         assert more["mode"] == 1
     assert len(rest) == len(list(rest)) == 3
+
+
+def test_samples_for_which_there_is_no_room_are_read_from_a_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("acsp_lightning.structure.store.ROOM", 100)
+    data = [((images, {"more": images + 1, "mode": "a"}), labels) for images, labels in labelled([5, 7])]
+    collector = SampleCollector(100)
+    collect_samples(nn.Identity(), data, read_batch, collector)
+    assert collector.samples is not None
+    batches, labels = collector.samples
+    ((images, more),) = whole(batches)
+    assert images[:, 0, 0, 0].int().tolist() == list(range(12))
+    assert torch.equal(more["more"], images + 1)
+    assert more["mode"] == "a"
+    assert len(labels) == 12
+    assert [type(leaf.held).__name__ for leaf in batches._batches[1][:2]] == ["_Place"] * 2
+    assert all(
+        torch.equal(one, other)
+        for one, other in zip(*(tree_flatten(batches[0])[0][:2] for _ in range(2)), strict=True)
+    )
 
 
 @pytest.mark.parametrize("most", [3, 8, 40])
