@@ -3,7 +3,7 @@
     python tests/benchmarks/cutting.py --out OUT
 
 The moments are made up; groups, distances, sweeps, curves and the cut are those of a training. With
-``--recover`` images of 224 x 224 are made up as well, and the consumers refitted on them, 32 at a time;
+``--recover`` images of 224 x 224 are made up as well, and layers refitted on them, 32 at a time;
 that is to take at most 1 GiB beyond a validation with batches of 32. With ``--residual`` the streams
 are cut as well; that is to take at most half as long again.
 """
@@ -22,11 +22,13 @@ from measuring import draw_bars, in_a_fresh_process, peak_bytes, record
 from torchvision.models import resnet50
 
 from acsp_lightning import SelectionConfig, measure_complexity
+from acsp_lightning.capture.samples import SampleCollector
 from acsp_lightning.capture.statistics import Activations, InputMoments
 from acsp_lightning.functional import ClassSums
 from acsp_lightning.selection import allocation, weighing
 from acsp_lightning.selection.damage import output_sizes
 from acsp_lightning.selection.maps import map_groups
+from acsp_lightning.structure.fitted import correctable_layers
 from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.plan import build_plan
 from acsp_lightning.structure.pruning import prune
@@ -63,10 +65,15 @@ def made_up(groups: Sequence[ChannelGroup], grid: int) -> Activations:
     return Activations(outputs, inputs, CLASSES * SAMPLES)
 
 
-def images(count: int) -> list[tuple[torch.Tensor]]:
-    """Made-up ones, by batch."""
-    sizes = [min(BATCH, count - start) for start in range(0, count, BATCH)]
-    return [(torch.randn(size, 3, 224, 224),) for size in sizes]
+def images(count: int) -> Sequence[tuple[Any, ...]]:
+    """Made-up ones, by batch, where a cut keeps them."""
+    collector = SampleCollector(count)
+    for start in range(0, count, BATCH):
+        size = min(BATCH, count - start)
+        collector.add((torch.randn(size, 3, 224, 224),), torch.zeros(size))
+    collector.finish()
+    assert collector.samples is not None
+    return collector.samples[0]
 
 
 @contextmanager
@@ -95,7 +102,8 @@ def case(grid: int, class_pairs: int | None, recover: int, residual: bool) -> di
     if recover:
         layers = dict.fromkeys(side.layer for group in groups for side in group.consumers)
         with timed(seconds, "targets"):
-            refit = prepare_refit(model, layers, images(recover))
+            later = correctable_layers(model)
+            refit = prepare_refit(model, layers, images(recover), later=later)
 
     for part in ("score_channels", "trace_curves", "damage_curve"):
         watch(part, seconds)

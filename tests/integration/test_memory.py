@@ -9,6 +9,7 @@ from helpers.memory import peak_of
 from torch import nn
 
 from acsp_lightning import SelectionConfig, preview
+from acsp_lightning.structure.fitted import correctable_layers
 from acsp_lightning.structure.plan import build_plan
 from acsp_lightning.structure.pruning import prune
 from acsp_lightning.structure.refit import prepare_refit
@@ -59,7 +60,7 @@ def refit(samples: list[tuple[torch.Tensor]]) -> nn.Module:
     model = network()
     groups = trace_groups(model, (samples[0][0][:2],)).groups
     layers = [side.layer for group in groups for side in group.consumers]
-    found = prepare_refit(model, layers, samples)
+    found = prepare_refit(model, layers, samples, later=correctable_layers(model))
     plan = build_plan(groups, {group.name: range(0, group.width, 2) for group in groups})
     prune(model, plan, None, groups=groups, refit=found)
     return model
