@@ -150,45 +150,59 @@ class _Watcher:
     def _enter(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         flow = self._flow
         given = args[0] if args else kwargs.get("input")
-        if self._running and isinstance(given, Tensor):  # a layer in a layer
-            outer = self._running[-1]
-            dim = self._dim(module, given)
-            if len(outer) == given.shape[dim]:
-                flow.mark(given, along(outer, dim, given.shape))
+        if self._running and isinstance(given, Tensor):
+            self._hand_on(module, given)
         flow.suspended = True
         for leaf in tree_leaves((args, kwargs)):
             flow.use(leaf)
         reason = self._reason(name, module)
-        made = torch.zeros(0, dtype=torch.int64)
         if self.calls[name] > 1 and reason is None:
             made = self._repeat(name, module, args, kwargs)
         elif reason is not None or not isinstance(given, Tensor):
-            for leaf in tree_leaves((args, kwargs)):
-                marks = flow.marks(leaf)
-                if marks is not None:
-                    why = reason or "what it reads is no first argument or 'input'"
-                    flow.channels.pin(marks, f"its channels run through {name!r}: {why}")
-            if reason is not None and is_producer(module):
-                made = self._make(name, module)
-                flow.channels.pin(made, reason)
+            made = self._refuse(name, module, args, kwargs, reason)
         else:
-            read = self._read(name, module, given)
-            probed = not read.any() or not has_own_forward(module)
-            probed = probed or self._probe(lambda: can_lose_inputs(module, given))
-            if normalises_all(module) and read.any():
-                dim = self._dim(module)
-                own = has_own_forward(module)
-                if own and not self._probe(lambda: normalises(module, given, dim)):
-                    flow.channels.pin(read, f"{name!r} is a norm with a forward of its own")
-                self._note_norm(name, module, dim, read)
-            elif not probed and not is_grouped(module):
-                if self._probe(lambda: standardises_filters(module, given)):
-                    self._note_norm(name, module, self._dim(module), read)
-                else:
-                    reason = f"{name!r} does not give the same without some of its inputs"
-                    flow.channels.pin(read, reason)
-            made = self._through(name, module, read, whole=loses_groups(module) or not probed)
+            made = self._pass(name, module, given)
         self._running.append(made)
+
+    def _hand_on(self, module: nn.Module, given: Tensor) -> None:
+        """Let a layer in a layer read what the outer one makes."""
+        outer, dim = self._running[-1], self._dim(module, given)
+        if len(outer) == given.shape[dim]:
+            self._flow.mark(given, along(outer, dim, given.shape))
+
+    def _refuse(
+        self, name: str, module: nn.Module, args: Any, kwargs: Any, reason: str | None
+    ) -> Tensor:
+        """Pin what a layer reads that cannot be cut; returns marks of what it makes, pinned as well."""
+        why = reason or "what it reads is no first argument or 'input'"
+        for leaf in tree_leaves((args, kwargs)):
+            marks = self._flow.marks(leaf)
+            if marks is not None:
+                self._flow.channels.pin(marks, f"its channels run through {name!r}: {why}")
+        if reason is None or not is_producer(module):
+            return torch.zeros(0, dtype=torch.int64)
+        made = self._make(name, module)
+        self._flow.channels.pin(made, reason)
+        return made
+
+    def _pass(self, name: str, module: nn.Module, given: Tensor) -> Tensor:
+        """Note what a layer reads, and of which channels it uses statistics; returns what it makes."""
+        read = self._read(name, module, given)
+        probed = not read.any() or not has_own_forward(module)
+        probed = probed or self._probe(lambda: can_lose_inputs(module, given))
+        if normalises_all(module) and read.any():
+            dim = self._dim(module)
+            own = has_own_forward(module)
+            if own and not self._probe(lambda: normalises(module, given, dim)):
+                self._flow.channels.pin(read, f"{name!r} is a norm with a forward of its own")
+            self._note_norm(name, module, dim, read)
+        elif not probed and not is_grouped(module):
+            if self._probe(lambda: standardises_filters(module, given)):
+                self._note_norm(name, module, self._dim(module), read)
+            else:
+                reason = f"{name!r} does not give the same without some of its inputs"
+                self._flow.channels.pin(read, reason)
+        return self._through(name, module, read, whole=loses_groups(module) or not probed)
 
     def _enter_norm(self, name: str, module: nn.Module, args: Any) -> None:
         """Take a module as a whole that is found to be a norm over channels."""
