@@ -40,7 +40,6 @@ from acsp_lightning.site import Site
 from acsp_lightning.structure.default_dtype import default_dtype
 from acsp_lightning.structure.evaluation import evaluation_state
 from acsp_lightning.structure.example import Example, as_arguments
-from acsp_lightning.structure.fitted import correctable_layers
 from acsp_lightning.structure.pruning import Recovery, prune
 from acsp_lightning.structure.randomness import random_state_restored
 from acsp_lightning.structure.refit import Refit, prepare_refit
@@ -218,11 +217,10 @@ def _looked_at(
     def prepare() -> Refit | None:
         if samples is None:
             return None
-        network = site.network
         layers = dict.fromkeys(side.layer for group in captured.groups for side in group.consumers)
         norms = dict.fromkeys(norm for group in captured.groups for norm in group.norms)
-        later = correctable_layers(network) if settings.recovery == "least_squares" else ()
-        return prepare_refit(network, layers, samples[0], norms=norms, later=later)
+        later = site.correctable_layers if settings.recovery == "least_squares" else ()
+        return prepare_refit(site.network, layers, samples[0], norms=norms, later=later)
 
     found: list[Refit | None] = []
     site.on_all_ranks(lambda: found.append(prepare()))

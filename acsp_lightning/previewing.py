@@ -22,6 +22,7 @@ from acsp_lightning.selection.proposal import Proposal
 from acsp_lightning.selection.weighing import in_turn
 from acsp_lightning.settings import PruningSettings, with_options
 from acsp_lightning.structure.copying import eager_copy
+from acsp_lightning.structure.fitted import correctable_layers
 from acsp_lightning.structure.pruning import Recovery
 from acsp_lightning.structure.randomness import random_state_restored
 
@@ -174,6 +175,11 @@ class CopySite:
         self.times_file = times_file
         self._captured = captured
         self._names = names
+
+    @property
+    def correctable_layers(self) -> Sequence[str]:
+        """Layers of the network that may be fitted although they lose nothing."""
+        return correctable_layers(self.network)
 
     def on_all_ranks(self, work: Callable[[], T]) -> list[T]:
         """The result of ``work``, alone."""

@@ -20,6 +20,10 @@ class Site(Protocol):
         """The network before the cut."""
 
     @property
+    def correctable_layers(self) -> Sequence[str]:
+        """Layers that may be fitted although they lose nothing, by the network in training."""
+
+    @property
     def is_averaged(self) -> bool:
         """Whether the network has averaged weights instead of those in training."""
 

@@ -1,6 +1,8 @@
-"""BatchNorm statistics, estimated again."""
+"""BatchNorm statistics: estimated again, or made those of what layers are given after a cut."""
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from itertools import islice
 from typing import Any
 
@@ -8,9 +10,12 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from acsp_lightning.functional.pooled import PooledMoments
+from acsp_lightning.functional.precision import alike, wide
 from acsp_lightning.structure.default_dtype import default_dtype
 from acsp_lightning.structure.evaluation import evaluation_state
 from acsp_lightning.structure.example import as_arguments
+from acsp_lightning.structure.forward import run_forward
 
 
 def recalibrate_batchnorm(model: nn.Module, inputs: Iterable[Any], batches: int) -> None:
@@ -38,3 +43,74 @@ def recalibrate_batchnorm(model: nn.Module, inputs: Iterable[Any], batches: int)
         finally:
             for module, momentum in zip(live, momenta, strict=True):
                 module.momentum = momentum
+
+
+def matched_layers(model: nn.Module) -> dict[str, _BatchNorm]:
+    """BatchNorm layers whose statistics :func:`match_batchnorm` can change and make up for, by name.
+
+    They have running statistics, a scale and a shift, which belong to no other module.
+    """
+    owners = Counter(id(p) for module in model.modules() for p in module._parameters.values())
+
+    def is_own(parameter: nn.Parameter | None) -> bool:
+        return parameter is not None and owners[id(parameter)] == 1
+
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm)
+        and module.running_mean is not None
+        and is_own(module._parameters.get("weight"))
+        and is_own(module._parameters.get("bias"))
+    }
+
+
+def measure_batchnorm(model: nn.Module, inputs: Sequence[tuple[Any, ...]]) -> dict[str, PooledMoments]:
+    """Means and spreads of what :func:`matched_layers` are given in eval mode, by name.
+
+    Args:
+        model: left as it is.
+        inputs: arguments of forward, by batch.
+    """
+    found: dict[str, PooledMoments] = {}
+    with ExitStack() as stack:
+        stack.enter_context(evaluation_state(model))
+        for name, module in matched_layers(model).items():
+
+            def hook(_: nn.Module, args: tuple[Any, ...], name: str = name) -> None:
+                if args and args[0].numel():
+                    found.setdefault(name, PooledMoments()).add(args[0], 1)
+
+            stack.callback(module.register_forward_pre_hook(hook).remove)
+        for batch in inputs:
+            run_forward(model, batch)
+    return found
+
+
+@torch.no_grad()
+def match_batchnorm(model: nn.Module, moments: Mapping[str, PooledMoments]) -> None:
+    """Let layers have the statistics of what they are given, and compute the same as before.
+
+    A refit leaves the running statistics of the uncut network, and outputs that vary less, as every
+    prediction does. In eval mode that is right. In train mode statistics are those of the batch: what is
+    left of the signal would be blown up to its old size at the first step of the training that follows.
+    So the statistics change here, and scale and shift make up for that.
+
+    Args:
+        model: changes in place; in eval mode its outputs stay as they are, up to rounding.
+        moments: from :func:`measure_batchnorm`; layers of which they are not finite stay as they are.
+    """
+    for name, module in matched_layers(model).items():
+        if name not in moments:
+            continue
+        mean, variance = wide(moments[name].mean), wide(moments[name].spread).square()
+        if not bool((mean.isfinite() & variance.isfinite()).all()):
+            continue
+        assert module.running_mean is not None
+        assert module.running_var is not None
+        old_mean, old_spread = wide(module.running_mean), (wide(module.running_var) + module.eps).sqrt()
+        scale = wide(module.weight)
+        module.bias.add_(alike(scale * (mean - old_mean) / old_spread, module.bias))
+        module.weight.copy_(alike(scale * (variance + module.eps).sqrt() / old_spread, module.weight))
+        module.running_mean.copy_(alike(mean, module.running_mean))
+        module.running_var.copy_(alike(variance, module.running_var))

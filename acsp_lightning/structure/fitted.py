@@ -1,6 +1,7 @@
 """Which layers recovery may change: those that lost inputs, norms, and layers after them."""
 
 from collections import Counter
+from collections.abc import Iterable
 
 from torch import Tensor, nn
 
@@ -39,23 +40,30 @@ def cut_layers(model: nn.Module, plan: PruningPlan) -> list[str]:
     return [x for x in layers if x in lost or normalises_all(model.get_submodule(x))]
 
 
-def fitted_layers(model: nn.Module, plan: PruningPlan) -> list[nn.Module]:
-    """The layers whose parameters a refit may change; none without a cut."""
+def fitted_layers(model: nn.Module, plan: PruningPlan, later: Iterable[str]) -> list[nn.Module]:
+    """The layers whose parameters a refit may change; none without a cut.
+
+    Args:
+        model: the network, or a copy of it.
+        plan: the cut.
+        later: :func:`correctable_layers` of the network.
+    """
     if not plan:
         return []
-    names = dict.fromkeys([*cut_layers(model, plan), *correctable_layers(model)])
+    names = dict.fromkeys([*cut_layers(model, plan), *later])
     return [model.get_submodule(name) for name in names]
 
 
-def unsliced_parameters(model: nn.Module, plan: PruningPlan) -> list[nn.Parameter]:
+def unsliced_parameters(model: nn.Module, plan: PruningPlan, later: Iterable[str]) -> list[nn.Parameter]:
     """What a refit may change and a cut does not slice, so that nothing else keeps it.
 
     The weights of layers that a cut touches are sliced; biases and gains may be left as they are.
+    Arguments as in :func:`fitted_layers`.
     """
     touched = {model.get_submodule(cut.layer) for cut in plan}
     return [
         parameter
-        for layer in fitted_layers(model, plan)
+        for layer in fitted_layers(model, plan, later)
         for name, parameter in layer.named_parameters(recurse=False)
         if name != "weight" or layer not in touched
     ]

@@ -21,8 +21,8 @@ from acsp_lightning.structure.restoring import containers_in, entries_of
 # whose maps are large and which are soon reached, and wait at the last.
 ROOM = 2**28
 
-# Attributes that torch itself gives to modules. Of these a forward changes buffers.
-OF_MODULES = frozenset(vars(nn.Module())) - {"_buffers"}
+# Attributes of every module that a pass without gradients does not read.
+UNREAD = frozenset(name for name in vars(nn.Module()) if "backward" in name or "state_dict" in name)
 
 
 class Lockstep:
@@ -140,7 +140,7 @@ def _surroundings(model: nn.Module) -> list[object]:
             found.append(torch.cuda.get_rng_state(device))
     for module in model.modules():
         for name, value in vars(module).items():
-            if name in OF_MODULES:
+            if name in UNREAD:
                 continue
             found.append(value)
             for container in containers_in(value):

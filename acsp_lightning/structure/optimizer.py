@@ -62,32 +62,41 @@ def slice_optimizer_state(optimizer: Optimizer, sliced: Iterable[SlicedParameter
     return tuple(dropped)
 
 
-def correct_weights(optimizer: Optimizer, corrections: Mapping[int, torch.Tensor]) -> None:
-    """Correct weights that an optimizer holds (slow weights, master copies) as the parameters were.
+def correct_weights(optimizers: Iterable[Optimizer], corrections: Mapping[int, torch.Tensor]) -> None:
+    """Correct weights that optimizers hold (slow weights, master copies) as the parameters were.
 
     Whether a tensor is such a copy, or a momentum, its values tell: a copy is nearer to the parameter
-    before the correction than half of the parameter's size.
+    before the correction than half of the parameter's size. Each is corrected once, whoever shows it.
 
     Args:
-        optimizer: its state has the shapes of the parameters already; changed in place.
+        optimizers: all of a fit; their state has the shapes of the parameters already, and changes in
+            place.
         corrections: what was added to a parameter, by its identity.
     """
-    held = [
-        (parameter, value)
-        for parameter, state in optimizer.state.items()
-        if id(parameter) in corrections
-        for value in state.values()
-    ]
-    held += [(parameter, container[place]) for container, place, parameter in held_beside(optimizer)]
-    with torch.no_grad():
-        for parameter, value in held:
-            correction = corrections.get(id(parameter))
-            if correction is None or type(value) not in (torch.Tensor, torch.nn.Parameter):
-                continue
-            if value.shape == parameter.shape and value.is_floating_point():
-                before = (parameter - correction).to(value)
-                if bool((value - before).norm() < before.norm() / 2):
-                    value.add_(correction.to(value))
+    done: set[int] = set()
+    for parameter, value in (pair for optimizer in optimizers for pair in _held(optimizer)):
+        correction = corrections.get(id(parameter))
+        if correction is None or type(value) not in (torch.Tensor, torch.nn.Parameter):
+            continue
+        if value.shape != parameter.shape or not value.is_floating_point():
+            continue
+        place = value.data_ptr()
+        if place == parameter.data_ptr() or place in done:
+            continue
+        with torch.no_grad():
+            before = (parameter - correction).to(value)
+            if bool((value - before).norm() < before.norm() / 2):
+                value.add_(correction.to(value))
+                done.add(place)
+
+
+def _held(optimizer: Optimizer) -> Iterator[tuple[Any, Any]]:
+    """What an optimizer holds for parameters: each parameter with a value."""
+    for parameter, state in optimizer.state.items():
+        if isinstance(parameter, torch.Tensor):
+            yield from ((parameter, value) for value in state.values())
+    for container, place, parameter in held_beside(optimizer):
+        yield parameter, container[place]
 
 
 def held_beside(optimizer: Optimizer) -> Iterator[tuple[Any, Any, torch.Tensor]]:

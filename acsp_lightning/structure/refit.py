@@ -28,6 +28,7 @@ from acsp_lightning.progress import step
 from acsp_lightning.structure.branches import Branch, Sums, watched_branches
 from acsp_lightning.structure.forward import run_forward
 from acsp_lightning.structure.groups import Norm
+from acsp_lightning.structure.inputs import sample_count
 from acsp_lightning.structure.lockstep import Lockstep
 from acsp_lightning.structure.plan import PruningPlan
 from acsp_lightning.structure.rescaling import NormTarget, noted, rescaled
@@ -136,22 +137,16 @@ def prepare_refit(
         for batch in inputs:
             run_forward(model, batch)
             targets.close()
-    sizes = [_samples_in(batch) for batch in inputs]
-    known = targets.by_layer
+    known, sizes = targets.by_layer, [sample_count(batch) for batch in inputs]
     usable = [x for x in known if x in later and _is_determined(model, x, known[x], sizes)]
     kept = {layer: target for layer, target in known.items() if layer in consumers or layer in usable}
     return Refit(inputs, kept, found, usable)
 
 
-def _samples_in(batch: tuple[Any, ...]) -> set[int]:
-    """Rows of the tensors of a batch: one number, if all of them have one for each sample."""
-    return {leaf.shape[0] for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim}
-
-
-def _is_determined(model: nn.Module, layer: str, target: Target, sizes: Sequence[set[int]]) -> bool:
+def _is_determined(model: nn.Module, layer: str, target: Target, sizes: Sequence[int]) -> bool:
     """Whether a layer has one row or map for each sample, and enough of them."""
     inputs = model.get_submodule(layer).get_parameter("weight")[0].numel()
-    by_sample = all(part.shape[0] in size for part, size in zip(target.parts, sizes, strict=True))
+    by_sample = all(part.shape[0] == size for part, size in zip(target.parts, sizes, strict=True))
     return by_sample and target.num_rows >= ROWS * inputs
 
 
@@ -209,6 +204,7 @@ class _Fitting:
         part = target.parts[self.passes.current]
         if shape_of_rows(module, given) != without_channels(module, part.shape):
             self._astray.add(layer)
+            self.passes.meet(layer, lambda: None, partial(self._settle, layer, module))
             return
         rows = partial(input_rows, module, given, part.shape, part.rows)
         if target.summed:
@@ -255,8 +251,8 @@ class _Fitting:
 
     def _settle(self, layer: str, module: nn.Module) -> None:
         weight, bias = module.get_parameter("weight"), module._parameters.get("bias")
-        fit = self._fits.pop(layer)
-        if layer in self._astray:
+        fit = self._fits.pop(layer, None)
+        if fit is None or layer in self._astray:
             return
         new, shift = fit.solve()
         weight.copy_(new.view_as(weight))

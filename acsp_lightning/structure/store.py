@@ -15,7 +15,7 @@ class Store:
     """Keeps tensors; a file without a name takes those that exceed :data:`ROOM`.
 
     It lies where Python makes temporary files (``TMPDIR``), and is gone with the last tensor in it.
-    Where nothing can be written, tensors stay in memory.
+    Where nothing can be written, tensors stay in memory, and so do sparse, nested and quantized ones.
     """
 
     def __init__(self) -> None:
@@ -25,8 +25,10 @@ class Store:
     def keep(self, tensor: Tensor) -> "Kept":
         """A handle of a tensor that nobody changes."""
         tensor = tensor.detach()
-        self._used += tensor.nbytes
         held: Tensor | _Place = tensor
+        if not _is_plain(tensor):
+            return Kept(tensor.shape, tensor.dtype, tensor.device, held)
+        self._used += tensor.nbytes
         if self._used > ROOM:
             try:
                 self._file = self._file or _File()
@@ -88,6 +90,17 @@ class Kept:
         found = torch.empty(self.shape, dtype=self.dtype)
         self.held.file.read(self.held.start, found)
         return found.to(self.device)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether the bytes of a tensor say all of it."""
+    return (
+        tensor.layout is torch.strided
+        and not tensor.is_nested
+        and not tensor.is_quantized
+        and not tensor.is_conj()
+        and not tensor.is_neg()
+    )
 
 
 def _bytes(tensor: Tensor) -> memoryview:

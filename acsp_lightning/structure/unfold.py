@@ -29,7 +29,9 @@ def shape_of_rows(module: nn.Module, given: Any) -> torch.Size | None:
         module: one with :func:`has_rows`.
         given: its first argument, whatever that is.
     """
-    if not isinstance(given, Tensor) or not given.numel():
+    if not isinstance(given, Tensor) or given.layout is not torch.strided or given.is_nested:
+        return None
+    if not given.numel():
         return None
     inputs = module.get_parameter("weight").shape[1]
     if not isinstance(module, _ConvNd):

@@ -17,9 +17,9 @@ from acsp_lightning.pipeline import prune_network
 from acsp_lightning.progress import warn_on_error
 from acsp_lightning.selection.proposal import Proposal
 from acsp_lightning.settings import PruningSettings
-from acsp_lightning.structure.batchnorm import recalibrate_batchnorm
+from acsp_lightning.structure.batchnorm import matched_layers, recalibrate_batchnorm
 from acsp_lightning.structure.copying import eager_copy
-from acsp_lightning.structure.fitted import fitted_layers, unsliced_parameters
+from acsp_lightning.structure.fitted import correctable_layers, fitted_layers, unsliced_parameters
 from acsp_lightning.structure.layer_cut import layer_cut
 from acsp_lightning.structure.optimizer import (
     correct_weights,
@@ -99,6 +99,11 @@ class FitSite:
     def network(self) -> nn.Module:
         """The LightningModule, or the averaged copy that takes its place in validation."""
         return evaluated_network(self._trainer)
+
+    @property
+    def correctable_layers(self) -> Sequence[str]:
+        """Layers that may be fitted although they lose nothing, by the network in training."""
+        return correctable_layers(self._trainer.lightning_module)
 
     @property
     def is_averaged(self) -> bool:
@@ -248,7 +253,10 @@ def _cut(
     for copy in copies:
         check_plan(copy.module, proposal.plan.part(live, copy.prefix.rstrip(".")))
     held = held_tensors(trainer)
-    fitted = unsliced_parameters(live, proposal.plan) if recovery.refits else []
+    fitted = []
+    if recovery.refits:
+        fitted = unsliced_parameters(live, proposal.plan, correctable_layers(live))
+        fitted += [p for layer in matched_layers(live).values() for p in layer.parameters()]
     unsliced = {id(parameter): parameter.detach().clone() for parameter in fitted}
     buffers = _buffer_cuts(live, proposal.plan)
 
@@ -272,7 +280,8 @@ def _cut(
 def _follow(trainer: pl.Trainer, plan: PruningPlan, made: _Cut, copies: Sequence[NetworkCopy]) -> None:
     """Let the other copies, optimizers and whoever holds tensors of the network follow its cut."""
     live, sliced = trainer.lightning_module, made.sliced
-    corrections = _corrections(live, plan, sliced, made.unsliced)
+    fitted = fitted_layers(live, plan, correctable_layers(live))
+    corrections = _corrections(fitted, sliced, made.unsliced)
     for copy in copies:
         if not _recovers(copy):
             _cut_corrected(copy, live, plan, corrections)
@@ -282,8 +291,9 @@ def _follow(trainer: pl.Trainer, plan: PruningPlan, made: _Cut, copies: Sequence
         for optimizer in nested_optimizers(trainer.optimizers)
         for name in slice_optimizer_state(optimizer, sliced)
     ]
-    for optimizer in nested_optimizers(trainer.optimizers):
-        correct_weights(optimizer, corrections)
+    # Copies keep their scales, with their statistics; optimizers have none of these.
+    scales = _corrections(matched_layers(live).values(), sliced, made.unsliced)
+    correct_weights(nested_optimizers(trainer.optimizers), {**scales, **corrections})
     if dropped:
         rank_zero_warn(
             f"The optimizer's state of {', '.join(dropped)} has another shape than the parameter "
@@ -304,15 +314,14 @@ def _buffer_cuts(network: nn.Module, plan: PruningPlan) -> dict[int, list[tuple[
 
 
 def _corrections(
-    network: nn.Module,
-    plan: PruningPlan,
+    layers: Iterable[nn.Module],
     sliced: Sequence[SlicedParameter],
     unsliced: Mapping[int, Tensor],
 ) -> dict[int, Tensor]:
     """What recovery added to the parameters of layers, by identity of the parameter."""
     by_parameter = {id(entry.parameter): entry for entry in sliced}
     found = {}
-    for layer in fitted_layers(network, plan):
+    for layer in layers:
         for parameter in layer.parameters(recurse=False):
             entry = by_parameter.get(id(parameter))
             old = unsliced.get(id(parameter)) if entry is None else entry.slice(entry.old)
@@ -337,9 +346,12 @@ def _cut_corrected(
 def _broadcast_fitted(trainer: pl.Trainer, plan: PruningPlan, copies: Sequence[NetworkCopy]) -> None:
     """Let every process have the first one's parameters in the layers that recovered from a plan."""
     recovered = [copy.module for copy in copies if _recovers(copy)]
+    later = correctable_layers(trainer.lightning_module)
     for network in (trainer.lightning_module, *recovered):
-        for layer in fitted_layers(network, plan):
+        for layer in fitted_layers(network, plan, later):
             broadcast_(layer.parameters())
+        for norm in matched_layers(network).values():
+            broadcast_([*norm.parameters(), *norm.buffers()])
 
 
 def _tell(trainer: pl.Trainer, plan: PruningPlan | None, sliced: Sequence[SlicedParameter]) -> None:

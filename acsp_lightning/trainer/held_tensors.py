@@ -115,5 +115,7 @@ def slice_held(
             container[key] = entry.slice(container[key])
         correction = corrections.get(id(parameter))
         if correction is not None and container[key].is_floating_point():
-            with torch.no_grad():
-                container[key] += correction.to(container[key])
+            held = container[key]
+            with torch.no_grad():  # another tensor: it may be a view of the parameter itself
+                corrected = held + correction.to(held)
+            container[key] = corrected.requires_grad_(held.requires_grad)

@@ -5,7 +5,12 @@ import torch
 from helpers.fits import conv_net, hooks, same_state, snapshot
 from torch import Tensor, nn
 
-from acsp_lightning.structure.batchnorm import recalibrate_batchnorm
+from acsp_lightning.structure.batchnorm import (
+    match_batchnorm,
+    matched_layers,
+    measure_batchnorm,
+    recalibrate_batchnorm,
+)
 
 
 def batches(sizes: list[int]) -> list[Tensor]:
@@ -77,3 +82,60 @@ def test_a_failure_leaves_modes_and_momenta_as_they_were() -> None:
     assert model.bn1.momentum == model.bn2.momentum == 0.1
     assert all(module.training for module in model.modules())
     assert hooks(model) == 0
+
+
+def shrunken() -> nn.Module:
+    """As after a refit: what the layers are given varies less than their statistics say."""
+    torch.manual_seed(0)
+    model = conv_net().eval()
+    with torch.no_grad():
+        for norm in matched_layers(model).values():
+            norm.running_var *= 4
+            norm.running_mean += 0.3
+            norm.weight += torch.rand_like(norm.weight)
+            norm.bias -= torch.rand_like(norm.bias)
+    return model
+
+
+def test_statistics_become_those_of_the_inputs_and_outputs_stay() -> None:
+    model, data = shrunken(), [(batch,) for batch in batches([8, 8, 5])]
+    images = torch.cat([images for (images,) in data])
+    with torch.no_grad():
+        expected, given = model(images), model.conv1(images).movedim(1, 0).flatten(1)
+    match_batchnorm(model, measure_batchnorm(model, data))
+    torch.testing.assert_close(model.bn1.running_mean, given.mean(1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model.bn1.running_var, given.var(1, correction=0), rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), expected, rtol=1e-4, atol=1e-5)
+        # In train mode the statistics of the batch are those of the samples.
+        torch.testing.assert_close(model.train()(images), expected, rtol=1e-3, atol=1e-4)
+        assert not torch.allclose(shrunken().train()(images), expected, rtol=1e-1)
+
+
+def test_measuring_leaves_no_trace() -> None:
+    model = conv_net(dropout=0.5).train()
+    before = snapshot(model)
+    found = measure_batchnorm(model, [(batch,) for batch in batches([4, 4])])
+    assert set(found) == {"bn1", "bn2"}
+    assert same_state(snapshot(model), before)
+    assert hooks(model) == 0
+    assert model.training
+
+
+def test_layers_that_cannot_make_up_for_other_statistics_keep_theirs() -> None:
+    layers = {
+        "own": nn.BatchNorm1d(2),
+        "no scale": nn.BatchNorm1d(2, affine=False),
+        "no statistics": nn.BatchNorm1d(2, track_running_stats=False),
+        "tied": nn.BatchNorm1d(2),
+        "too": nn.BatchNorm1d(2),
+    }
+    layers["too"].weight = layers["tied"].weight
+    assert list(matched_layers(nn.ModuleDict(layers))) == ["own"]
+
+
+def test_values_that_are_not_finite_change_nothing() -> None:
+    model = conv_net()
+    before = snapshot(model)
+    match_batchnorm(model, measure_batchnorm(model, [(torch.full((2, 1, 6, 6), float("nan")),)]))
+    assert same_state(snapshot(model), before)

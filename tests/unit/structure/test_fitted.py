@@ -24,17 +24,19 @@ def network() -> nn.Sequential:
 def test_layers_that_recovery_may_change() -> None:
     model = network()
     assert cut_layers(model, PLAN) == ["1", "3"]
-    assert fitted_layers(model, PLAN) == [model[1], model[3], model[0], model[4]]
-    assert fitted_layers(model, PruningPlan()) == []
+    later = correctable_layers(model)
+    assert fitted_layers(model, PLAN, later) == [model[1], model[3], model[0], model[4]]
+    assert fitted_layers(model, PruningPlan(), later) == []
 
 
 def test_what_no_cut_keeps() -> None:
     """Whatever recovery may change has either old data in the cut, or is named."""
     model = network()
-    unsliced = {id(parameter) for parameter in unsliced_parameters(model, PLAN)}
+    later = correctable_layers(model)
+    unsliced = {id(parameter) for parameter in unsliced_parameters(model, PLAN, later)}
     with reversible_cut(model, PLAN) as sliced:
         kept = {id(entry.parameter) for entry in sliced}
-    for layer in fitted_layers(model, PLAN):
+    for layer in fitted_layers(model, PLAN, later):
         assert {id(parameter) for parameter in layer.parameters()} <= kept | unsliced
 
 

@@ -67,7 +67,7 @@ def test_a_single_pass_always_waits() -> None:
     assert "0 goes on from c" in passes.log
 
 
-def after(_: object) -> None:
+def after(*_: object) -> None:
     """Nothing is entered."""
 
 
@@ -77,6 +77,10 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "a list in a dict": lambda model: model.skips["all"].append(object()),
     "a queue": lambda model: model.queue.append(object()),
     "a counter": lambda model: setattr(model, "calls", getattr(model, "calls", 0) + 1),
+    "train mode of a part": lambda model: after(model[0].eval()),
+    "a hook": lambda model: after(model[0].register_forward_hook(after)),
+    "a parameter": lambda model: setattr(model[0], "bias", nn.Parameter(torch.zeros(2))),
+    "a module": lambda model: setattr(model, "more", nn.Identity()),
     "a buffer": lambda model: setattr(model[1], "running_mean", model[1].running_mean + 1.0),
     "a buffer in place": lambda model: after(model[1].running_mean.add_(1.0)),
     "random numbers": lambda _: after(torch.rand(1)),

@@ -344,12 +344,26 @@ def test_slow_weights_are_corrected_as_the_parameters_were_and_momenta_are_not(f
     with torch.no_grad():
         for parameter in corrected.values():
             parameter += corrections[id(parameter)]
-    for one in nested_optimizers([optimizer]):
-        correct_weights(one, corrections)
+    correct_weights(nested_optimizers([optimizer]), corrections)
     for parameter, before, after in zip(model.parameters(), slow, optimizer.slow_weights(), strict=True):
         torch.testing.assert_close(after, before + corrections.get(id(parameter), 0.0))
     found = [optimizer.fast.state[p]["momentum_buffer"] for p in model.parameters()]
     assert all(map(torch.equal, found, momenta))
+
+
+def test_weights_that_two_optimizers_show_are_corrected_once_and_aliases_never():
+    layer = nn.Linear(3, 2, bias=False)
+    optimizer, wrapper = (optim.SGD(layer.parameters(), lr=0.1) for _ in range(2))
+    master, before = layer.weight.detach().clone(), layer.weight.detach().clone()
+    optimizer.state[layer.weight]["master"] = master
+    wrapper.state = optimizer.state
+    wrapper.aliases = [layer.weight.detach()]
+    correction = 0.1 * torch.ones(2, 3)
+    with torch.no_grad():
+        layer.weight += correction
+    correct_weights([optimizer, wrapper], {id(layer.weight): correction})
+    torch.testing.assert_close(master, before + correction)
+    torch.testing.assert_close(layer.weight.detach(), before + correction)
 
 
 def test_a_momentum_of_zero_beside_a_bias_of_zero_is_no_weight():
@@ -359,7 +373,7 @@ def test_a_momentum_of_zero_beside_a_bias_of_zero_is_no_weight():
     optimizer.state[layer.bias]["momentum_buffer"] = torch.zeros(2)
     with torch.no_grad():
         layer.bias += 1
-    correct_weights(optimizer, {id(layer.bias): torch.ones(2)})
+    correct_weights([optimizer], {id(layer.bias): torch.ones(2)})
     assert not optimizer.state[layer.bias]["momentum_buffer"].any()
 
 

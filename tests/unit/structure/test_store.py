@@ -75,3 +75,12 @@ def test_an_empty_tensor() -> None:
     store = Store()
     store.keep(torch.zeros(500))
     assert store.keep(torch.zeros(0, 3)).tensor.shape == (0, 3)
+
+
+def test_tensors_whose_bytes_do_not_say_all_stay_in_memory() -> None:
+    store, images = Store(), torch.randn(40, 40)
+    odd = [images.to_sparse(), torch.complex(images, images).conj()]
+    store.keep(images)
+    for tensor in odd:
+        assert torch.equal(store.keep(tensor).tensor.to_dense(), tensor.to_dense())
+    assert not isinstance(store.keep(images).held, torch.Tensor)
