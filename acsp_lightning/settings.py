@@ -150,7 +150,7 @@ class PruningSettings:
             ``selection.flops`` and ``selection.latency``, or ``selection.tolerance``. Cuts are compared
             with the uncut network on those of the first process; time grows with it.
         batchnorm_batches: training batches, at most an epoch of them, from which BatchNorm statistics
-            are estimated again after a cut. 0: they stay.
+            are taken after a cut; with "least_squares" the outputs stay. 0: no training batch is read.
         round_to: channel counts are rounded up to a multiple of this, at most the width of the
             narrowest layer.
         max_batches: up to this many validation batches are captured. None: all of them.

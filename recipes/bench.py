@@ -57,6 +57,11 @@ from acsp_lightning.previewing import CopySite
 from acsp_lightning.selection.allocation import as_decisions
 from acsp_lightning.selection.cost import FlopsModel
 from acsp_lightning.selection.proposal import Proposal
+from acsp_lightning.structure.batchnorm import (
+    match_batchnorm,
+    measure_batchnorm,
+    recalibrate_batchnorm,
+)
 from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.verification import prunable_groups
 from acsp_lightning.zoo import ImageClassifier, ImageFolderDataModule
@@ -92,7 +97,9 @@ class Method:
     widths of the default at these FLOPs; or what the settings decide, or a tenth fewer FLOPs than these.
     ``residual`` lets channels go that run through residual sums. ``rescaled`` gives every refitted
     filter with a BatchNorm behind it the norm that it has without the refit; that leaves the function as
-    it is.
+    it is. ``statistics`` of BatchNorm layers after the cut: "estimated" again from the captured images, as
+    the first steps of a training would do, or those of "training" batches with the same outputs, as
+    ``batchnorm_batches=16`` has them.
     """
 
     selection: SelectionConfig
@@ -100,6 +107,7 @@ class Method:
     volume: Literal["flops", "uniform", "default", "decided", "deeper"] = "flops"
     residual: bool = False
     rescaled: bool = False
+    statistics: Literal["kept", "estimated", "training"] = "kept"
 
 
 CHOICE = {
@@ -128,6 +136,7 @@ ABLATION = {
     "knees of the layers": Method(replace(DEFAULT, curve="coverage"), volume="decided"),
     "folded": Method(DEFAULT, "fold"),
     "not recovered": Method(DEFAULT, "none"),
+    "statistics estimated again": Method(DEFAULT, statistics="estimated"),
     "grid 2": Method(replace(DEFAULT, grid=2)),
     "grid 4": Method(replace(DEFAULT, grid=4)),
     "every pixel": Method(replace(DEFAULT, grid=None)),
@@ -144,6 +153,7 @@ VOLUME = {
 }
 TUNING = {
     "default": WHOLE["default"],
+    "default, training statistics": Method(DEFAULT, statistics="training"),
     "default, rescaled": Method(DEFAULT, rescaled=True),
     "default, not recovered": Method(DEFAULT, "none"),
     "l1": WHOLE["l1"],
@@ -321,6 +331,7 @@ def our_steps(bench: Bench, method: Method, target: float, layers: int | None) -
         selection=selection,
         recovery=method.recovery,
         residual=method.residual,
+        recovery_samples=bench.options.recovery_samples,
         layers_per_epoch=layers,
     )
     names = [group.name for group in groups]
@@ -333,6 +344,13 @@ def our_steps(bench: Bench, method: Method, target: float, layers: int | None) -
             if plain is not None:
                 prune_network(plain, made[0], replace(made[1], refit=None))
                 rescale(network, plain)
+            if method.statistics == "estimated":
+                images = (images for images, _ in bench.captured)
+                recalibrate_batchnorm(network.train(), images, len(bench.captured))
+            if method.statistics == "training":
+                batches = itertools.islice(bench.data.train_dataloader(), 16)
+                found = measure_batchnorm(network, ((images,) for images, _ in batches))
+                match_batchnorm(network, found)
 
         yield cut
 
@@ -658,6 +676,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, help="folder of train/ and test/")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--captured-share", type=float, default=0.08, help="of the training images")
+    parser.add_argument("--recovery-samples", type=int, default=512, help="used by the refit")
     parser.add_argument("--flops", type=float, nargs="+", help="share that stays")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", help="rows; all by default")

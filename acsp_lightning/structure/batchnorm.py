@@ -1,7 +1,7 @@
 """BatchNorm statistics: estimated again, or made those of what layers are given after a cut."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from itertools import islice
 from typing import Any
@@ -65,7 +65,7 @@ def matched_layers(model: nn.Module) -> dict[str, _BatchNorm]:
     }
 
 
-def measure_batchnorm(model: nn.Module, inputs: Sequence[tuple[Any, ...]]) -> dict[str, PooledMoments]:
+def measure_batchnorm(model: nn.Module, inputs: Iterable[tuple[Any, ...]]) -> dict[str, PooledMoments]:
     """Means and spreads of what :func:`matched_layers` are given in eval mode, by name.
 
     Args:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,8 +18,14 @@ from acsp_lightning.pipeline import prune_network
 from acsp_lightning.progress import warn_on_error
 from acsp_lightning.selection.proposal import Proposal
 from acsp_lightning.settings import PruningSettings
-from acsp_lightning.structure.batchnorm import matched_layers, recalibrate_batchnorm
+from acsp_lightning.structure.batchnorm import (
+    match_batchnorm,
+    matched_layers,
+    measure_batchnorm,
+    recalibrate_batchnorm,
+)
 from acsp_lightning.structure.copying import eager_copy
+from acsp_lightning.structure.example import as_arguments
 from acsp_lightning.structure.fitted import correctable_layers, fitted_layers, unsliced_parameters
 from acsp_lightning.structure.layer_cut import layer_cut
 from acsp_lightning.structure.optimizer import (
@@ -180,17 +187,23 @@ class FitSite:
         run_on_all_ranks(lambda: _follow(trainer, proposal.plan, made[0], copies))
         if self._settings.batchnorm_batches and proposal.plan:
             run_on_all_ranks(self._recalibrate)
+            if recovery.refits:
+                _broadcast_norms(trainer.lightning_module)
         refresh_trainer(trainer, forget_monitors=self._settings.reset_monitors)
         _tell(trainer, proposal.plan, made[0].sliced)
         return self.network
 
     def _recalibrate(self) -> None:
+        """Take BatchNorm statistics from training batches; after a refit outputs stay as they are."""
+        module, settings = self._trainer.lightning_module, self._settings
         with random_state_restored():
-            batches = training_batches(self._trainer)
-            inputs = (self._settings.read_batch(batch)[0] for batch in batches)
-            recalibrate_batchnorm(
-                self._trainer.lightning_module, inputs, self._settings.batchnorm_batches
-            )
+            batches = islice(training_batches(self._trainer), settings.batchnorm_batches)
+            inputs = (settings.read_batch(batch)[0] for batch in batches)
+            if settings.recovery == "least_squares":
+                arguments = (as_arguments(module, given) for given in inputs)
+                match_batchnorm(module, measure_batchnorm(module, arguments))
+            else:
+                recalibrate_batchnorm(module, inputs, settings.batchnorm_batches)
 
     def snapshot(self) -> Snapshot:
         """The network, its copies and its optimizers as they are now."""
@@ -350,8 +363,13 @@ def _broadcast_fitted(trainer: pl.Trainer, plan: PruningPlan, copies: Sequence[N
     for network in (trainer.lightning_module, *recovered):
         for layer in fitted_layers(network, plan, later):
             broadcast_(layer.parameters())
-        for norm in matched_layers(network).values():
-            broadcast_([*norm.parameters(), *norm.buffers()])
+        _broadcast_norms(network)
+
+
+def _broadcast_norms(network: nn.Module) -> None:
+    """Let every process have the first one's BatchNorm layers."""
+    for norm in matched_layers(network).values():
+        broadcast_([*norm.parameters(), *norm.buffers()])
 
 
 def _tell(trainer: pl.Trainer, plan: PruningPlan | None, sliced: Sequence[SlicedParameter]) -> None:
