@@ -97,8 +97,8 @@ class Method:
     widths of the default at these FLOPs; or what the settings decide, or a tenth fewer FLOPs than these.
     ``residual`` lets channels go that run through residual sums. ``rescaled`` gives every refitted
     filter with a BatchNorm behind it the norm that it has without the refit; that leaves the function as
-    it is. ``statistics`` of BatchNorm layers after the cut: "estimated" again from the captured images, as
-    the first steps of a training would do, or those of "training" batches with the same outputs, as
+    it is. ``statistics`` of BatchNorm layers after the cut: "estimated" again from the captured images,
+    as the first steps of a training would do, or those of "training" batches with the same outputs, as
     ``batchnorm_batches=16`` has them.
     """
 
