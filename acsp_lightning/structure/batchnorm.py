@@ -48,7 +48,8 @@ def recalibrate_batchnorm(model: nn.Module, inputs: Iterable[Any], batches: int)
 def matched_layers(model: nn.Module) -> dict[str, _BatchNorm]:
     """BatchNorm layers whose statistics :func:`match_batchnorm` can change and make up for, by name.
 
-    They have running statistics, a scale and a shift, which belong to no other module.
+    They have running statistics, a scale and a shift, which belong to no other module, and are not in
+    eval mode (frozen by the user) in a network that is in train mode.
     """
     owners = Counter(id(p) for module in model.modules() for p in module._parameters.values())
 
@@ -59,6 +60,7 @@ def matched_layers(model: nn.Module) -> dict[str, _BatchNorm]:
         name: module
         for name, module in model.named_modules()
         if isinstance(module, _BatchNorm)
+        and (module.training or not model.training)
         and module.running_mean is not None
         and is_own(module._parameters.get("weight"))
         and is_own(module._parameters.get("bias"))
@@ -73,9 +75,10 @@ def measure_batchnorm(model: nn.Module, inputs: Iterable[tuple[Any, ...]]) -> di
         inputs: arguments of forward, by batch.
     """
     found: dict[str, PooledMoments] = {}
+    layers = matched_layers(model)
     with ExitStack() as stack:
         stack.enter_context(evaluation_state(model))
-        for name, module in matched_layers(model).items():
+        for name, module in layers.items():
 
             def hook(_: nn.Module, args: tuple[Any, ...], name: str = name) -> None:
                 if args and args[0].numel():

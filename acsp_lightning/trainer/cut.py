@@ -295,6 +295,8 @@ def _follow(trainer: pl.Trainer, plan: PruningPlan, made: _Cut, copies: Sequence
     live, sliced = trainer.lightning_module, made.sliced
     fitted = fitted_layers(live, plan, correctable_layers(live))
     corrections = _corrections(fitted, sliced, made.unsliced)
+    # Copies keep their scales, with their statistics; optimizers have none of these.
+    scales = _corrections(matched_layers(live).values(), sliced, made.unsliced)
     for copy in copies:
         if not _recovers(copy):
             _cut_corrected(copy, live, plan, corrections)
@@ -304,8 +306,6 @@ def _follow(trainer: pl.Trainer, plan: PruningPlan, made: _Cut, copies: Sequence
         for optimizer in nested_optimizers(trainer.optimizers)
         for name in slice_optimizer_state(optimizer, sliced)
     ]
-    # Copies keep their scales, with their statistics; optimizers have none of these.
-    scales = _corrections(matched_layers(live).values(), sliced, made.unsliced)
     correct_weights(nested_optimizers(trainer.optimizers), {**scales, **corrections})
     if dropped:
         rank_zero_warn(

@@ -19,6 +19,7 @@ from helpers.fits import (
     callback,
     differences,
     job,
+    noisy_images,
     only_whole,
     same_state,
     snapshot,
@@ -147,9 +148,11 @@ def test_a_copy_of_the_very_weights_stays_one(fit: Fit) -> None:
     module = Averaged(lr=0.0)
     fit(module, [callback(0)])
     for name, value in module.net.named_parameters():
-        torch.testing.assert_close(module.copied().get_parameter(name), value)
+        if "bn" not in name:  # statistics of its own stay, and scales with them
+            torch.testing.assert_close(module.copied().get_parameter(name), value)
 
 
+IMAGES = noisy_images(18, seed=2).tensors[0]
 FORMS = {
     "module": lambda m: copy.deepcopy(m.net),
     "list of modules": lambda m: [copy.deepcopy(m.net)],
@@ -175,22 +178,21 @@ def test_a_state_dict_is_cut_along(fit: Fit, part: bool) -> None:
         return {n: v.clone() for n, v in (module.net if part else module).state_dict().items()}
 
     class Follow(Holder):
-        """An average without memory: it has to be the network that was cut, buffers included."""
+        """An average without memory: it has to compute what the network that was cut computes."""
 
         def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
             for name, value in state(pl_module).items():
                 self.held[name].copy_(value)
 
         def on_pruned(self, trainer: Any, pl_module: Any, plan: Any, sliced: Any) -> None:
-            self.cut = {n: v.clone() for n, v in self.held.items()}
-            self.live = state(pl_module)
+            live, cut = (copy.deepcopy(pl_module.net).eval() for _ in range(2))
+            cut.load_state_dict({n.removeprefix("net."): v for n, v in self.held.items()})
+            self.outputs = live(IMAGES), cut(IMAGES)
 
     module, follow = Classifier(), Follow(state)
     fit(module, [follow, callback(0)])
     assert widths(module) == ALL_HALVED
-    assert follow.cut.keys() == follow.live.keys()
-    for name, value in follow.live.items():
-        torch.testing.assert_close(follow.cut[name], value)
+    torch.testing.assert_close(*follow.outputs)
 
 
 @pytest.mark.parametrize("form", ["list of modules", "object with a module"])
