@@ -214,7 +214,7 @@ def test_processes_may_hold_different_copies(tmp_path: Path) -> None:
         for name in (own, "part", "tensors"):
             for key, value in live.items():
                 copied = held[name].get(key, held[name].get(key.removeprefix("net.")))
-                if "running" not in key and "tracked" not in key:
+                if "bn" not in key:  # statistics of its own stay, and scales with them
                     torch.testing.assert_close(copied, value)
         for key, value in held["frozen"].items():
             assert value.shape == live[f"net.{key}"].shape
