@@ -37,6 +37,7 @@ from acsp_lightning.selection.trials import HeldBack, Timing, Trials
 from acsp_lightning.selection.weighing import announce_wait, weigh_groups
 from acsp_lightning.settings import PruningSettings
 from acsp_lightning.site import Site
+from acsp_lightning.structure.batchnorm import match_batchnorm, measure_batchnorm
 from acsp_lightning.structure.default_dtype import default_dtype
 from acsp_lightning.structure.evaluation import evaluation_state
 from acsp_lightning.structure.example import Example, as_arguments
@@ -232,6 +233,8 @@ def prune_network(
 ) -> tuple[SlicedParameter, ...]:
     """Cut a network in place, let it recover, and try its forward.
 
+    After a refit BatchNorm layers get the statistics of what they are given, and compute the same.
+
     Args:
         model: the network, or an averaged copy of it.
         proposal: what stays.
@@ -245,7 +248,7 @@ def prune_network(
         ValueError: if the plan does not fit; RuntimeError: if forward fails after the cut. The network
             is as it was then.
     """
-    return prune(
+    sliced = prune(
         model,
         proposal.plan,
         recovery.example if tried else None,
@@ -253,6 +256,9 @@ def prune_network(
         input_moments=recovery.input_moments,
         refit=recovery.refit,
     )
+    if recovery.refit is not None and proposal.plan:
+        match_batchnorm(model, measure_batchnorm(model, recovery.refit.inputs))
+    return sliced
 
 
 def make_cut(

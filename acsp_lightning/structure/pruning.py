@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from acsp_lightning.functional.pooled import PooledMoments
-from acsp_lightning.structure.batchnorm import match_batchnorm, measure_batchnorm
 from acsp_lightning.structure.evaluation import evaluation_state
 from acsp_lightning.structure.fitted import unsliced_parameters
 from acsp_lightning.structure.fold import recover_consumers
@@ -57,8 +55,7 @@ def prune(
         input_moments: second moments of the consumers' inputs, by layer; None: nothing is folded into
             them.
         refit: samples, and what layers gave for them before the cut; None: none is fitted. Those that
-            are need not be among the layers of the plan; BatchNorm layers get the statistics of what
-            they are given then, with scales and shifts that make up for it.
+            are need not be among the layers of the plan.
 
     Returns:
         One entry for every parameter that became smaller.
@@ -70,7 +67,6 @@ def prune(
     """
     check_plan(model, plan)
     shapes = None if inputs is None else _output_shapes(model, inputs)
-    moments: dict[str, PooledMoments] = {}
     try:
         with reversible_cut(model, plan) as sliced:
             if input_moments is not None:
@@ -79,7 +75,6 @@ def prune(
             with _put_back(fitted):
                 if refit is not None:
                     refit_layers(model, plan, refit)
-                    moments = measure_batchnorm(model, refit.inputs) if plan else {}
                 found = None if inputs is None else _output_shapes(model, inputs)
                 if found != shapes:
                     raise RuntimeError(f"it returns outputs of shape {found} instead of {shapes}")
@@ -89,7 +84,6 @@ def prune(
             f"{type(model).__name__} does not work after the cut of {layers}: {error}. It was put back "
             "as it was. If forward takes the width of these layers for granted, exclude them."
         ) from error
-    match_batchnorm(model, moments)
     return sliced
 
 
