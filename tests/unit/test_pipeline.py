@@ -15,6 +15,7 @@ from torch import nn
 from acsp_lightning import PruningSettings, SelectionConfig, pipeline
 from acsp_lightning.measure.accuracy import ClassCounts
 from acsp_lightning.measure.complexity import measure_complexity
+from acsp_lightning.previewing import CopySite
 from acsp_lightning.selection.proposal import propose
 from acsp_lightning.selection.weighing import weigh_groups
 
@@ -111,3 +112,17 @@ def test_accuracy_is_that_over_all_processes(others: Any, right: list[int], seen
 def test_no_accuracy_where_nobody_has_class_scores() -> None:
     site: Any = Several(None)
     assert pipeline.count_classified(site, nn.Flatten(0), HALF) is None
+
+
+def test_batchnorm_has_the_statistics_of_the_cut_network_after_a_refit() -> None:
+    network, batches = conv_net().eval(), list(val_loader())
+    settings = PruningSettings(selection=SelectionConfig(keep=0.5))
+    example, found = pipeline.capture_network(network, batches, settings)
+    proposal, recovery = pipeline.decide_cut(CopySite(network, batches), found, settings, example)
+    pipeline.prune_network(network, proposal, recovery)
+    assert recovery.refit is not None
+    images = torch.cat([images for (images,) in recovery.refit.inputs])
+    with torch.no_grad():
+        given = network.conv1(images).movedim(1, 0).flatten(1)
+    torch.testing.assert_close(network.bn1.running_mean, given.mean(1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(network.bn1.running_var, given.var(1, correction=0), rtol=1e-4, atol=1e-5)
