@@ -18,7 +18,7 @@ cuts only inside of residual blocks, or the streams between them as well. "tunin
 network for several lengths, each on a cosine of its own over the steps, from several learning rates. In
 all tables but "volume" test images are never used for selection. Every run appends a row to
 OUT/runs.csv; rows that exist are not run again. "report" prints means and standard deviations and draws
-OUT/bench.png.
+OUT/bench.png, and OUT/tuning.png of the rows of "tuning".
 
 The seconds are those of the cut in this package: all methods but group norm capture the images and
 record the outputs of the consumers, even those that use neither.
@@ -26,11 +26,9 @@ record the outputs of the consumers, even those that use neither.
 
 import argparse
 import copy
-import csv
 import importlib
 import itertools
 import platform
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -40,6 +38,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from bench_results import known, report, write_row
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -66,27 +65,11 @@ from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.verification import prunable_groups
 from acsp_lightning.zoo import ImageClassifier, ImageFolderDataModule
 
-# What identifies a row, and its results.
-SETTING = ["table", "network", "tuning", "precision", "captured", "target", "method"]
-COLUMNS = [
-    *SETTING,
-    "seed",
-    "flops",
-    "parameters",
-    "base",
-    "cut",
-    "tuned",
-    "seconds",
-    "epochs",
-    "machine",
-    "error",
-]
-LEARNING_RATE = 0.01
+LEARNING_RATE, WEIGHT_DECAY = 0.01, 1e-4
 DEFAULT = SelectionConfig()
 TEACHER = Distillation()
 Batches = list[tuple[Tensor, Tensor]]
 Cut = Callable[[nn.Module], None]
-Cells = dict[tuple[str, ...], list[dict[str, str]]]
 
 
 @dataclass(frozen=True)
@@ -187,12 +170,14 @@ class Tuning:
     layers: int | None = None
     teacher: bool = False
     by_step: bool = False
+    weight_decay: float = WEIGHT_DECAY
 
     def __str__(self) -> str:
         if self.kind == "none":
             return "none"
         words = f"{self.kind} {self.layers or f'{self.epochs:g}'}"
         words += "" if self.lr == LEARNING_RATE else f" lr {self.lr:g}"
+        words += "" if self.weight_decay == WEIGHT_DECAY else f" decay {self.weight_decay:g}"
         return words + (" with teacher" if self.teacher else "")
 
     @property
@@ -274,7 +259,9 @@ class Bench:
         module = Tuned(
             network.train(),
             num_classes=self.options.classes,
-            optimizer=partial(torch.optim.SGD, lr=tuning.lr, momentum=0.9, weight_decay=1e-4),
+            optimizer=partial(
+                torch.optim.SGD, lr=tuning.lr, momentum=0.9, weight_decay=tuning.weight_decay
+            ),
             lr_scheduler=schedule,
         )
         module.by_step = tuning.by_step
@@ -517,14 +504,6 @@ def halves_of(batches: Batches, seed: int, batch_size: int) -> tuple[Batches, Ba
     )
 
 
-def known(path: Path) -> list[dict[str, str]]:
-    """The rows written so far."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def methods_of(options: argparse.Namespace) -> list[str]:
     """The requested rows: by default all of the table, the control only with fine-tuning."""
     rows = list(TABLES[options.table])
@@ -538,10 +517,13 @@ def tunings_of(options: argparse.Namespace) -> list[Tuning]:
     if options.tuning == "none":
         return [Tuning("none", 0, 0)]
     if options.tuning == "layerwise":
-        return [Tuning("layerwise", 2, rate, options.layers, options.teacher) for rate in options.lr]
+        return [
+            Tuning("layerwise", 2, rate, options.layers, options.teacher, False, options.weight_decay)
+            for rate in options.lr
+        ]
     by_step = options.table == "tuning"
     return [
-        Tuning("oneshot", epochs, rate, None, options.teacher, by_step)
+        Tuning("oneshot", epochs, rate, None, options.teacher, by_step, options.weight_decay)
         for epochs in options.epochs
         for rate in options.lr
     ]
@@ -577,92 +559,6 @@ def run(options: argparse.Namespace) -> None:
                 print(row, flush=True)
 
 
-def write_row(path: Path, row: dict[str, Any]) -> None:
-    """Append a row."""
-    fresh = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if fresh:
-            writer.writeheader()
-        writer.writerow(row)
-
-
-def report(options: argparse.Namespace) -> None:
-    """Means and standard deviations over the seeds, and the plot."""
-    cells: Cells = {}
-    for row in known(options.out / "runs.csv"):
-        cells.setdefault(tuple(row[column] for column in SETTING), []).append(row)
-    titles = [*SETTING, "FLOPs", "parameters", "straight after", "tuned", "seconds", "epochs", "seeds"]
-    print("| " + " | ".join(titles) + " |")
-    print("|" + "---|" * len(titles))
-    for setting, rows in sorted(cells.items()):
-        fewer = [f"{mean_of(rows, column):.2f}x" for column in ("flops", "parameters")]
-        columns = [spread(rows, column) for column in ("cut", "tuned", "seconds")]
-        print("| " + " | ".join([*setting, *fewer, *columns, rows[0]["epochs"], str(len(rows))]) + " |")
-    draw(cells, options.out / "bench.png")
-
-
-def mean_of(rows: Sequence[dict[str, str]], column: str) -> float:
-    """Mean of a column."""
-    return statistics.mean(float(row[column]) for row in rows)
-
-
-def deviation_of(rows: Sequence[dict[str, str]], column: str) -> float:
-    """Standard deviation of a column; 0 for a single row."""
-    return statistics.stdev(float(row[column]) for row in rows) if len(rows) > 1 else 0.0
-
-
-def spread(rows: Sequence[dict[str, str]], column: str) -> str:
-    """Mean and standard deviation of a column as text, if it was measured."""
-    measured_rows = [row for row in rows if row[column]]
-    if not measured_rows:
-        return "-"
-    deviation = f" ± {deviation_of(measured_rows, column):.2f}" if len(measured_rows) > 1 else ""
-    return f"{mean_of(measured_rows, column):.2f}{deviation}"
-
-
-def draw(cells: Cells, path: Path) -> None:
-    """One panel for each table and tuning: accuracy against FLOPs, one line for each method."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    # All but the target and the method.
-    panels = sorted({setting[:-2] for setting in cells})
-    colors = pyplot.get_cmap("tab20")
-    methods = sorted({setting[-1] for setting in cells}, key=lambda name: (name != "default", name))
-    width = min(len(panels), 3)
-    height = -(-len(panels) // width)
-    figure, axes = pyplot.subplots(
-        height, width, figsize=(5.5 * width, 4.5 * height), squeeze=False, sharex=True
-    )
-    for axis in axes.flat[len(panels) :]:
-        axis.remove()
-    for axis, panel in zip(axes.flat, panels, strict=False):
-        table, network, tuning, precision, captured = panel
-        column = "cut" if tuning == "none" else "tuned"
-        for place, method in enumerate(methods):
-            points = sorted(
-                (mean_of(rows, "flops"), mean_of(rows, column), deviation_of(rows, column))
-                for setting, rows in cells.items()
-                if setting[:-2] == panel and setting[-1] == method
-            )
-            if points:
-                x, y, deviation = zip(*points, strict=True)
-                axis.errorbar(x, y, deviation, marker="o", capsize=3, color=colors(place), label=method)
-        axis.set_title(
-            f"{table}, tuning: {tuning}\n{network}, {precision}, {captured} captured", fontsize=10
-        )
-        axis.set_xlabel("FLOPs, times fewer")
-        axis.xaxis.set_tick_params(labelbottom=True)
-        axis.set_ylabel("test accuracy, %")
-        axis.legend(fontsize="x-small")
-        axis.grid(alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(path, dpi=100)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line described at the top of this file."""
     parser = argparse.ArgumentParser(
@@ -684,11 +580,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--epochs", type=float, nargs="+", help="of one-shot tuning, below 1 or whole")
     parser.add_argument("--layers", type=int, default=1, help="groups in a step of layerwise tuning")
     parser.add_argument("--lr", type=float, nargs="+", help="of tuning, at its start")
+    parser.add_argument("--weight-decay", type=float, default=WEIGHT_DECAY, help="of tuning")
     parser.add_argument("--teacher", action="store_true", help="tune with the uncut network as teacher")
     parser.add_argument("--bf16", action="store_true", help="train and test in bfloat16")
     options = parser.parse_args(arguments)
     if options.table == "report":
-        report(options)
+        report(options.out)
         return
     for needed in ("weights", "data"):
         if getattr(options, needed) is None:

@@ -2,26 +2,17 @@
 
 import copy
 import csv
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
+import bench
+import bench_results
 import pytest
 import torch
 from helpers import image_files
 from helpers.networks import resnet8
 from torch import nn
 
-SCRIPT = Path(__file__).parents[2] / "recipes" / "bench.py"
 TARGET = 0.6
-
-
-@pytest.fixture(scope="module")
-def bench() -> ModuleType:
-    specification = importlib.util.spec_from_file_location("bench", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -61,9 +52,7 @@ def row_flops(row: dict[str, str]) -> float:
         (["none", "--lr", "0.02", "--teacher"], "none"),  # of tuning, which there is not
     ],
 )
-def test_the_choice_alone(
-    bench: ModuleType, arguments: list[str], tmp_path: Path, options: list[str], tuning: str
-) -> None:
+def test_the_choice_alone(arguments: list[str], tmp_path: Path, options: list[str], tuning: str) -> None:
     bench.main(["choice", *arguments, "--tuning", *options])
     found = rows(tmp_path)
     assert [row["method"] for row in found] == list(bench.CHOICE)
@@ -72,7 +61,7 @@ def test_the_choice_alone(
     assert all((row["tuned"] == "") is (tuning == "none") for row in found)
 
 
-def test_single_parts(bench: ModuleType, arguments: list[str], tmp_path: Path) -> None:
+def test_single_parts(arguments: list[str], tmp_path: Path) -> None:
     bench.main(["ablation", *arguments])
     found = {row["method"]: row for row in rows(tmp_path)}
     assert list(found) == list(bench.ABLATION)
@@ -92,7 +81,6 @@ def test_single_parts(bench: ModuleType, arguments: list[str], tmp_path: Path) -
     ],
 )
 def test_the_whole(
-    bench: ModuleType,
     arguments: list[str],
     tmp_path: Path,
     options: list[str],
@@ -115,9 +103,7 @@ def test_the_whole(
     assert len(rows(tmp_path)) == len(methods)
 
 
-def test_what_was_varied_makes_a_row_of_its_own(
-    bench: ModuleType, arguments: list[str], tmp_path: Path
-) -> None:
+def test_what_was_varied_makes_a_row_of_its_own(arguments: list[str], tmp_path: Path) -> None:
     command = ["whole", *arguments, "--methods", "l1"]
     for extra in ([], ["--bf16"], ["--captured-share", "0.25"]):
         bench.main([*command, *extra])
@@ -125,15 +111,13 @@ def test_what_was_varied_makes_a_row_of_its_own(
     assert found == [("float32", "36"), ("bf16", "36"), ("float32", "18")]
 
 
-def test_tuning_has_a_control(bench: ModuleType, arguments: list[str], tmp_path: Path) -> None:
+def test_tuning_has_a_control(arguments: list[str], tmp_path: Path) -> None:
     bench.main(["whole", *arguments, "--tuning", "oneshot", "--epochs", "1"])
     names = [row["method"] for row in rows(tmp_path)]
     assert names == [*bench.WHOLE, "group norm", "control"]
 
 
-def test_lengths_and_rates_of_tuning_share_a_cut(
-    bench: ModuleType, arguments: list[str], tmp_path: Path
-) -> None:
+def test_lengths_and_rates_of_tuning_share_a_cut(arguments: list[str], tmp_path: Path) -> None:
     command = ["tuning", *arguments, "--methods", "default", "default, rescaled", "--teacher"]
     command += ["--epochs", "0.5", "2", "--lr", "0.01"]
     bench.main(command)
@@ -151,15 +135,13 @@ def test_lengths_and_rates_of_tuning_share_a_cut(
         assert all(row["tuned"] for row in mine)
 
 
-def test_a_length_that_cannot_be_had(
-    bench: ModuleType, arguments: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_length_that_cannot_be_had(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         bench.main(["tuning", *arguments, "--epochs", "1.5"])
     assert "each must be between 0 and 1, or whole" in capsys.readouterr().err
 
 
-def test_rescaled_filters_give_the_same_outputs(bench: ModuleType) -> None:
+def test_rescaled_filters_give_the_same_outputs() -> None:
     torch.manual_seed(0)
     plain = resnet8(num_classes=3).double().eval()
     refitted = copy.deepcopy(plain)
@@ -182,31 +164,69 @@ def test_rescaled_filters_give_the_same_outputs(bench: ModuleType) -> None:
     torch.testing.assert_close(refitted(images), wanted, rtol=1e-3, atol=1e-3)
 
 
-def test_an_unknown_row(
-    bench: ModuleType, arguments: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unknown_row(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         bench.main(["choice", *arguments, "--methods", "l2"])
     assert "choice has no row 'l2', but: default, " in capsys.readouterr().err
 
 
-def test_the_report(bench: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def row_of(**found: object) -> dict[str, str]:
+    row = {
+        "table": "whole",
+        "network": "resnet56",
+        "tuning": "none",
+        "precision": "float32",
+        "captured": "4000",
+        "target": "0.476",
+        "method": "default",
+        "flops": "2.1",
+        "parameters": "1.6",
+        "seconds": "10",
+        "epochs": "0",
+    }
+    return row | {name: str(value) for name, value in found.items()}
+
+
+def test_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for seed, cut in ((0, 90.0), (1, 92.0)):
-        row = dict.fromkeys(bench.COLUMNS, "")
-        row |= {"table": "whole", "method": "default", "tuning": "none", "target": "0.476"}
-        row |= {"network": "resnet56", "precision": "float32", "captured": "4000", "epochs": "0"}
-        row |= {"seed": str(seed), "flops": "2.1", "parameters": "1.6", "cut": str(cut), "seconds": "10"}
-        bench.write_row(tmp_path / "runs.csv", row)
+        bench_results.write_row(tmp_path / "runs.csv", row_of(seed=seed, cut=cut))
     bench.main(["report", "--out", str(tmp_path)])
     printed = capsys.readouterr().out
     setting = "| whole | resnet56 | none | float32 | 4000 | 0.476 | default | "
     assert setting + "2.10x | 1.60x | 91.00 ± 1.41 | - | 10.00 ± 0.00 | 0 | 2 |" in printed
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
+    assert not (tmp_path / "tuning.png").exists()
+
+
+def test_accuracy_over_the_length_of_tuning(tmp_path: Path) -> None:
+    found = [
+        row_of(table="tuning", tuning=tuning, epochs=epochs, tuned=tuned, seed=seed, cut=90)
+        for tuning, epochs, tuned, seed in (
+            ("oneshot 1", 1, 91, 0),
+            ("oneshot 0.25", 0.25, 90, 0),
+            ("oneshot 0.25", 0.25, 92, 1),
+            ("oneshot 8 lr 0.05 with teacher", 8, 93, 0),
+        )
+    ]
+    for row in found:
+        bench_results.write_row(tmp_path / "runs.csv", row)
+    cells = {
+        key: [row for row in found if tuple(row[name] for name in bench_results.SETTING) == key]
+        for key in {tuple(row[name] for name in bench_results.SETTING) for row in found}
+    }
+    assert bench_results.by_epochs(cells) == {
+        "resnet56 at 2.1x, float32\nlr 0.01": {
+            "default": [(0.25, 91.0, pytest.approx(2**0.5)), (1.0, 91.0, 0.0)]
+        },
+        "resnet56 at 2.1x, float32\nlr 0.05 with teacher": {"default": [(8.0, 93.0, 0.0)]},
+    }
+    bench.main(["report", "--out", str(tmp_path)])
+    assert (tmp_path / "tuning.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("missing", ["--weights", "--data"])
 def test_what_a_run_needs(
-    bench: ModuleType, arguments: list[str], missing: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], missing: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place = arguments.index(missing)
     with pytest.raises(SystemExit):
