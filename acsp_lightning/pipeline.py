@@ -199,7 +199,7 @@ def _looked_at(
     """
     share, most = captured.held_back, settings.recovery_samples
     fitted = SampleCollector(
-        -(-most // site.processes), lambda start, count: ~held_back(start, count, share)
+        most, lambda start, count: ~held_back(start, count, share), collectors=site.processes
     )
     measured = SampleCollector(
         settings.measured_samples, lambda start, count: held_back(start, count, share)

@@ -143,8 +143,8 @@ class PruningSettings:
         recovery: how layers make up for removed channels: "least_squares" refits those that read them,
             and all after them, one by one to their outputs before the cut; "fold" only folds into the
             readers what the kept channels predict, without a further pass; "none" leaves all weights.
-        recovery_samples: up to this many captured samples serve "least_squares" and the damage curve,
-            a validation batch at a time; beyond 64 MB they wait in a temporary file.
+        recovery_samples: up to this many captured samples serve "least_squares" and the damage curve.
+            None: 2,048, or fewer of large images (682 of 128 px, 512 from 148 px on).
         measured_samples: up to this many validation samples, at most half of them, are held back from
             the capture where the volume is measured: ``selection.curve="measured"`` without
             ``selection.flops`` and ``selection.latency``, or ``selection.tolerance``. Cuts are compared
@@ -190,7 +190,7 @@ class PruningSettings:
     norms: Norms = "exact"
     selection: SelectionConfig = SelectionConfig()  # noqa: RUF009 - frozen, hence safe to share
     recovery: Literal["least_squares", "fold", "none"] = "least_squares"
-    recovery_samples: int = 512
+    recovery_samples: int | None = None
     measured_samples: int = 1024
     batchnorm_batches: int = 0
     round_to: int = 1
@@ -210,11 +210,10 @@ class PruningSettings:
 
     def __post_init__(self) -> None:
         """Check every option; lists become tuples, and dicts the records that they describe."""
-        for name in ("layers_per_epoch", "max_batches"):
+        for name in ("layers_per_epoch", "max_batches", "recovery_samples"):
             if getattr(self, name) is not None:
                 _check_count(name, getattr(self, name), at_least=1)
         for name, least in (
-            ("recovery_samples", 1),
             ("measured_samples", 1),
             ("batchnorm_batches", 0),
             ("round_to", 1),

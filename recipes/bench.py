@@ -572,7 +572,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, help="folder of train/ and test/")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--captured-share", type=float, default=0.08, help="of the training images")
-    parser.add_argument("--recovery-samples", type=int, default=512, help="used by the refit")
+    parser.add_argument("--recovery-samples", type=int, help="used by the refit")
     parser.add_argument("--flops", type=float, nargs="+", help="share that stays")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", help="rows; all by default")

@@ -18,6 +18,11 @@ Samples = tuple[Sequence[tuple[Any, ...]], Tensor]
 """Arguments of forward, by batch, and the labels of all samples."""
 
 
+# How many samples layers are refitted to where nobody says so: the more the better, but each takes
+# several passes. So of large images (from 74 px on) only as many as fit in these bytes, or the least.
+MOST, LEAST, ROOM = 2048, 512, 2**27
+
+
 class SampleBatches(Sequence[tuple[Any, ...]]):
     """Arguments of forward, by batch: kept on the CPU, and moved one batch at a time.
 
@@ -68,10 +73,11 @@ class SampleCollector:
     end in a :class:`Store`: they may be many, and are needed a batch at a time.
 
     Args:
-        samples: at most this many, at least 1.
+        samples: at most this many, at least 1; None: :func:`usual_samples`.
         among: tells which of some consecutive samples may be taken, bool (count,), from the number of
             samples before them and their own number; None: all.
         device: where they are needed; None: where they come from.
+        collectors: how many take their shares of these samples.
 
     Attributes:
         samples: after :meth:`finish`, in batches of the size of the largest that was seen; None if there
@@ -80,12 +86,15 @@ class SampleCollector:
 
     def __init__(
         self,
-        samples: int,
+        samples: int | None,
         among: Callable[[int, int], Tensor] | None = None,
         device: torch.device | None = None,
+        collectors: int = 1,
     ) -> None:
         self.samples: Samples | None = None
-        self._most = samples
+        self._wanted = samples
+        self._most = 0
+        self._collectors = collectors
         self._device = device
         self._among = among
         self._parts: list[list[Any]] = []  # leaves of the samples kept, by batch
@@ -107,6 +116,8 @@ class SampleCollector:
         kind = _Kind.of(leaves, structure, len(labels))
         if self._kind is None:
             self._kind = kind
+            wanted = usual_samples(arguments) if self._wanted is None else self._wanted
+            self._most = -(-wanted // self._collectors)
             self._devices = [
                 (self._device or leaf.device) if isinstance(leaf, Tensor) else None for leaf in leaves
             ]
@@ -180,6 +191,16 @@ class SampleCollector:
                     waiting, missing = [], self._largest
 
 
+def usual_samples(arguments: tuple[Any, ...]) -> int:
+    """How many samples serve a refit, by the size of one: :data:`MOST` to :data:`LEAST`.
+
+    Args:
+        arguments: of forward, for a batch.
+    """
+    size = sum(leaf.nbytes for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor))
+    return min(MOST, max(LEAST, ROOM * sample_count(arguments) // max(1, size)))
+
+
 @dataclass(frozen=True, slots=True)
 class _Kind:
     """What batches have in common whose samples can be joined.
@@ -235,13 +256,15 @@ def by_batch(samples: Samples | None) -> list[tuple[tuple[Any, ...], Tensor]]:
 
 
 def join_samples(
-    parts: Iterable[Iterable[tuple[tuple[Any, ...], Tensor]]], samples: int, device: torch.device
+    parts: Iterable[Iterable[tuple[tuple[Any, ...], Tensor]]],
+    samples: int | None,
+    device: torch.device,
 ) -> Samples | None:
     """Samples that several processes have read, as :func:`by_batch` gives those of each.
 
     Args:
         parts: of every process.
-        samples: at most this many, evenly spaced.
+        samples: at most this many, evenly spaced; None: :func:`usual_samples`.
         device: where they are needed.
 
     Returns:

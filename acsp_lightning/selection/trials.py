@@ -18,7 +18,8 @@ from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.plan import build_plan
 from acsp_lightning.structure.pruning import Recovery, prune
 
-MANY_SAMPLES = 512
+# About as many are fitted to in a trial, as a depth is to be cheap; 100 would be too few on a ResNet-56.
+FEW_SAMPLES = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +80,8 @@ class Trials:
         self._costs = FlopsModel(groups, before.by_layer)
         self._recovery = recovery
         self._refit = recovery.refit
-        # On a ResNet-56 half of 512 samples fit as well, and a depth is to be cheap. Of 100 they do not.
-        if recovery.refit is not None and recovery.refit.samples >= MANY_SAMPLES:
-            self._refit = recovery.refit.halved()
+        if recovery.refit is not None and recovery.refit.samples >= 2 * FEW_SAMPLES:
+            self._refit = recovery.refit.thinned(recovery.refit.samples // FEW_SAMPLES)
         self._held_back = held_back
         self._read_outputs = read_outputs
         self._timing = timing

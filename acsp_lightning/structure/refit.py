@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from acsp_lightning.functional.least_squares import LeastSquares
 from acsp_lightning.functional.precision import in_blocks
@@ -30,9 +30,10 @@ from acsp_lightning.structure.forward import run_forward
 from acsp_lightning.structure.groups import Norm
 from acsp_lightning.structure.inputs import sample_count
 from acsp_lightning.structure.lockstep import Lockstep
+from acsp_lightning.structure.memory import return_unused
 from acsp_lightning.structure.plan import PruningPlan
 from acsp_lightning.structure.rescaling import NormTarget, noted, rescaled
-from acsp_lightning.structure.targets import Target, Targets
+from acsp_lightning.structure.targets import Target, Targets, join_parts
 from acsp_lightning.structure.unfold import (
     input_rows,
     output_rows,
@@ -77,30 +78,50 @@ class Refit:
         changed = dropwhile(lambda layer: known and layer not in cut, self.targets)
         return [layer for layer in changed if layer in cut or layer in self.later]
 
-    def halved(self) -> "Refit":
-        """The same with every other sample, for a fit in half the time; of norms and power, of all.
+    def thinned(self, step: int) -> "Refit":
+        """The same with every ``step``-th sample, for a fit in less time; of norms and power, of all.
 
-        All of them, where a layer is not given one map or row of features for each sample.
+        All of them, where a layer is not given one map or row of features for each sample. Batches are
+        joined, so that they are about as large as before.
         """
-        counts = []
-        for place, batch in enumerate(self.inputs):
-            tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
-            rows = {target.parts[place].shape[0] for target in self.targets.values()}
-            if {leaf.shape[:1] for leaf in tensors} != {torch.Size([count]) for count in rows}:
-                return self
-            counts.append(len(tensors[0]))
-        # Of a batch after an odd number of samples the second is the first that stays.
-        firsts = [before % 2 for before in accumulate(counts, initial=0)][: len(counts)]
+        counts = self._sample_counts()
+        if counts is None:
+            return self
+        # The first sample of each batch that stays.
+        firsts = [-before % step for before in accumulate(counts, initial=0)][: len(counts)]
         left = [place for place, count in enumerate(counts) if count > firsts[place]]
+        joined = [left[start : start + step] for start in range(0, len(left), step)]
         return Refit(
-            _EveryOther(self.inputs, left, [firsts[place] for place in left]),
+            _Thinned(self.inputs, joined, firsts, step),
             {
-                layer: replace(target, parts=tuple(target.parts[p].every_other(firsts[p]) for p in left))
+                layer: replace(
+                    target,
+                    parts=[
+                        join_parts(
+                            [target.parts[place].thinned(firsts[place], step) for place in places]
+                        )
+                        for places in joined
+                    ],
+                )
                 for layer, target in self.targets.items()
             },
             self.norms,
             self.later,
         )
+
+    def _sample_counts(self) -> list[int] | None:
+        """Samples by batch; None where those of a layer, or of an argument, are not told apart."""
+        counts, sizes = [], set()
+        for place, batch in enumerate(self.inputs):
+            tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
+            rows = {target.parts[place].shape[0] for target in self.targets.values()}
+            if {leaf.shape[:1] for leaf in tensors} != {torch.Size([count]) for count in rows}:
+                return None
+            counts.append(len(tensors[0]))
+            sizes.add(tuple(leaf.shape[1:] for leaf in tensors))
+        maps = {layer: {part.shape[1:] for part in t.parts} for layer, t in self.targets.items()}
+        is_one_size = len(sizes) <= 1 and all(len(found) <= 1 for found in maps.values())
+        return counts if is_one_size else None
 
 
 def prepare_refit(
@@ -127,6 +148,7 @@ def prepare_refit(
     Returns:
         The samples with a target for every layer.
     """
+    return_unused()
     consumers = dict.fromkeys(layers)
     beside = set(later) - consumers.keys()
     targets = Targets(POSITIONS, seed, beside)
@@ -258,31 +280,43 @@ class _Fitting:
         weight.copy_(new.view_as(weight))
         if bias is not None and shift is not None:
             bias.copy_(shift)
+        return_unused()
         self._advance()
 
 
-class _EveryOther(Sequence[tuple[Any, ...]]):
-    """Every other sample of some batches, one batch at a time, wherever the others rest.
+class _Thinned(Sequence[tuple[Any, ...]]):
+    """Every ``step``-th sample of some batches, fetched when they are needed, wherever the others rest.
 
     Args:
         batches: arguments of forward, by batch.
-        places: of the batches.
-        firsts: the first sample of each, 0 or 1.
+        places: which of them are joined, by batch of the result.
+        firsts: the first sample of each that is taken.
+        step: from it to the next.
     """
 
     def __init__(
-        self, batches: Sequence[tuple[Any, ...]], places: Sequence[int], firsts: Sequence[int]
+        self,
+        batches: Sequence[tuple[Any, ...]],
+        places: Sequence[Sequence[int]],
+        firsts: Sequence[int],
+        step: int,
     ) -> None:
         self._batches = batches
         self._places = places
         self._firsts = firsts
+        self._step = step
 
     def __len__(self) -> int:
         return len(self._places)
 
     def __getitem__(self, place: Any) -> Any:
-        first = self._firsts[place]
-        return tree_map(
-            lambda leaf: leaf[first::2] if isinstance(leaf, Tensor) else leaf,
-            self._batches[self._places[place]],
-        )
+        found = []
+        for one in self._places[place]:
+            leaves, structure = tree_flatten(self._batches[one])
+            rows = slice(self._firsts[one], None, self._step)
+            found.append([leaf[rows] if isinstance(leaf, Tensor) else leaf for leaf in leaves])
+        joined = [
+            torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0]
+            for parts in zip(*found, strict=True)
+        ]
+        return tree_unflatten(joined, structure)

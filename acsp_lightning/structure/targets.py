@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ class TargetPart:
 
     shape: torch.Size
     rows: Tensor
-    kept: Kept
+    kept: "Kept | _Joined"
     taken: Tensor | None = None
 
     @property
@@ -42,21 +43,50 @@ class TargetPart:
         found = self.kept.tensor
         return found if self.taken is None else found[self.taken]
 
-    def every_other(self, first: int) -> "TargetPart":
-        """The same for every other sample, from the first (0) or the second (1) on."""
-        positions = self.shape.numel() // (self.shape[0] * self.kept.shape[1])
-        sample, position = self.rows // positions, self.rows % positions
-        mine = sample % 2 == first
+    @property
+    def positions(self) -> int:
+        """Of each sample."""
+        return self.shape.numel() // (self.shape[0] * self.kept.shape[1])
+
+    def thinned(self, first: int, step: int) -> "TargetPart":
+        """The same for every ``step``-th sample, from ``first`` on."""
+        sample, position = self.rows // self.positions, self.rows % self.positions
+        mine = sample % step == first
         taken = mine
         if self.taken is not None:
             taken = self.taken.clone()
             taken[self.taken] = mine
         return TargetPart(
-            torch.Size(((self.shape[0] - first + 1) // 2, *self.shape[1:])),
-            (sample // 2 * positions + position)[mine],
+            torch.Size((len(range(first, self.shape[0], step)), *self.shape[1:])),
+            ((sample - first) // step * self.positions + position)[mine],
             self.kept,
             taken,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Joined:
+    """What several parts have kept, read when it is needed."""
+
+    parts: Sequence[TargetPart]
+
+    @property
+    def tensor(self) -> Tensor:
+        """Outputs of all parts, (S, O)."""
+        return torch.cat([part.outputs for part in self.parts])
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the tensor."""
+        return torch.Size((sum(len(part.rows) for part in self.parts), self.parts[0].kept.shape[1]))
+
+
+def join_parts(parts: Sequence[TargetPart]) -> TargetPart:
+    """Parts for several batches as one for the samples of all, which are given maps of one size."""
+    samples = [part.shape[0] for part in parts]
+    starts = accumulate(samples[:-1], initial=0)
+    rows = [part.rows + start * part.positions for part, start in zip(parts, starts, strict=True)]
+    return TargetPart(torch.Size((sum(samples), *parts[0].shape[1:])), torch.cat(rows), _Joined(parts))
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "norms": (["exact", "refit"], ["approximate", None]),
     "selection": ([SelectionConfig(flops=0.6), {"keep": 0.5}], [0.5, {"kept": 0.5}, {"keep": 2}]),
     "recovery": (["least_squares", "fold", "none"], ["ridge", None]),
-    "recovery_samples": ([1, 7], [0, None]),
+    "recovery_samples": ([1, 7, None], [0]),
     "measured_samples": ([1, 50], [0, 1.5, True, None]),
     "batchnorm_batches": ([0, 2], [-1, 1.5]),
     "round_to": ([1, 2], [0, None]),

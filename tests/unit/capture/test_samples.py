@@ -13,6 +13,7 @@ from acsp_lightning.capture.samples import (
     by_batch,
     collect_samples,
     join_samples,
+    usual_samples,
 )
 
 
@@ -47,6 +48,26 @@ def numbers(inputs: Any) -> list[int]:
     (images,) = inputs
     assert images.shape[1:] == (1, 2, 2)
     return images[:, 0, 0, 0].int().tolist()
+
+
+@pytest.mark.parametrize(
+    ("side", "expected"), [(32, 2048), (64, 2048), (128, 682), (147, 517), (148, 512), (224, 512)]
+)
+def test_how_many_samples_serve_where_nobody_says_so(side: int, expected: int) -> None:
+    for batch in (1, 7):
+        assert usual_samples((torch.empty(batch, 3, side, side),)) == expected
+    half = (torch.empty(7, 3, side, side, dtype=torch.float16), {"mask": None})
+    assert expected <= usual_samples(half) <= 2048
+
+
+@pytest.mark.parametrize("collectors", [1, 3])
+def test_collectors_share_the_samples(collectors: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("acsp_lightning.capture.samples.MOST", 10)
+    for samples in (None, 10):
+        collector = SampleCollector(samples, collectors=collectors)
+        collect_samples(nn.Identity(), labelled([4] * 6), read_batch, collector)
+        assert collector.samples is not None
+        assert len(collector.samples[1]) == -(-10 // collectors)
 
 
 @pytest.mark.parametrize("samples", [12, 13, 100])

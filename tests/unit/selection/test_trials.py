@@ -84,8 +84,9 @@ def right(model: nn.Module) -> torch.Tensor:
 def test_a_depth_is_the_network_that_a_cut_makes(
     share: float, kind: str, many: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of many samples, with a refit to every other one."""
-    monkeypatch.setattr("acsp_lightning.selection.trials.MANY_SAMPLES", len(IMAGES) + (not many))
+    """Of many samples, with a refit to every third one."""
+    few = len(IMAGES) // (3 if many else 1)
+    monkeypatch.setattr("acsp_lightning.selection.trials.FEW_SAMPLES", few)
     net = trained()
     trials, groups, recovery, _ = trials_of(net, kind)
     selections = chosen(groups, share)
@@ -95,7 +96,7 @@ def test_a_depth_is_the_network_that_a_cut_makes(
     plan = build_plan(groups, {name: s.kept.tolist() for name, s in selections.items()})
     refit = recovery.refit
     if refit is not None and many:  # prepared anew
-        refit = prepare_refit(net, refit.targets, [(IMAGES[::2],)])
+        refit = prepare_refit(net, refit.targets, [(IMAGES[::3],)])
     prune(cut, plan, None, groups=groups, input_moments=recovery.input_moments, refit=refit)
     assert found.flops == flops(cut) < flops(net)
     assert found.parameters == sum(p.numel() for p in cut.parameters())

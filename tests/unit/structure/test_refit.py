@@ -935,7 +935,7 @@ def test_what_nobody_knows_how_to_fit_is_left_alone(name):
     assert not torch.equal(cut.mix.weight, bare.mix.weight)
     assert error(model, cut, X) < error(model, bare, X)
     assert refit.samples == len(X)
-    assert refit.halved().samples == len(X) // 2
+    assert refit.thinned(2).samples == len(X) // 2
 
 
 @pytest.mark.parametrize("size", [40, 15])
@@ -975,7 +975,7 @@ def test_few_rows_fit_only_what_lost_inputs():
     ]
     assert ["7" in refit.layers(plan) for refit in fitted] == [True, False]
     assert "4.conv1" in fitted[1].layers(plan)
-    assert fitted[0].halved().layers(plan) == fitted[0].layers(plan)
+    assert fitted[0].thinned(2).layers(plan) == fitted[0].layers(plan)
 
 
 def test_layers_are_fitted_wherever_the_first_without_target_is():
@@ -1181,7 +1181,7 @@ def test_half_a_refit_is_one_of_every_other_sample(sums, samples):
     model = settled(network(Block(), PreActivation()) if sums else chain())
     layers = consumers_of(model)
     whole = prepare_refit(model, layers, [(X[:samples],)])
-    found = whole.halved()
+    found = whole.thinned(2)
     assert torch.equal(found.inputs[0][0], X[:samples:2])
     check_same_targets(found, prepare_refit(model, layers, [(X[:samples:2],)]))
     assert any(target.summed for target in found.targets.values()) is sums
@@ -1192,7 +1192,7 @@ def test_positions_drawn_at_random_are_those_of_the_samples_that_stay(monkeypatc
     """Of a map of more positions than are compared: each row is still what the layer gave there."""
     monkeypatch.setattr("acsp_lightning.structure.refit.POSITIONS", 5)
     model = settled(chain())
-    found = prepare_refit(model, consumers_of(model), [(X,)]).halved()
+    found = prepare_refit(model, consumers_of(model), [(X,)]).thinned(2)
     seen = {}
     for layer in found.targets:
         module = model.get_submodule(layer)
@@ -1212,7 +1212,7 @@ def test_half_a_refit_fits_like_one_of_half_the_samples():
     layers = consumers_of(model)
     plan = halving(model)
     halves = (
-        prepare_refit(model, layers, [(X,)]).halved(),
+        prepare_refit(model, layers, [(X,)]).thinned(2),
         prepare_refit(model, layers, [(X[::2],)]),
     )
     first, second = (copy.deepcopy(model) for _ in halves)
@@ -1243,18 +1243,20 @@ class Doubled(nn.Module):
 
 @pytest.mark.parametrize("samples", [40, 39, 8])
 @pytest.mark.parametrize("size", [1, 3, 8])
-def test_half_of_what_comes_in_batches(samples, size):
-    """Every other sample of all, not of each batch."""
+@pytest.mark.parametrize("step", [2, 3, 5])
+def test_a_part_of_what_comes_in_batches(samples, size, step):
+    """Every second or third sample of all, not of each batch, and in batches of about the same size."""
     model = settled(network(Block(), PreActivation()))
     layers = consumers_of(model)
     whole = prepare_refit(model, layers, [(x,) for x in X[:samples].split(size)])
-    found, half = whole.halved(), X[:samples:2]
+    found, half = whole.thinned(step), X[:samples:step]
+    assert len(found.inputs) == -(-min(len(whole.inputs), len(half)) // step)
     assert torch.equal(torch.cat([batch[0] for batch in found.inputs]), half)
     lengths = [len(batch[0]) for batch in found.inputs]
     expected = prepare_refit(model, layers, [(x,) for x in half.split(lengths)])
     check_same_targets(found, expected)
-    check_same_targets(found.halved(), prepare_refit(
-        model, layers, [(x,) for x in half[::2].split([len(b[0]) for b in found.halved().inputs])]
+    check_same_targets(found.thinned(2), prepare_refit(
+        model, layers, [(x,) for x in half[::2].split([len(b[0]) for b in found.thinned(2).inputs])]
     ))  # fmt: skip
 
 
@@ -1263,7 +1265,7 @@ def test_where_rows_are_no_samples_a_refit_is_left_alone(inputs):
     model = Doubled().double().eval()
     whole = prepare_refit(model, ["read"], [inputs])
     assert set(whole.targets) == {"read"}
-    assert whole.halved() is whole
+    assert whole.thinned(2) is whole
 
 
 class Resting(Sequence):
@@ -1286,11 +1288,12 @@ def test_batches_are_fetched_one_at_a_time_when_they_are_needed():
     batches = Resting([(x,) for x in X[:24].split(8)])
     refit = prepare_refit(model, consumers_of(model), batches)
     assert refit.inputs is batches
-    half = refit.halved()
+    half = refit.thinned(2)
     batches.asked.clear()
-    assert torch.equal(half.inputs[1][0], X[8:16:2])
-    assert batches.asked == [1]
-    assert len(half.inputs) == 3
+    assert torch.equal(half.inputs[0][0], X[:16:2])
+    assert batches.asked == [0, 1], "two halves are one"
+    assert torch.equal(half.inputs[1][0], X[16:24:2])
+    assert len(half.inputs) == 2
 
 
 def test_with_a_number_among_the_arguments_a_refit_is_left_alone():
@@ -1304,7 +1307,7 @@ def test_with_a_number_among_the_arguments_a_refit_is_left_alone():
 
     model = Scaled().double().eval()
     whole = prepare_refit(model, ["read"], [(X[:8], torch.tensor(2.0, dtype=torch.float64))])
-    assert whole.halved() is whole
+    assert whole.thinned(2) is whole
 
 
 def test_half_of_several_arguments_and_of_what_is_no_tensor():
@@ -1317,7 +1320,7 @@ def test_half_of_several_arguments_and_of_what_is_no_tensor():
             return self.conv(x * more["scale"].view(-1, 1, 1, 1)) * mode
 
     model, scale = Two().double().eval(), torch.linspace(1, 2, 40, dtype=torch.float64)
-    found = prepare_refit(model, ["conv"], [(X, {"scale": scale}, 3)]).halved()
+    found = prepare_refit(model, ["conv"], [(X, {"scale": scale}, 3)]).thinned(2)
     ((images, more, mode),) = found.inputs
     assert torch.equal(images, X[::2])
     assert torch.equal(more["scale"], scale[::2])

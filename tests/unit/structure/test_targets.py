@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from acsp_lightning.structure.branches import Branch
 from acsp_lightning.structure.store import Store
-from acsp_lightning.structure.targets import TargetPart, Targets
+from acsp_lightning.structure.targets import TargetPart, Targets, join_parts
 
 GENERATOR = torch.Generator().manual_seed(0)
 CONV = nn.Conv2d(3, 4, 1).double().requires_grad_(False)
@@ -20,18 +20,34 @@ def see(targets: Targets, layer: str, x: Tensor) -> Tensor:
     return output
 
 
-@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize(("first", "step"), [(0, 2), (1, 2), (2, 3)])
 @pytest.mark.parametrize("samples", [5, 6])
-def test_every_other_sample(samples: int, first: int) -> None:
+def test_some_of_the_samples(samples: int, first: int, step: int) -> None:
     output = torch.randn(samples, 4, 3, 3)
     rows = torch.randperm(9 * samples)[:20].sort().values
     flat = output.movedim(1, -1).flatten(0, -2)
-    part = TargetPart(output.shape, rows, Store().keep(flat[rows])).every_other(first)
-    left = output[first::2].movedim(1, -1).flatten(0, -2)
-    assert part.shape == output[first::2].shape
+    part = TargetPart(output.shape, rows, Store().keep(flat[rows])).thinned(first, step)
+    left = output[first::step].movedim(1, -1).flatten(0, -2)
+    assert part.shape == output[first::step].shape
     assert torch.equal(part.outputs, left[part.rows])
-    again = part.every_other(0)
-    assert torch.equal(again.outputs, output[first::4].movedim(1, -1).flatten(0, -2)[again.rows])
+    again = part.thinned(0, 2)
+    left = output[first :: 2 * step].movedim(1, -1).flatten(0, -2)
+    assert torch.equal(again.outputs, left[again.rows])
+
+
+def test_parts_of_several_batches_as_one() -> None:
+    output = torch.randn(7, 4, 3, 3)
+    flat, parts = output.movedim(1, -1).flatten(0, -2), []
+    for start, end in ((0, 3), (3, 4), (4, 7)):
+        rows = torch.randperm(9 * (end - start))[:5].sort().values
+        shape = torch.Size((end - start, 4, 3, 3))
+        parts.append(TargetPart(shape, rows, Store().keep(flat[9 * start :][rows])))
+    part = join_parts(parts)
+    assert part.shape == output.shape
+    assert torch.equal(part.outputs, flat[part.rows])
+    again = part.thinned(1, 2)
+    assert torch.equal(again.outputs, output[1::2].movedim(1, -1).flatten(0, -2)[again.rows])
+    assert 0 < len(again.rows) < len(part.rows) == 15
 
 
 def test_outputs_of_all_batches_and_their_power() -> None:
