@@ -38,7 +38,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from bench_results import known, report, write_row
+from bench_results import LEARNING_RATE, known, report, write_row
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -65,7 +65,7 @@ from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.verification import prunable_groups
 from acsp_lightning.zoo import ImageClassifier, ImageFolderDataModule
 
-LEARNING_RATE, WEIGHT_DECAY = 0.01, 1e-4
+WEIGHT_DECAY = 1e-4
 DEFAULT = SelectionConfig()
 TEACHER = Distillation()
 Batches = list[tuple[Tensor, Tensor]]
@@ -529,6 +529,12 @@ def tunings_of(options: argparse.Namespace) -> list[Tuning]:
     ]
 
 
+def captured_by(bench: Bench, recovery_samples: int | None) -> str:
+    """How many images were captured, and to how many layers were refitted if that was said."""
+    captured = sum(len(labels) for _, labels in bench.captured)
+    return f"{captured}" if recovery_samples is None else f"{captured}, refit to {recovery_samples}"
+
+
 def run(options: argparse.Namespace) -> None:
     """Run what is missing and append a row for each run."""
     path = options.out / "runs.csv"
@@ -538,7 +544,7 @@ def run(options: argparse.Namespace) -> None:
             "table": options.table,
             "network": options.network.rpartition(".")[2],
             "precision": "bf16" if options.bf16 else "float32",
-            "captured": str(sum(len(labels) for _, labels in bench.captured)),
+            "captured": captured_by(bench, options.recovery_samples),
             "seed": str(bench.seed),
         }
         for target, name in itertools.product(options.flops, methods_of(options)):
@@ -572,7 +578,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, help="folder of train/ and test/")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--captured-share", type=float, default=0.08, help="of the training images")
-    parser.add_argument("--recovery-samples", type=int, help="used by the refit")
+    parser.add_argument("--recovery-samples", type=int, help="of the refit; else the default")
     parser.add_argument("--flops", type=float, nargs="+", help="share that stays")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", help="rows; all by default")

@@ -21,6 +21,8 @@ COLUMNS = [
     "machine",
     "error",
 ]
+# Not told where a row has it.
+LEARNING_RATE = 0.01
 Row = dict[str, str]
 Cells = Mapping[tuple[str, ...], Sequence[Row]]
 Point = tuple[float, float, float]
@@ -95,10 +97,11 @@ def by_flops(cells: Cells) -> Panels:
 def by_epochs(cells: Cells) -> Panels:
     """Accuracy against the length of tuning, for every depth and way to tune; empty without any."""
     found = []
-    for (table, network, tuning, precision, _, target, method), rows in cells.items():
+    for (table, network, tuning, precision, captured, target, method), rows in cells.items():
         if table == "tuning":
             _, _, *start = tuning.split(maxsplit=2)
-            title = f"{network} at {1 / float(target):.1f}x, {precision}\n{' '.join(start) or 'lr 0.01'}"
+            title = f"{network} at {1 / float(target):.1f}x, {precision}, {captured} captured\n"
+            title += " ".join(start) or f"lr {LEARNING_RATE:g}"
             found.append((title, method, point(rows, "epochs", "tuned")))
     return by_title(found)
 

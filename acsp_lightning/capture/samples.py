@@ -1,7 +1,7 @@
 """Samples from validation batches: arguments of forward, in batches of the same size, and labels."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,9 +18,9 @@ Samples = tuple[Sequence[tuple[Any, ...]], Tensor]
 """Arguments of forward, by batch, and the labels of all samples."""
 
 
-# How many samples layers are refitted to where nobody says so: the more the better, but each takes
-# several passes. So of large images (from 74 px on) only as many as fit in these bytes, or the least.
-MOST, LEAST, ROOM = 2048, 512, 2**27
+# Samples for a refit where nobody says how many: the more the better, but each takes several passes.
+# So of large ones (images from 74 px on) there are as many as fit in these bytes, or the least.
+MOST, LEAST, BYTES = 2048, 512, 2**27
 
 
 class SampleBatches(Sequence[tuple[Any, ...]]):
@@ -73,7 +73,7 @@ class SampleCollector:
     end in a :class:`Store`: they may be many, and are needed a batch at a time.
 
     Args:
-        samples: at most this many, at least 1; None: :func:`usual_samples`.
+        samples: at most this many, at least 1; None: 512 to 2,048, as many as fit in 128 MB.
         among: tells which of some consecutive samples may be taken, bool (count,), from the number of
             samples before them and their own number; None: all.
         device: where they are needed; None: where they come from.
@@ -116,7 +116,7 @@ class SampleCollector:
         kind = _Kind.of(leaves, structure, len(labels))
         if self._kind is None:
             self._kind = kind
-            wanted = usual_samples(arguments) if self._wanted is None else self._wanted
+            wanted = kind.usual_samples if self._wanted is None else self._wanted
             self._most = -(-wanted // self._collectors)
             self._devices = [
                 (self._device or leaf.device) if isinstance(leaf, Tensor) else None for leaf in leaves
@@ -191,16 +191,6 @@ class SampleCollector:
                     waiting, missing = [], self._largest
 
 
-def usual_samples(arguments: tuple[Any, ...]) -> int:
-    """How many samples serve a refit, by the size of one: :data:`MOST` to :data:`LEAST`.
-
-    Args:
-        arguments: of forward, for a batch.
-    """
-    size = sum(leaf.nbytes for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor))
-    return min(MOST, max(LEAST, ROOM * sample_count(arguments) // max(1, size)))
-
-
 @dataclass(frozen=True, slots=True)
 class _Kind:
     """What batches have in common whose samples can be joined.
@@ -208,16 +198,26 @@ class _Kind:
     Attributes:
         structure: of arguments and labels.
         sizes: of a sample in every leaf; None: the leaf has no row for each sample.
+        nbytes: of a sample in all of these leaves.
     """
 
     structure: TreeSpec
     sizes: tuple[torch.Size | None, ...]
+    nbytes: int = field(compare=False)
 
     @classmethod
     def of(cls, leaves: Iterable[Any], structure: TreeSpec, samples: int) -> "_Kind":
         """That of a batch."""
-        sizes = (leaf.shape[1:] if is_batched(leaf, samples) else None for leaf in leaves)
-        return cls(structure, tuple(sizes))
+        leaves = list(leaves)
+        sizes = tuple(leaf.shape[1:] if is_batched(leaf, samples) else None for leaf in leaves)
+        values = zip(leaves, sizes, strict=True)
+        nbytes = sum(size.numel() * leaf.itemsize for leaf, size in values if size is not None)
+        return cls(structure, sizes, nbytes)
+
+    @property
+    def usual_samples(self) -> int:
+        """How many serve a refit: :data:`LEAST` to :data:`MOST`."""
+        return min(MOST, max(LEAST, BYTES // max(1, self.nbytes)))
 
 
 def collect_samples(
@@ -264,7 +264,7 @@ def join_samples(
 
     Args:
         parts: of every process.
-        samples: at most this many, evenly spaced; None: :func:`usual_samples`.
+        samples: at most this many, evenly spaced; None: 512 to 2,048, as many as fit in 128 MB.
         device: where they are needed.
 
     Returns:

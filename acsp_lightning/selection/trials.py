@@ -18,7 +18,8 @@ from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.plan import build_plan
 from acsp_lightning.structure.pruning import Recovery, prune
 
-# About as many are fitted to in a trial, as a depth is to be cheap; 100 would be too few on a ResNet-56.
+# Samples of the refit in a trial, or up to twice as many: a depth is to be cheap. 100 were too few on a
+# ResNet-56.
 FEW_SAMPLES = 256
 
 

@@ -2,14 +2,26 @@
 
 import ctypes
 import sys
+from collections.abc import Callable
+from functools import cache
 
 
 def return_unused() -> None:
-    """Ask the C library to return what was freed, where it can (glibc).
+    """Ask the C library to return what was freed, where it can (glibc); takes up to some milliseconds.
 
-    It keeps what many small tensors leave behind, for other small ones; large ones are always new. So
-    both would count at the next peak: hundreds of megabytes after channels were compared.
+    Otherwise it keeps what tensors of less than 32 MB leave behind, for others of that kind, while
+    larger ones are always new: after channels were compared, or a layer was fitted, both count.
     """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
+    _trim()(0)
+
+
+@cache
+def _trim() -> Callable[[int], object]:
+    if sys.platform == "linux":
+        try:
+            found = ctypes.CDLL(None).malloc_trim
+        except (AttributeError, OSError):  # another C library, or none that is shared
+            return lambda pad: None
+        found.argtypes = [ctypes.c_size_t]
+        return found
+    return lambda pad: None

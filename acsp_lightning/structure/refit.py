@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from acsp_lightning.functional.least_squares import LeastSquares
 from acsp_lightning.functional.precision import in_blocks
@@ -81,47 +81,71 @@ class Refit:
     def thinned(self, step: int) -> "Refit":
         """The same with every ``step``-th sample, for a fit in less time; of norms and power, of all.
 
-        All of them, where a layer is not given one map or row of features for each sample. Batches are
-        joined, so that they are about as large as before.
+        Batches are joined, to no more samples than the largest has. Where samples cannot be told apart,
+        or what is no sample differs between batches, every ``step``-th batch is left.
         """
         counts = self._sample_counts()
         if counts is None:
-            return self
+            targets = {
+                layer: replace(target, parts=target.parts[::step])
+                for layer, target in self.targets.items()
+            }
+            return replace(self, inputs=self.inputs[::step], targets=targets)
         # The first sample of each batch that stays.
         firsts = [-before % step for before in accumulate(counts, initial=0)][: len(counts)]
-        left = [place for place, count in enumerate(counts) if count > firsts[place]]
-        joined = [left[start : start + step] for start in range(0, len(left), step)]
-        return Refit(
-            _Thinned(self.inputs, joined, firsts, step),
-            {
-                layer: replace(
-                    target,
-                    parts=[
-                        join_parts(
-                            [target.parts[place].thinned(firsts[place], step) for place in places]
-                        )
-                        for places in joined
-                    ],
-                )
-                for layer, target in self.targets.items()
-            },
-            self.norms,
-            self.later,
-        )
+        sizes = [len(range(first, count, step)) for first, count in zip(firsts, counts, strict=True)]
+        joined = _packed(sizes, max(counts))
+
+        def thin(target: Target) -> Target:
+            parts = [
+                join_parts([target.parts[place].thinned(firsts[place], step) for place in places])
+                for places in joined
+            ]
+            return replace(target, parts=parts)
+
+        targets = {layer: thin(target) for layer, target in self.targets.items()}
+        return replace(self, inputs=_Thinned(self.inputs, joined, firsts, step), targets=targets)
 
     def _sample_counts(self) -> list[int] | None:
-        """Samples by batch; None where those of a layer, or of an argument, are not told apart."""
-        counts, sizes = [], set()
+        """Samples by batch; None where not every argument and layer has a row or map for each.
+
+        Neither where batches differ in more than their samples.
+        """
+        counts, kinds = [], set()
         for place, batch in enumerate(self.inputs):
-            tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
+            leaves, structure = tree_flatten(batch)
+            tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
             rows = {target.parts[place].shape[0] for target in self.targets.values()}
             if {leaf.shape[:1] for leaf in tensors} != {torch.Size([count]) for count in rows}:
                 return None
             counts.append(len(tensors[0]))
-            sizes.add(tuple(leaf.shape[1:] for leaf in tensors))
+            kinds.add((str(structure), *map(_kind_of, leaves)))
         maps = {layer: {part.shape[1:] for part in t.parts} for layer, t in self.targets.items()}
-        is_one_size = len(sizes) <= 1 and all(len(found) <= 1 for found in maps.values())
-        return counts if is_one_size else None
+        is_one_kind = len(kinds) <= 1 and all(len(found) <= 1 for found in maps.values())
+        return counts if is_one_kind else None
+
+
+def _kind_of(leaf: Any) -> object:
+    """What two leaves have in common that may be joined: the size of a sample, or all of it."""
+    if isinstance(leaf, Tensor):
+        return leaf.shape[1:], leaf.dtype
+    is_plain = leaf is None or isinstance(leaf, bool | int | float | str)
+    return (type(leaf), leaf) if is_plain else id(leaf)
+
+
+def _packed(sizes: Sequence[int], most: int) -> list[list[int]]:
+    """Places in order, as many together as have at most ``most`` samples; those without any left out."""
+    packed: list[list[int]] = []
+    room = 0
+    for place, size in enumerate(sizes):
+        if not size:
+            continue
+        if size > room:
+            packed.append([])
+            room = most
+        packed[-1].append(place)
+        room -= size
+    return packed
 
 
 def prepare_refit(
@@ -148,7 +172,7 @@ def prepare_refit(
     Returns:
         The samples with a target for every layer.
     """
-    return_unused()
+    return_unused()  # what tracing has left
     consumers = dict.fromkeys(layers)
     beside = set(later) - consumers.keys()
     targets = Targets(POSITIONS, seed, beside)
@@ -272,16 +296,21 @@ class _Fitting:
         self._fits[layer].add(rows, wanted - added)
 
     def _settle(self, layer: str, module: nn.Module) -> None:
+        if self._fit(layer, module):
+            # What it took is large, and was not needed by the layer before.
+            return_unused()
+            self._advance()
+
+    def _fit(self, layer: str, module: nn.Module) -> bool:
         weight, bias = module.get_parameter("weight"), module._parameters.get("bias")
         fit = self._fits.pop(layer, None)
         if fit is None or layer in self._astray:
-            return
+            return False
         new, shift = fit.solve()
         weight.copy_(new.view_as(weight))
         if bias is not None and shift is not None:
             bias.copy_(shift)
-        return_unused()
-        self._advance()
+        return True
 
 
 class _Thinned(Sequence[tuple[Any, ...]]):
@@ -310,6 +339,8 @@ class _Thinned(Sequence[tuple[Any, ...]]):
         return len(self._places)
 
     def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return _Thinned(self._batches, self._places[place], self._firsts, self._step)
         found = []
         for one in self._places[place]:
             leaves, structure = tree_flatten(self._batches[one])

@@ -20,7 +20,7 @@ from measuring import record
 from torchvision.models import resnet50
 
 from acsp_lightning import PruningSettings, SelectionConfig, preview
-from acsp_lightning.capture.samples import usual_samples
+from acsp_lightning.capture.samples import LEAST
 from acsp_lightning.functional import ChannelSelection
 from acsp_lightning.selection.exploration import REFINED, SPREAD
 from acsp_lightning.selection.tradeoff import Depth
@@ -71,7 +71,6 @@ def row(
     # A sample costs a depth a pass of its own where it is measured on, and more where it is fitted to.
     depth = sum(seconds) / len(seconds) / forward
     fitted = depth / (SAMPLES / 2) - 1
-    recovery = usual_samples((images,))
     by_default = PruningSettings().measured_samples + fitted * FEW_SAMPLES
     found: dict[str, Any] = {
         "forward s": forward,
@@ -83,7 +82,7 @@ def row(
     for size in VALIDATION:
         # The capture, the accuracy before and after, and the refit; what no sample takes part in is left
         # out, so that the share is rather too large.
-        cut = 3 * size + (1 + fitted) * recovery
+        cut = 3 * size + (1 + fitted) * LEAST  # of images this large
         deciding = (SPREAD + REFINED) * by_default
         found[f"share of {size:,}"] = deciding / (cut + deciding)
     return found

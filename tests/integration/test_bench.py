@@ -105,10 +105,10 @@ def test_the_whole(
 
 def test_what_was_varied_makes_a_row_of_its_own(arguments: list[str], tmp_path: Path) -> None:
     command = ["whole", *arguments, "--methods", "l1"]
-    for extra in ([], ["--bf16"], ["--captured-share", "0.25"]):
+    for extra in ([], ["--bf16"], ["--captured-share", "0.25"], ["--recovery-samples", "8"]):
         bench.main([*command, *extra])
     found = [(row["precision"], row["captured"]) for row in rows(tmp_path)]
-    assert found == [("float32", "36"), ("bf16", "36"), ("float32", "18")]
+    assert found == [("float32", "36"), ("bf16", "36"), ("float32", "18"), ("float32", "36, refit to 8")]
 
 
 def test_tuning_has_a_control(arguments: list[str], tmp_path: Path) -> None:
@@ -215,10 +215,12 @@ def test_accuracy_over_the_length_of_tuning(tmp_path: Path) -> None:
         for key in {tuple(row[name] for name in bench_results.SETTING) for row in found}
     }
     assert bench_results.by_epochs(cells) == {
-        "resnet56 at 2.1x, float32\nlr 0.01": {
+        "resnet56 at 2.1x, float32, 4000 captured\nlr 0.01": {
             "default": [(0.25, 91.0, pytest.approx(2**0.5)), (1.0, 91.0, 0.0)]
         },
-        "resnet56 at 2.1x, float32\nlr 0.05 with teacher": {"default": [(8.0, 93.0, 0.0)]},
+        "resnet56 at 2.1x, float32, 4000 captured\nlr 0.05 with teacher": {
+            "default": [(8.0, 93.0, 0.0)]
+        },
     }
     bench.main(["report", "--out", str(tmp_path)])
     assert (tmp_path / "tuning.png").read_bytes().startswith(b"\x89PNG")

@@ -100,7 +100,7 @@ def test_the_default_measures_and_cuts_at_the_knee(cut: Any, trained: VGG, digit
     before, after = right(trained, digits), right(network, digits)
     assert found.depths[0].fidelity.accuracy == pytest.approx(float(before.mean()))
     assert before.mean() > 0.93
-    # The cut itself recovers with all samples, what was measured with half of them.
+    # The cut itself recovers with all samples, what was measured with a part of them.
     assert after.mean() >= before.mean() - 0.03
     assert step.after.flops < 0.9 * step.before.flops
 

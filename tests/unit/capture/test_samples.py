@@ -10,10 +10,10 @@ from acsp_lightning.capture.batches import read_batch
 from acsp_lightning.capture.samples import (
     SampleBatches,
     SampleCollector,
+    _Kind,
     by_batch,
     collect_samples,
     join_samples,
-    usual_samples,
 )
 
 
@@ -51,13 +51,37 @@ def numbers(inputs: Any) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("side", "expected"), [(32, 2048), (64, 2048), (128, 682), (147, 517), (148, 512), (224, 512)]
+    ("side", "dtype", "expected"),
+    [
+        (2, torch.float32, 64),
+        (4, torch.float32, 64),
+        (8, torch.float32, 31),
+        (8, torch.float16, 60),
+        (16, torch.float32, 16),
+    ],
 )
-def test_how_many_samples_serve_where_nobody_says_so(side: int, expected: int) -> None:
-    for batch in (1, 7):
-        assert usual_samples((torch.empty(batch, 3, side, side),)) == expected
-    half = (torch.empty(7, 3, side, side, dtype=torch.float16), {"mask": None})
-    assert expected <= usual_samples(half) <= 2048
+def test_how_many_samples_serve_where_nobody_says_so(
+    side: int, dtype: torch.dtype, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as fit, with their labels of eight bytes; arguments without samples do not count."""
+    for name, value in {"MOST": 64, "LEAST": 16, "BYTES": 2**13}.items():
+        monkeypatch.setattr(f"acsp_lightning.capture.samples.{name}", value)
+    collector = SampleCollector(None)
+    for size in (0, 3, 200):
+        images = torch.zeros(size, 1, side, side, dtype=dtype)
+        table = torch.eye(1000).to_sparse()
+        collector.add((images, {"table": table, "mode": None}), torch.zeros(size, dtype=torch.int64))
+    collector.finish()
+    assert collector.samples is not None
+    assert len(collector.samples[1]) == expected
+
+
+def test_images_of_imagenet_are_512() -> None:
+    """The figures of the manual, for float32 RGB images."""
+    figures = {32: 2048, 73: 2048, 74: 2042, 128: 682, 147: 517, 148: 512, 224: 512}
+    for side, expected in figures.items():
+        leaves = [torch.empty(1, 3, side, side), torch.zeros(1, dtype=torch.int64)]
+        assert _Kind.of(leaves, tree_flatten(leaves)[1], 1).usual_samples == expected
 
 
 @pytest.mark.parametrize("collectors", [1, 3])

@@ -1,6 +1,7 @@
 """Consumers that learn again what they gave, against least squares on what hooks of the test see."""
 
 import copy
+import itertools
 import operator
 from collections.abc import Sequence
 from functools import partial
@@ -1245,27 +1246,40 @@ class Doubled(nn.Module):
 @pytest.mark.parametrize("size", [1, 3, 8])
 @pytest.mark.parametrize("step", [2, 3, 5])
 def test_a_part_of_what_comes_in_batches(samples, size, step):
-    """Every second or third sample of all, not of each batch, and in batches of about the same size."""
+    """Every second or third sample of all, not of each batch, and in batches as full as before."""
     model = settled(network(Block(), PreActivation()))
     layers = consumers_of(model)
     whole = prepare_refit(model, layers, [(x,) for x in X[:samples].split(size)])
-    found, half = whole.thinned(step), X[:samples:step]
-    assert len(found.inputs) == -(-min(len(whole.inputs), len(half)) // step)
-    assert torch.equal(torch.cat([batch[0] for batch in found.inputs]), half)
+    found, part = whole.thinned(step), X[:samples:step]
+    assert torch.equal(torch.cat([batch[0] for batch in found.inputs]), part)
     lengths = [len(batch[0]) for batch in found.inputs]
-    expected = prepare_refit(model, layers, [(x,) for x in half.split(lengths)])
+    largest = max(len(batch[0]) for batch in whole.inputs)
+    assert max(lengths) <= largest, "a device may hold no more"
+    assert all(one + other > largest for one, other in itertools.pairwise(lengths))
+    expected = prepare_refit(model, layers, [(x,) for x in part.split(lengths)])
     check_same_targets(found, expected)
     check_same_targets(found.thinned(2), prepare_refit(
-        model, layers, [(x,) for x in half[::2].split([len(b[0]) for b in found.thinned(2).inputs])]
+        model, layers, [(x,) for x in part[::2].split([len(b[0]) for b in found.thinned(2).inputs])]
     ))  # fmt: skip
 
 
-@pytest.mark.parametrize("inputs", [(X,), (X, X[:10])], ids=["twice the rows", "tensors of two lengths"])
-def test_where_rows_are_no_samples_a_refit_is_left_alone(inputs):
+def check_every_other_batch(model, layers, batches):
+    """Of four, the first and the third."""
+    whole = prepare_refit(model, layers, batches)
+    assert set(whole.targets) == set(layers)
+    found = whole.thinned(2)
+    assert [id(batch) for batch in found.inputs] == [id(batches[0]), id(batches[2])]
+    for layer, target in found.targets.items():
+        assert list(target.parts) == [whole.targets[layer].parts[place] for place in (0, 2)]
+
+
+@pytest.mark.parametrize("others", [None, 10], ids=["twice the rows", "tensors of two lengths"])
+def test_where_rows_are_no_samples_whole_batches_are_left(others):
     model = Doubled().double().eval()
-    whole = prepare_refit(model, ["read"], [inputs])
-    assert set(whole.targets) == {"read"}
-    assert whole.thinned(2) is whole
+    batches = [(x,) if others is None else (x, X[:others]) for x in X[:40].split(10)]
+    if others is not None:
+        batches = [(torch.cat([x, x]), x) for x, _ in batches]
+    check_every_other_batch(model, ["read"], batches)
 
 
 class Resting(Sequence):
@@ -1296,18 +1310,34 @@ def test_batches_are_fetched_one_at_a_time_when_they_are_needed():
     assert len(half.inputs) == 2
 
 
-def test_with_a_number_among_the_arguments_a_refit_is_left_alone():
-    class Scaled(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.read = nn.Conv2d(3, 4, 3)
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.read = nn.Conv2d(3, 4, 3)
 
-        def forward(self, x, scale):
-            return self.read(x * scale)
+    def forward(self, x, scale, more=None):
+        return self.read(x * scale)
 
-    model = Scaled().double().eval()
-    whole = prepare_refit(model, ["read"], [(X[:8], torch.tensor(2.0, dtype=torch.float64))])
-    assert whole.thinned(2) is whole
+
+@pytest.mark.parametrize(
+    "scales",
+    [
+        [torch.tensor(2.0, dtype=torch.float64)] * 4,  # has no row for each sample
+        [1, 2, 3, 4],
+        [2, 2, 2.0, 2],
+        [True, True, 1, 1],
+    ],
+)
+def test_arguments_that_are_not_of_a_sample_stay_with_their_batch(scales):
+    batches = [(x, scale) for x, scale in zip(X[:40].split(10), scales, strict=True)]
+    check_every_other_batch(Scaled().double().eval(), ["read"], batches)
+
+
+def test_batches_of_two_kinds_stay_apart():
+    batches = [(x, 2, x if place % 2 else None) for place, x in enumerate(X[:40].split(10))]
+    check_every_other_batch(Scaled().double().eval(), ["read"], batches)
+    batches = [(x[..., : 8 - place % 2], 2) for place, x in enumerate(X[:40].split(10))]
+    check_every_other_batch(Scaled().double().eval(), ["read"], batches)
 
 
 def test_half_of_several_arguments_and_of_what_is_no_tensor():
