@@ -214,13 +214,10 @@ def test_accuracy_over_the_length_of_tuning(tmp_path: Path) -> None:
         key: [row for row in found if tuple(row[name] for name in bench_results.SETTING) == key]
         for key in {tuple(row[name] for name in bench_results.SETTING) for row in found}
     }
+    title = "resnet56 at 2.1x, float32, 4000 captured\n"
     assert bench_results.by_epochs(cells) == {
-        "resnet56 at 2.1x, float32, 4000 captured\nlr 0.01": {
-            "default": [(0.25, 91.0, pytest.approx(2**0.5)), (1.0, 91.0, 0.0)]
-        },
-        "resnet56 at 2.1x, float32, 4000 captured\nlr 0.05 with teacher": {
-            "default": [(8.0, 93.0, 0.0)]
-        },
+        f"{title}lr 0.01": {"default": [(0.25, 91.0, pytest.approx(2**0.5)), (1.0, 91.0, 0.0)]},
+        f"{title}lr 0.05 with teacher": {"default": [(8.0, 93.0, 0.0)]},
     }
     bench.main(["report", "--out", str(tmp_path)])
     assert (tmp_path / "tuning.png").read_bytes().startswith(b"\x89PNG")
