@@ -144,7 +144,7 @@ class PruningSettings:
             and all after them, one by one to their outputs before the cut; "fold" only folds into the
             readers what the kept channels predict, without a further pass; "none" leaves all weights.
         recovery_samples: up to this many captured samples serve "least_squares" and the damage curve.
-            None: 2,048, or fewer of large images (682 of 128 px, 512 from 148 px on).
+            None: as many as fit in 128 MB, 512 to 2,048 (images of 32 px: 2,048, of 224 px: 512).
         measured_samples: up to this many validation samples, at most half of them, are held back from
             the capture where the volume is measured: ``selection.curve="measured"`` without
             ``selection.flops`` and ``selection.latency``, or ``selection.tolerance``. Cuts are compared
