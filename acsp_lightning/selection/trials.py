@@ -17,6 +17,7 @@ from acsp_lightning.structure.copying import eager_copy
 from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.plan import build_plan
 from acsp_lightning.structure.pruning import Recovery, prune
+from acsp_lightning.structure.thinning import thinned
 
 # Samples of the refit in a trial, or up to twice as many: a depth is to be cheap. 100 were too few on a
 # ResNet-56.
@@ -82,7 +83,7 @@ class Trials:
         self._recovery = recovery
         self._refit = recovery.refit
         if recovery.refit is not None and recovery.refit.samples >= 2 * FEW_SAMPLES:
-            self._refit = recovery.refit.thinned(recovery.refit.samples // FEW_SAMPLES)
+            self._refit = thinned(recovery.refit, recovery.refit.samples // FEW_SAMPLES)
         self._held_back = held_back
         self._read_outputs = read_outputs
         self._timing = timing

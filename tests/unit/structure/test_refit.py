@@ -19,6 +19,7 @@ from acsp_lightning.structure.fitted import correctable_layers
 from acsp_lightning.structure.plan import PruningPlan, SideCut, build_plan
 from acsp_lightning.structure.pruning import prune
 from acsp_lightning.structure.refit import prepare_refit
+from acsp_lightning.structure.thinning import thinned
 from acsp_lightning.structure.tracing import trace_groups
 
 
@@ -936,7 +937,7 @@ def test_what_nobody_knows_how_to_fit_is_left_alone(name):
     assert not torch.equal(cut.mix.weight, bare.mix.weight)
     assert error(model, cut, X) < error(model, bare, X)
     assert refit.samples == len(X)
-    assert refit.thinned(2).samples == len(X) // 2
+    assert thinned(refit, 2).samples == len(X) // 2
 
 
 @pytest.mark.parametrize("size", [40, 15])
@@ -976,7 +977,7 @@ def test_few_rows_fit_only_what_lost_inputs():
     ]
     assert ["7" in refit.layers(plan) for refit in fitted] == [True, False]
     assert "4.conv1" in fitted[1].layers(plan)
-    assert fitted[0].thinned(2).layers(plan) == fitted[0].layers(plan)
+    assert thinned(fitted[0], 2).layers(plan) == fitted[0].layers(plan)
 
 
 def test_layers_are_fitted_wherever_the_first_without_target_is():
@@ -1182,7 +1183,7 @@ def test_half_a_refit_is_one_of_every_other_sample(sums, samples):
     model = settled(network(Block(), PreActivation()) if sums else chain())
     layers = consumers_of(model)
     whole = prepare_refit(model, layers, [(X[:samples],)])
-    found = whole.thinned(2)
+    found = thinned(whole, 2)
     assert torch.equal(found.inputs[0][0], X[:samples:2])
     check_same_targets(found, prepare_refit(model, layers, [(X[:samples:2],)]))
     assert any(target.summed for target in found.targets.values()) is sums
@@ -1193,7 +1194,7 @@ def test_positions_drawn_at_random_are_those_of_the_samples_that_stay(monkeypatc
     """Of a map of more positions than are compared: each row is still what the layer gave there."""
     monkeypatch.setattr("acsp_lightning.structure.refit.POSITIONS", 5)
     model = settled(chain())
-    found = prepare_refit(model, consumers_of(model), [(X,)]).thinned(2)
+    found = thinned(prepare_refit(model, consumers_of(model), [(X,)]), 2)
     seen = {}
     for layer in found.targets:
         module = model.get_submodule(layer)
@@ -1213,7 +1214,7 @@ def test_half_a_refit_fits_like_one_of_half_the_samples():
     layers = consumers_of(model)
     plan = halving(model)
     halves = (
-        prepare_refit(model, layers, [(X,)]).thinned(2),
+        thinned(prepare_refit(model, layers, [(X,)]), 2),
         prepare_refit(model, layers, [(X[::2],)]),
     )
     first, second = (copy.deepcopy(model) for _ in halves)
@@ -1229,19 +1230,6 @@ def halving(model):
     return build_plan(groups, {group.name: range(group.width // 2) for group in groups})
 
 
-class Doubled(nn.Module):
-    """Reads two crops of every sample at once, so that rows of maps are no samples."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3, padding=1)
-        self.read = nn.Conv2d(4, 5, 3, padding=1)
-
-    def forward(self, x, other=None):
-        crops = torch.cat([x, x.flip(-1) if other is None else other])
-        return self.read(self.conv(crops).relu()).mean((2, 3))
-
-
 @pytest.mark.parametrize("samples", [40, 39, 8])
 @pytest.mark.parametrize("size", [1, 3, 8])
 @pytest.mark.parametrize("step", [2, 3, 5])
@@ -1250,7 +1238,7 @@ def test_a_part_of_what_comes_in_batches(samples, size, step):
     model = settled(network(Block(), PreActivation()))
     layers = consumers_of(model)
     whole = prepare_refit(model, layers, [(x,) for x in X[:samples].split(size)])
-    found, part = whole.thinned(step), X[:samples:step]
+    found, part = thinned(whole, step), X[:samples:step]
     assert torch.equal(torch.cat([batch[0] for batch in found.inputs]), part)
     lengths = [len(batch[0]) for batch in found.inputs]
     largest = max(len(batch[0]) for batch in whole.inputs)
@@ -1258,28 +1246,9 @@ def test_a_part_of_what_comes_in_batches(samples, size, step):
     assert all(one + other > largest for one, other in itertools.pairwise(lengths))
     expected = prepare_refit(model, layers, [(x,) for x in part.split(lengths)])
     check_same_targets(found, expected)
-    check_same_targets(found.thinned(2), prepare_refit(
-        model, layers, [(x,) for x in part[::2].split([len(b[0]) for b in found.thinned(2).inputs])]
+    check_same_targets(thinned(found, 2), prepare_refit(
+        model, layers, [(x,) for x in part[::2].split([len(b[0]) for b in thinned(found, 2).inputs])]
     ))  # fmt: skip
-
-
-def check_every_other_batch(model, layers, batches):
-    """Of four, the first and the third."""
-    whole = prepare_refit(model, layers, batches)
-    assert set(whole.targets) == set(layers)
-    found = whole.thinned(2)
-    assert [id(batch) for batch in found.inputs] == [id(batches[0]), id(batches[2])]
-    for layer, target in found.targets.items():
-        assert list(target.parts) == [whole.targets[layer].parts[place] for place in (0, 2)]
-
-
-@pytest.mark.parametrize("others", [None, 10], ids=["twice the rows", "tensors of two lengths"])
-def test_where_rows_are_no_samples_whole_batches_are_left(others):
-    model = Doubled().double().eval()
-    batches = [(x,) if others is None else (x, X[:others]) for x in X[:40].split(10)]
-    if others is not None:
-        batches = [(torch.cat([x, x]), x) for x, _ in batches]
-    check_every_other_batch(model, ["read"], batches)
 
 
 class Resting(Sequence):
@@ -1302,42 +1271,12 @@ def test_batches_are_fetched_one_at_a_time_when_they_are_needed():
     batches = Resting([(x,) for x in X[:24].split(8)])
     refit = prepare_refit(model, consumers_of(model), batches)
     assert refit.inputs is batches
-    half = refit.thinned(2)
+    half = thinned(refit, 2)
     batches.asked.clear()
     assert torch.equal(half.inputs[0][0], X[:16:2])
     assert batches.asked == [0, 1], "two halves are one"
     assert torch.equal(half.inputs[1][0], X[16:24:2])
     assert len(half.inputs) == 2
-
-
-class Scaled(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.read = nn.Conv2d(3, 4, 3)
-
-    def forward(self, x, scale, more=None):
-        return self.read(x * scale)
-
-
-@pytest.mark.parametrize(
-    "scales",
-    [
-        [torch.tensor(2.0, dtype=torch.float64)] * 4,  # has no row for each sample
-        [1, 2, 3, 4],
-        [2, 2, 2.0, 2],
-        [True, True, 1, 1],
-    ],
-)
-def test_arguments_that_are_not_of_a_sample_stay_with_their_batch(scales):
-    batches = [(x, scale) for x, scale in zip(X[:40].split(10), scales, strict=True)]
-    check_every_other_batch(Scaled().double().eval(), ["read"], batches)
-
-
-def test_batches_of_two_kinds_stay_apart():
-    batches = [(x, 2, x if place % 2 else None) for place, x in enumerate(X[:40].split(10))]
-    check_every_other_batch(Scaled().double().eval(), ["read"], batches)
-    batches = [(x[..., : 8 - place % 2], 2) for place, x in enumerate(X[:40].split(10))]
-    check_every_other_batch(Scaled().double().eval(), ["read"], batches)
 
 
 def test_half_of_several_arguments_and_of_what_is_no_tensor():
@@ -1350,7 +1289,7 @@ def test_half_of_several_arguments_and_of_what_is_no_tensor():
             return self.conv(x * more["scale"].view(-1, 1, 1, 1)) * mode
 
     model, scale = Two().double().eval(), torch.linspace(1, 2, 40, dtype=torch.float64)
-    found = prepare_refit(model, ["conv"], [(X, {"scale": scale}, 3)]).thinned(2)
+    found = thinned(prepare_refit(model, ["conv"], [(X, {"scale": scale}, 3)]), 2)
     ((images, more, mode),) = found.inputs
     assert torch.equal(images, X[::2])
     assert torch.equal(more["scale"], scale[::2])
