@@ -58,7 +58,7 @@ def _sample_counts(refit: Refit) -> list[int] | None:
         counts.append(len(tensors[0]))
         kinds.add((str(structure), *map(_kind_of, leaves)))
     maps = [len({part.shape[1:] for part in target.parts}) for target in refit.targets.values()]
-    return counts if max(len(kinds), *maps) == 1 else None
+    return counts if max([len(kinds), *maps]) == 1 else None
 
 
 def _kind_of(leaf: Any) -> object:
