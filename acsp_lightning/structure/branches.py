@@ -18,6 +18,8 @@ from acsp_lightning.structure.unfold import has_rows
 ADDITIONS = {torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__}
 # BatchNorm channels of less than this share of the largest scale cannot make up for anything.
 LEAST_SCALE = 1e-3
+# Elements from which on tensors count for memory; most are copies of buffers, and far smaller.
+COUNTED = 2**10
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ class Sums(TorchFunctionMode):
         self._found = found
         self._branches = WeakIdKeyDictionary()
         self._sources = WeakIdKeyDictionary()  # layers that a tensor was made of
-        self._made = WeakIdKeyDictionary()  # all tensors, whatever they were made of
+        self._made = WeakIdKeyDictionary()  # all that count, whatever they were made of
         self._is_running = False
 
     def note(self, branch: Branch, output: Tensor) -> None:
@@ -74,8 +76,9 @@ class Sums(TorchFunctionMode):
 
     @property
     def held(self) -> int:
-        """Bytes of all tensors that functions returned and that are still there."""
-        storages = (tensor.untyped_storage() for tensor in self._made)
+        """Bytes of all tensors that functions returned and that are still there, but for small ones."""
+        with torch._C.DisableTorchFunction():
+            storages = [tensor.untyped_storage() for tensor in self._made]
         return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
 
     def branch(self, tensor: Tensor) -> Branch | None:
@@ -97,7 +100,8 @@ class Sums(TorchFunctionMode):
         finally:
             self._is_running = False
         for tensor in _tensors(result):
-            self._made[tensor] = None
+            if tensor.numel() >= COUNTED:
+                self._made[tensor] = None
         sources = frozenset[str]().union(*map(self._made_of, _tensors((args, kwargs))))
         if sources:
             # What works in place and returns nothing changes its first argument.

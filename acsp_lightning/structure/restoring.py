@@ -12,7 +12,8 @@ from torch import nn
 _OF_EVERY_MODULE = vars(nn.Module()).keys()
 
 _MAPPINGS = (dict, OrderedDict, defaultdict, Counter)
-_CONTAINERS = (*_MAPPINGS, list, set, deque)
+_CONTAINERS = {*_MAPPINGS, list, set, deque}
+_OPENED = {*_CONTAINERS, tuple}
 
 # Entries of an attribute and of all in it; one that holds more has data of the user, which would take
 # long to copy.
@@ -66,8 +67,10 @@ def state_restored(model: nn.Module, *, but: Collection[nn.Module] = ()) -> Iter
 
 def containers_in(value: Any) -> list[Any]:
     """The dicts, lists and sets that an attribute is and holds, each once; none if that is too much."""
+    if type(value) not in _OPENED or not value:
+        return [value] if type(value) in _CONTAINERS else []
     found: dict[int, Any] = {}
-    pending, entries = _opened([value]), 0
+    pending, entries = [value], 0
     while pending:
         container = pending.pop()
         if id(container) in found:
@@ -87,7 +90,7 @@ def entries_of(container: Any) -> Iterable[Any]:
 
 
 def _opened(values: Iterable[Any]) -> list[Any]:
-    return [value for value in values if type(value) in _CONTAINERS or type(value) is tuple]
+    return [value for value in values if type(value) in _OPENED]
 
 
 def _refill(container: Any, held: Any) -> None:

@@ -65,14 +65,16 @@ def test_units_of_a_layer_before_its_norm() -> None:
 def test_bytes_of_what_is_still_there() -> None:
     sums = Sums(lambda *_: None)
     with sums:
-        first = torch.randn(100) + 0.0
-        view = first.view(10, 10)
-        assert sums.held == 400
+        first = torch.randn(10_000) + 0.0
+        view = first.view(100, 100)
+        small = first[:10] * 2
+        assert sums.held == 40_000, "small ones do not count"
         second = first * 2
-        assert sums.held == 800
+        assert sums.held == 80_000
         del first
-        assert sums.held == 800, "the view holds it"
+        assert sums.held == 80_000, "the view holds it"
+        second.untyped_storage().resize_(0)
+        assert sums.held == 40_000, "memory that was taken away"
         del view
-        assert sums.held == 400
-    del second
-    assert sums.held == 0
+        assert sums.held == 0
+    del small, second
