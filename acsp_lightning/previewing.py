@@ -25,6 +25,7 @@ from acsp_lightning.structure.copying import eager_copy
 from acsp_lightning.structure.fitted import correctable_layers
 from acsp_lightning.structure.pruning import Recovery
 from acsp_lightning.structure.randomness import random_state_restored
+from acsp_lightning.structure.surgery import parameters_to_slice
 
 T = TypeVar("T")
 
@@ -219,7 +220,7 @@ class CopySite:
 
     def prune(self, proposal: Proposal, recovery: Recovery) -> nn.Module:
         """A copy of the network, cut."""
-        smaller = eager_copy(self.network)
+        smaller = eager_copy(self.network, parameters_to_slice(self.network, proposal.plan))
         prune_network(smaller, proposal, recovery)
         return smaller
 

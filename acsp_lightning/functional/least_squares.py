@@ -73,7 +73,14 @@ def reconstruction_map(second_moments: Tensor, kept: Tensor) -> Tensor:
     return reconstruction
 
 
-def fold_input(weight: Tensor, reconstruction: Tensor, *, dim: int = 1, spread: int = 1) -> Tensor:
+def fold_input(
+    weight: Tensor,
+    reconstruction: Tensor,
+    *,
+    dim: int = 1,
+    spread: int = 1,
+    out: Tensor | None = None,
+) -> Tensor:
     """Fold a reconstruction of the inputs into the weight that consumes them.
 
     Since W x ~ W M^T x[kept], the folded weight is W'[:, k] = sum_d M[k, d] W[:, d], separately for
@@ -85,13 +92,15 @@ def fold_input(weight: Tensor, reconstruction: Tensor, *, dim: int = 1, spread: 
         dim: the axis of the inputs; 1 for Linear and Conv, 0 for transposed convolutions.
         spread: consecutive inputs that belong to one channel: 1 or, for a linear layer after a flatten,
             the number of positions; channel d has inputs d * spread .. (d + 1) * spread - 1.
+        out: what takes the new weight, of its shape; None: a new tensor, in the dtype and on the device
+            of ``weight``.
 
     Returns:
-        New weight with K * spread inputs along ``dim``, in the dtype and on the device of
-        ``weight``; computed in float64.
+        New weight with K * spread inputs along ``dim``, computed in float64: ``out``, if given.
 
     Raises:
-        ValueError: if ``weight`` does not have D * spread inputs along ``dim``.
+        ValueError: if ``weight`` does not have D * spread inputs along ``dim``, or ``out`` does not have
+            the shape of the new weight.
     """
     num_channels = reconstruction.shape[1]
     if weight.shape[dim] != num_channels * spread:
@@ -100,7 +109,10 @@ def fold_input(weight: Tensor, reconstruction: Tensor, *, dim: int = 1, spread: 
             f"{spread} positions each need {num_channels * spread}: check dim and spread"
         )
     kept = len(reconstruction) * spread
-    folded = weight.new_empty([*weight.shape[:dim], kept, *weight.shape[dim + 1 :]])
+    shape = (*weight.shape[:dim], kept, *weight.shape[dim + 1 :])
+    folded = weight.new_empty(shape) if out is None else out
+    if folded.shape != shape:
+        raise ValueError(f"out has shape {tuple(folded.shape)}; the new weight has {shape}")
     parts = in_blocks(weight.movedim(dim, 0), 1)
     for old, new in zip(parts, torch.split(folded.movedim(dim, 0), len(parts[0][0]), 1), strict=True):
         by_channel = wide(old).reshape(num_channels, -1)

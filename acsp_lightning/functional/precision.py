@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 # Values converted to float64 at a time: of a wide layer's weights not even one copy should be made.
-BLOCK = 2**22
+BLOCK = 5 * 2**20
 
 
 @cache

@@ -21,7 +21,7 @@ from acsp_lightning.structure.copying import eager_copy
 from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.plan import build_plan
 from acsp_lightning.structure.randomness import random_state_restored
-from acsp_lightning.structure.surgery import apply_plan
+from acsp_lightning.structure.surgery import apply_plan, parameters_to_slice
 
 MOST_SECONDS = 90.0  # for the layers of a network; networks take up to as much again
 LONG_WAIT = 30.0  # seconds that warrant a message
@@ -129,7 +129,7 @@ class Clock:
             began = monotonic()
             # Which channels stay makes no difference to the time.
             plan = build_plan(self._groups, {name: range(k) for name, k in cut.items()})
-            smaller = eager_copy(self._network)
+            smaller = eager_copy(self._network, parameters_to_slice(self._network, plan))
             apply_plan(smaller, plan)
             with random_state_restored():
                 found = self._compare(self._network, smaller, self._inputs, self.at, SECONDS)

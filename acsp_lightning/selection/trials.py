@@ -17,6 +17,7 @@ from acsp_lightning.structure.copying import eager_copy
 from acsp_lightning.structure.groups import ChannelGroup
 from acsp_lightning.structure.plan import build_plan
 from acsp_lightning.structure.pruning import Recovery, prune
+from acsp_lightning.structure.surgery import parameters_to_slice
 from acsp_lightning.structure.thinning import thinned
 
 # Samples of the refit in a trial, or up to twice as many: a depth is to be cheap. 100 were too few on a
@@ -113,8 +114,8 @@ class Trials:
         Args:
             selections: the channels of every group to keep, by name.
         """
-        smaller = eager_copy(self._model)
         plan = build_plan(self._groups, {name: s.kept.tolist() for name, s in selections.items()})
+        smaller = eager_copy(self._model, parameters_to_slice(self._model, plan))
         prune(
             smaller,
             plan,

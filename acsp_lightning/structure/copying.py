@@ -1,5 +1,6 @@
 """Copies of networks."""
 
+from collections.abc import Iterable
 from copy import deepcopy
 from functools import partial
 from typing import Any, TypeVar
@@ -12,7 +13,7 @@ from acsp_lightning.structure.evaluation import log_nothing, uncompiled
 M = TypeVar("M", bound=nn.Module)
 
 
-def eager_copy(model: M) -> M:
+def eager_copy(model: M, shared: Iterable[nn.Parameter] = ()) -> M:
     """A deep copy of ``model``, without what ``torch.compile`` made of it.
 
     Compiled callables would not be copied but shared, and run the weights of ``model``. Tensors with a
@@ -21,11 +22,16 @@ def eager_copy(model: M) -> M:
     Trainer, and all the processes that this one has. A LightningModule's forward may ask the copy for
     its Trainer, but logs nothing: these would be the values of another network.
 
+    Args:
+        model: any module.
+        shared: parameters whose memory the copy shares, because a cut is about to replace them.
+
     Raises:
         TypeError: if an attribute cannot be copied: names it.
     """
+    aliases = {id(p): type(p)(p.data, p.requires_grad) for p in shared}
     with uncompiled(model):
-        copied = _copied(model, {**_with_history(model), **_factories(model)})
+        copied = _copied(model, {**_with_history(model), **_factories(model), **aliases})
     _attach(copied, model)
     return copied
 

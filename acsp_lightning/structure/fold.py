@@ -40,16 +40,14 @@ def recover_consumers(
         ((_, dim), *_) = side_layout(module, "in").tensors
         spread = spreads[cut.layer]
         channels = torch.tensor(cut.kept[::spread], dtype=torch.int64) // spread
-        moments = input_moments[cut.layer]
-        if group_count(module) == 1:  # the outputs that go need no folding
-            folded = _folded(
-                module, _other_sides(weight, weight.old, dim), moments, channels, dim, spread
-            )
-        else:
-            folded = _folded(module, weight.old, moments, channels, dim, spread)
-            folded = _other_sides(weight, folded, dim)
         with torch.no_grad():
-            weight.parameter.copy_(folded)
+            if group_count(module) == 1:  # the outputs that go need no folding
+                left = _other_sides(weight, weight.old, dim)
+                found = reconstruction_map(input_moments[cut.layer], channels)
+                fold_input(left, found, dim=dim, spread=spread, out=weight.parameter.data)
+            else:
+                folded = _folded(weight.old, input_moments[cut.layer], channels, module, dim, spread)
+                weight.parameter.copy_(_other_sides(weight, folded, dim))
 
 
 def _other_sides(weight: SlicedParameter, tensor: Tensor, dim: int) -> Tensor:
@@ -61,9 +59,9 @@ def _other_sides(weight: SlicedParameter, tensor: Tensor, dim: int) -> Tensor:
 
 
 def _folded(
-    module: nn.Module, weight: Tensor, moments: Tensor, kept: Tensor, dim: int, spread: int
+    weight: Tensor, moments: Tensor, kept: Tensor, module: nn.Module, dim: int, spread: int
 ) -> Tensor:
-    """The weight of one consumer; every group of a convolution takes over from its own inputs."""
+    """The weight of a convolution whose groups take over from their own inputs."""
     groups = group_count(module)
     share = len(moments) // groups
     parts = []
@@ -71,4 +69,4 @@ def _folded(
         block = moments[place * share : (place + 1) * share, place * share : (place + 1) * share]
         own = kept[kept // share == place] - place * share
         parts.append(fold_input(part, reconstruction_map(block, own), dim=dim, spread=spread))
-    return torch.cat(parts) if groups > 1 else parts[0]
+    return torch.cat(parts)

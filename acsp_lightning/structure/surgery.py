@@ -87,6 +87,14 @@ def check_plan(model: nn.Module, plan: PruningPlan) -> None:
             )
 
 
+def parameters_to_slice(model: nn.Module, plan: PruningPlan) -> list[nn.Parameter]:
+    """The parameters that a cut would make smaller, which it reads and does not write to."""
+    modules = dict(model.named_modules())
+    cuts = {layer: layer_cut(modules[layer], kept) for layer, kept in kept_by_layer(plan).items()}
+    found = [getattr(modules[layer], name) for layer, cut in cuts.items() for name, _, _ in cut.slices]
+    return [tensor for tensor in found if isinstance(tensor, nn.Parameter)]
+
+
 @contextmanager
 def reversible_cut(
     model: nn.Module, plan: PruningPlan, *, keep: bool = True

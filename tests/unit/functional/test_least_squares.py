@@ -121,6 +121,18 @@ def test_folding_a_transposed_convolution():
     )
 
 
+@pytest.mark.parametrize("spread", [1, 9])
+def test_folding_into_a_tensor(spread):
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(5, 12 * spread, generator=generator)
+    reconstruction = torch.randn(4, 12, generator=generator, dtype=torch.float64)
+    out = torch.empty(5, 4 * spread)
+    assert fold_input(weight, reconstruction, spread=spread, out=out) is out
+    assert torch.equal(out, fold_input(weight, reconstruction, spread=spread))
+    with pytest.raises(ValueError, match=r"out has shape \(5, 3\); the new weight has \(5, 4\)"):
+        fold_input(torch.zeros(5, 12), reconstruction, out=torch.zeros(5, 3))
+
+
 def test_keeping_everything_leaves_the_weight():
     x = samples()
     weight = torch.randn(5, 12, generator=torch.Generator().manual_seed(0))

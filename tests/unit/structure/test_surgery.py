@@ -8,10 +8,11 @@ from helpers.structures import STRUCTURES
 from torch import nn
 
 from acsp_lightning import PruningPlan, apply_plan
+from acsp_lightning.structure.copying import eager_copy
 from acsp_lightning.structure.plan import SideCut
 from acsp_lightning.structure.pruning import prune
 from acsp_lightning.structure.records import is_record
-from acsp_lightning.structure.surgery import reversible_cut
+from acsp_lightning.structure.surgery import parameters_to_slice, reversible_cut
 
 X = (torch.randn(2, 3, 8, 8),)
 
@@ -193,6 +194,25 @@ def test_parameters_stay_the_same_objects_without_a_gradient():
         assert parameter.is_leaf
         assert parameter.grad is None
         assert torch.equal(entry.slice(value), parameter)
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_a_copy_to_be_cut_shares_what_the_cut_replaces(name):
+    """And nothing else, so that the cut leaves the original as it was."""
+    model = built(CUT[name])
+    plan = random_plan(offered(model, inputs_of(CUT[name])).groups, seed=0)
+    before = state(model)
+    copied = eager_copy(model, parameters_to_slice(model, plan))
+    shared = {
+        name
+        for (name, mine), other in zip(model.named_parameters(), copied.parameters(), strict=True)
+        if mine.data_ptr() == other.data_ptr()
+    }
+    assert {entry.name for entry in apply_plan(copied, plan)} == shared
+    with torch.no_grad():
+        for tensor in (*copied.parameters(), *copied.buffers()):
+            tensor.zero_()
+    assert_same_state(state(model), before)
 
 
 def test_a_trial_gives_back_data_and_gradients_to_the_bit():
