@@ -19,7 +19,7 @@ from acsp_lightning.structure.restoring import containers_in, entries_of
 
 # Bytes of what waiting passes hold. Where there are more samples, passes begin anew at the first layers,
 # whose maps are large and which are soon reached, and wait at the last.
-ROOM = 3 * 2**27
+ROOM = 2**28
 
 # Attributes of every module that a pass without gradients does not read.
 UNREAD = frozenset(name for name in vars(nn.Module()) if "backward" in name or "state_dict" in name)
