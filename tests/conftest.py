@@ -33,7 +33,7 @@ def gpu(device: torch.device) -> torch.device:
     return device
 
 
-APART = ("coverage", "fault", "processes")  # markers of what takes long
+APART = ("coverage", "fault", "processes", "recipes")  # markers of what takes long
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

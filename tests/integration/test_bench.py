@@ -12,6 +12,8 @@ from helpers import image_files
 from helpers.networks import resnet8
 from torch import nn
 
+pytestmark = pytest.mark.recipes
+
 TARGET = 0.6
 
 

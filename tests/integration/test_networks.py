@@ -10,6 +10,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from acsp_lightning import ACSPPruningCallback, zoo
 
+pytestmark = pytest.mark.recipes
+
 CLASSES = 3
 NETWORKS = {
     "resnet20": zoo.resnet20,

@@ -16,6 +16,8 @@ from acsp_lightning.cli import main
 from acsp_lightning.structure.verification import prunable_groups
 from acsp_lightning.zoo import ImageClassifier, RestartingStepLR
 
+pytestmark = pytest.mark.recipes
+
 RECIPES = {path.stem: path for path in (Path(__file__).parents[2] / "recipes").glob("*.yaml")}
 PUBLISHED = [
     "cifar10_mobilenetv2",
