@@ -137,7 +137,8 @@ VOLUME = {
 TUNING = {
     "default": WHOLE["default"],
     "default, training statistics": Method(DEFAULT, statistics="training"),
-    "default, rescaled": Method(DEFAULT, rescaled=True, statistics="training"),
+    "default, rescaled": Method(DEFAULT, rescaled=True),
+    "default, rescaled, training statistics": Method(DEFAULT, rescaled=True, statistics="training"),
     "default, not recovered": Method(DEFAULT, "none"),
     "l1": WHOLE["l1"],
     "paper": WHOLE["paper"],

@@ -18,7 +18,7 @@ from acsp_lightning.structure.unfold import has_rows
 ADDITIONS = {torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__}
 # BatchNorm channels of less than this share of the largest scale cannot make up for anything.
 LEAST_SCALE = 1e-3
-# Elements from which on tensors count for memory; most are copies of buffers, and far smaller.
+# Elements from which on a tensor counts for memory: most that a pass makes are copies of small buffers.
 COUNTED = 2**10
 
 
@@ -99,9 +99,10 @@ class Sums(TorchFunctionMode):
             result = func(*args, **(kwargs or {}))
         finally:
             self._is_running = False
-        for tensor in _tensors(result):
-            if tensor.numel() >= COUNTED:
-                self._made[tensor] = None
+        with torch._C.DisableTorchFunction():
+            for tensor in _tensors(result):
+                if tensor.numel() >= COUNTED:
+                    self._made[tensor] = None
         sources = frozenset[str]().union(*map(self._made_of, _tensors((args, kwargs))))
         if sources:
             # What works in place and returns nothing changes its first argument.

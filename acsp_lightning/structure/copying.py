@@ -24,12 +24,14 @@ def eager_copy(model: M, shared: Iterable[nn.Parameter] = ()) -> M:
 
     Args:
         model: any module.
-        shared: parameters whose memory the copy shares, because a cut is about to replace them.
+        shared: parameters whose memory the copy shares, because a cut is about to replace it; until then
+            nobody may write to it. Those of other classes and inference tensors are copied all the same.
 
     Raises:
         TypeError: if an attribute cannot be copied: names it.
     """
-    aliases = {id(p): type(p)(p.data, p.requires_grad) for p in shared}
+    usual = [p for p in shared if type(p) is nn.Parameter and not p.is_inference()]
+    aliases = {id(p): nn.Parameter(p.data, p.requires_grad) for p in usual}
     with uncompiled(model):
         copied = _copied(model, {**_with_history(model), **_factories(model), **aliases})
     _attach(copied, model)

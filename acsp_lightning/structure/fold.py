@@ -44,9 +44,10 @@ def recover_consumers(
             if group_count(module) == 1:  # the outputs that go need no folding
                 left = _other_sides(weight, weight.old, dim)
                 found = reconstruction_map(input_moments[cut.layer], channels)
-                fold_input(left, found, dim=dim, spread=spread, out=weight.parameter.data)
+                fold_input(left, found, dim=dim, spread=spread, out=weight.parameter)
             else:
-                folded = _folded(weight.old, input_moments[cut.layer], channels, module, dim, spread)
+                moments = input_moments[cut.layer]
+                folded = _folded(module, weight.old, moments, channels, dim, spread)
                 weight.parameter.copy_(_other_sides(weight, folded, dim))
 
 
@@ -59,7 +60,7 @@ def _other_sides(weight: SlicedParameter, tensor: Tensor, dim: int) -> Tensor:
 
 
 def _folded(
-    weight: Tensor, moments: Tensor, kept: Tensor, module: nn.Module, dim: int, spread: int
+    module: nn.Module, weight: Tensor, moments: Tensor, kept: Tensor, dim: int, spread: int
 ) -> Tensor:
     """The weight of a convolution whose groups take over from their own inputs."""
     groups = group_count(module)

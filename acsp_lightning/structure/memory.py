@@ -1,12 +1,9 @@
-"""Memory that nobody uses, given back: for good, or for a while."""
+"""Memory that nobody uses any more, given back to the system."""
 
 import ctypes
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
-
-from torch import Tensor
 
 
 def return_unused() -> None:
@@ -16,24 +13,6 @@ def return_unused() -> None:
     larger ones are always new: after channels were compared, or a layer was fitted, both count.
     """
     _trim()(0)
-
-
-@contextmanager
-def emptied(tensor: Tensor) -> Iterator[None]:
-    """Take the memory of a tensor away while the body runs; its values are lost, its views remain views.
-
-    A tensor that is a part of another's memory keeps it.
-    """
-    storage = tensor.untyped_storage()
-    size = storage.nbytes()
-    if not storage.resizable() or size != tensor.numel() * tensor.element_size():
-        yield
-        return
-    storage.resize_(0)
-    try:
-        yield
-    finally:
-        storage.resize_(size)
 
 
 @cache

@@ -12,8 +12,7 @@ The samples come in batches, whose passes through the network wait for each othe
 inputs are complete: nothing needs to be known of what lies between.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import dropwhile
@@ -30,7 +29,7 @@ from acsp_lightning.structure.forward import run_forward
 from acsp_lightning.structure.groups import Norm
 from acsp_lightning.structure.inputs import sample_count
 from acsp_lightning.structure.lockstep import Lockstep
-from acsp_lightning.structure.memory import emptied, return_unused
+from acsp_lightning.structure.memory import return_unused
 from acsp_lightning.structure.plan import PruningPlan
 from acsp_lightning.structure.rescaling import NormTarget, noted, rescaled
 from acsp_lightning.structure.targets import Target, Targets
@@ -204,7 +203,8 @@ class _Fitting:
             beside = output_rows(module, other, target.parts[self.passes.current].rows)
             self._tell(layer, module, rows, branch.in_own_units(beside, target.scale))
 
-        if not self.passes.meet(layer, tell, partial(self._settle, layer, module), self._waits(own)):
+        # While torch hands a function to a mode, the mode is not in force.
+        if not self.passes.meet(layer, tell, partial(self._settle, layer, module), self.sums):
             return True
         # Some samples at a time: the sum is where most maps are alive. Past the hooks, which are for the
         # network's own calls.
@@ -213,13 +213,6 @@ class _Fitting:
             refitted = module.forward(part)
             place.copy_(refitted if branch.norm is None else branch.norm.forward(refitted))
         return True
-
-    @contextmanager
-    def _waits(self, own: Tensor) -> Iterator[None]:
-        """While others run, what is written anew afterwards takes no memory."""
-        # While torch hands a function to a mode, the mode is not in force.
-        with emptied(own), self.sums:
-            yield
 
     def _tell(self, layer: str, module: nn.Module, rows: Tensor, added: Tensor | float) -> None:
         target = self._refit.targets[layer]

@@ -12,8 +12,8 @@ from torch import nn
 _OF_EVERY_MODULE = vars(nn.Module()).keys()
 
 _MAPPINGS = (dict, OrderedDict, defaultdict, Counter)
-_CONTAINERS = {*_MAPPINGS, list, set, deque}
-_OPENED = {*_CONTAINERS, tuple}
+_CONTAINERS = (*_MAPPINGS, list, set, deque)
+_OPENED = (*_CONTAINERS, tuple)
 
 # Entries of an attribute and of all in it; one that holds more has data of the user, which would take
 # long to copy.

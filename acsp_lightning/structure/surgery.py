@@ -88,9 +88,14 @@ def check_plan(model: nn.Module, plan: PruningPlan) -> None:
 
 
 def parameters_to_slice(model: nn.Module, plan: PruningPlan) -> list[nn.Parameter]:
-    """The parameters that a cut would make smaller, which it reads and does not write to."""
+    """The parameters that a cut would make smaller: it reads their data and replaces it.
+
+    Args:
+        model: checked against the plan by the caller.
+        plan: what to keep.
+    """
     modules = dict(model.named_modules())
-    cuts = {layer: layer_cut(modules[layer], kept) for layer, kept in kept_by_layer(plan).items()}
+    cuts = _layer_cuts(modules, plan)
     found = [getattr(modules[layer], name) for layer, cut in cuts.items() for name, _, _ in cut.slices]
     return [tensor for tensor in found if isinstance(tensor, nn.Parameter)]
 
@@ -110,7 +115,7 @@ def reversible_cut(
         keep: whether the cut stays when the body ends well.
     """
     modules = dict(model.named_modules())
-    cuts = {layer: layer_cut(modules[layer], kept) for layer, kept in kept_by_layer(plan).items()}
+    cuts = _layer_cuts(modules, plan)
     touched = [modules[layer] for layer in cuts]
     before = [_snapshot(modules[layer], cut) for layer, cut in cuts.items()]
     stays = False
@@ -147,6 +152,10 @@ def kept_by_layer(plan: PruningPlan) -> dict[str, dict[Side, tuple[int, ...]]]:
     for cut in plan:
         kept.setdefault(cut.layer, {})[cut.side] = cut.kept
     return kept
+
+
+def _layer_cuts(modules: Mapping[str, nn.Module], plan: PruningPlan) -> dict[str, LayerCut]:
+    return {layer: layer_cut(modules[layer], kept) for layer, kept in kept_by_layer(plan).items()}
 
 
 def _snapshot(module: nn.Module, cut: LayerCut) -> _State:

@@ -56,6 +56,35 @@ def test_a_copy_shares_no_tensor() -> None:
     assert all(isinstance(p, nn.Parameter) for p in copied.parameters())
 
 
+class Scaled(nn.Parameter):
+    """A parameter that remembers more than its data."""
+
+    scale = 1.0
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Scaled":
+        copied = Scaled(self.data.clone(), self.requires_grad)
+        copied.scale = self.scale
+        return copied
+
+
+def test_parameters_whose_memory_is_shared() -> None:
+    """Usual ones; others are copied as ever."""
+    net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4, bias=False), nn.Linear(4, 5))
+    own = Scaled(torch.ones(4, 3))
+    own.scale = 2.0
+    net[1].weight = own
+    with torch.inference_mode():
+        net[2] = nn.Linear(4, 5)
+    net[0].weight.requires_grad_(False)
+    copied: Any = eager_copy(net, net.parameters())
+    assert copied[0].weight.data_ptr() == net[0].weight.data_ptr()
+    assert copied[0].weight is not net[0].weight
+    assert not copied[0].weight.requires_grad
+    assert copied[1].weight.data_ptr() != own.data_ptr()
+    assert (type(copied[1].weight), copied[1].weight.scale) == (Scaled, 2.0)
+    assert copied[2].weight.data_ptr() != net[2].weight.data_ptr()
+
+
 @pytest.mark.parametrize("make", [eager_copy, check_copyable])
 def test_what_cannot_be_copied_is_named(make: Any) -> None:
     net: Any = conv_net()

@@ -16,7 +16,6 @@ from torch.nn import functional
 
 from acsp_lightning.functional.least_squares import REFIT_RIDGE
 from acsp_lightning.structure.fitted import correctable_layers
-from acsp_lightning.structure.lockstep import Lockstep
 from acsp_lightning.structure.plan import PruningPlan, SideCut, build_plan
 from acsp_lightning.structure.pruning import prune
 from acsp_lightning.structure.refit import prepare_refit
@@ -363,21 +362,6 @@ def test_sums_are_written_anew_in_parts(add, monkeypatch):
 
 
 ROOMS = {"all wait": 2**40, "some wait": 150_000, "none waits": 0}
-
-
-def test_what_is_written_anew_takes_no_memory_while_passes_wait(monkeypatch):
-    held = []
-    room = Lockstep._go_on
-
-    def go_on(self, index, before):
-        room(self, index, before)
-        if self._reached.get(index) == "3.conv2":
-            held.append(self._held() / (10 * 8 * 8 * 8))
-
-    monkeypatch.setattr(Lockstep, "_go_on", go_on)
-    cut_in_half(two_blocks, size=10)
-    # Of a pass: three channels of the input, eight of the shortcut, and the three that conv2 is given.
-    assert np.diff(held).tolist() == [14.0] * 3
 
 
 def assert_alike(found, expected):
