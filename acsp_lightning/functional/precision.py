@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Values converted to float64 at a time: of a wide layer's weights not even one copy should be made. Such
-# a block has more than 32 MiB, which glibc gives back as soon as it is freed.
+# Values converted to float64 at a time: of a wide layer's weights not even one copy should be made. A
+# full block has more than 32 MiB, which glibc gives back as soon as it is freed.
 BLOCK = 5 * 2**20
 
 
